@@ -1,0 +1,274 @@
+"""A Doge model's configuration, read from the `config.json` that transformers writes, and checked.
+
+Everything the graph depends on is here; anything a Doge checkpoint may carry that would change the
+result and is not handled is refused by name rather than ignored.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from doge_export.errors import DogeExportError
+
+__all__ = ["ACTIVATIONS", "ROPE_TYPES", "DogeConfig"]
+
+#: `hidden_act` names of transformers' ACT2FN that the graph can reproduce.
+ACTIVATIONS = (
+    "silu",
+    "swish",
+    "gelu",
+    "gelu_new",
+    "gelu_pytorch_tanh",
+    "relu",
+    "relu2",
+    "sigmoid",
+    "tanh",
+)
+
+#: rope type -> the keys it cannot do without.
+ROPE_TYPES: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
+}
+
+_DEFAULTS: dict[str, Any] = {  # transformers' DogeConfig
+    "vocab_size": 32768,
+    "hidden_size": 1024,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 32,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 2048,
+    "num_attention_heads": 8,
+    "num_key_value_heads": None,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "sliding_window": None,
+    "keep_window_size": 2048,
+    "is_moe": False,
+    "num_experts": 16384,
+    "num_experts_per_tok": 64,
+    "norm_topk_prob": False,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+@dataclass(frozen=True)
+class DogeConfig:
+    """The shape and the rules of one Doge model.
+
+    `rope` is the standardised `rope_parameters` dictionary: `rope_type`, `rope_theta` and the keys of
+    the type. `raw` keeps the whole config.json, to be written back unchanged.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    hidden_act: str
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    attention_bias: bool
+    mlp_bias: bool
+    sliding_window: int | None
+    keep_window_size: int
+    is_moe: bool
+    num_experts: int
+    num_experts_per_tok: int
+    norm_topk_prob: bool
+    bos_token_id: int | None
+    eos_token_id: int | list[int] | None
+    pad_token_id: int | None
+    rope: Mapping[str, Any]
+    raw: Mapping[str, Any] = field(repr=False, compare=False)
+
+    @property
+    def num_keys(self) -> int:
+        """Rows of each half of the product keys: floor(sqrt(num_experts))."""
+        return math.isqrt(self.num_experts)
+
+    @classmethod
+    def from_file(cls, path: Path) -> "DogeConfig":
+        """Read `config.json`.
+
+        Raises:
+            DogeExportError: the file is missing, is not JSON, or describes a model that is not supported.
+        """
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DogeExportError(
+                f"{path.parent} has no config.json.",
+                "Point -m at a folder that transformers' save_pretrained wrote.",
+            ) from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise DogeExportError(f"{path} cannot be read as JSON: {error}.") from None
+        return cls.from_dict(raw)
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> "DogeConfig":
+        """Check a decoded config.json and fill in the reference's defaults.
+
+        Raises:
+            DogeExportError: naming the first field that is missing, of the wrong type or not supported.
+        """
+        if not isinstance(raw, dict):
+            raise DogeExportError("config.json does not hold a JSON object.")
+        model_type = raw.get("model_type")
+        if model_type != "doge":
+            raise DogeExportError(
+                f"config.json says model_type {model_type!r}, and only 'doge' can be exported.",
+                "Models with remote code from before July 2025 have other mathematics and are refused.",
+            )
+        values = {key: raw.get(key, default) for key, default in _DEFAULTS.items()}
+        if values["num_key_value_heads"] is None:
+            values["num_key_value_heads"] = values["num_attention_heads"]
+        for key in _POSITIVE:
+            _whole_number(key, values[key])
+        for key in _BOOLEANS:
+            if not isinstance(values[key], bool):
+                raise DogeExportError(f"config.json: {key} is {values[key]!r}, not true or false.")
+        eps = values["rms_norm_eps"]
+        if not _is_number(eps) or eps < 0:
+            raise DogeExportError(f"config.json: rms_norm_eps is {eps!r}, not a number of at least 0.")
+        if values["sliding_window"] is not None:
+            _whole_number("sliding_window", values["sliding_window"])
+        values["head_dim"] = _head_dim(raw, values)
+        _check_shape(values)
+        rope = _rope(raw, values)
+        return cls(**values, rope=rope, raw=raw)
+
+
+_POSITIVE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "keep_window_size",
+    "num_experts",
+    "num_experts_per_tok",
+)
+_BOOLEANS = (
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "is_moe",
+    "norm_topk_prob",
+)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole_number(key: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise DogeExportError(f"config.json: {key} is {value!r}, not a whole number of at least 1.")
+
+
+def _head_dim(raw: Mapping[str, Any], values: Mapping[str, Any]) -> int:
+    if "head_dim" in raw:
+        _whole_number("head_dim", raw["head_dim"])
+        return int(raw["head_dim"])
+    hidden, heads = values["hidden_size"], values["num_attention_heads"]
+    if hidden % heads:
+        raise DogeExportError(
+            f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}."
+        )
+    return int(hidden // heads)
+
+
+def _check_shape(values: Mapping[str, Any]) -> None:
+    heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
+    if heads % kv_heads:
+        raise DogeExportError(
+            f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}."
+        )
+    if values["head_dim"] % 2:
+        raise DogeExportError(
+            f"config.json: head_dim {values['head_dim']} is odd, and rotary embedding needs an even one."
+        )
+    if values["hidden_act"] not in ACTIVATIONS:
+        raise DogeExportError(
+            f"config.json: hidden_act {values['hidden_act']!r} is not supported.",
+            f"Supported: {', '.join(ACTIVATIONS)}.",
+        )
+    if values["is_moe"]:
+        keys = math.isqrt(values["num_experts"])
+        if values["num_experts_per_tok"] > keys * keys:
+            raise DogeExportError(
+                f"config.json: num_experts_per_tok {values['num_experts_per_tok']} is more than the "
+                f"{keys * keys} experts that {keys} product keys can reach."
+            )
+
+
+def _rope(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_parameters` as transformers 5 standardises it, from the old spelling too."""
+    given = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    if not isinstance(given, dict):
+        raise DogeExportError(f"config.json: rope_parameters is {given!r}, not an object.")
+    rope = {key: value for key, value in given.items() if value is not None}
+    rope.setdefault("rope_type", rope.pop("type", "default"))
+    rope.setdefault("rope_theta", raw.get("rope_theta", 10000.0))
+    kind = rope["rope_type"]
+    if kind not in ROPE_TYPES:
+        raise DogeExportError(
+            f"config.json: rope_type {kind!r} is not supported.", f"Supported: {', '.join(ROPE_TYPES)}."
+        )
+    if kind in ("yarn", "llama3", "longrope"):
+        outside = raw.get("original_max_position_embeddings")
+        if outside is not None:
+            rope["original_max_position_embeddings"] = outside
+        rope.setdefault("original_max_position_embeddings", values["max_position_embeddings"])
+        if kind == "yarn":  # the reference's default where factor is absent
+            original = rope["original_max_position_embeddings"]
+            if _is_number(original) and original > 0:
+                rope.setdefault("factor", values["max_position_embeddings"] / original)
+    missing = [key for key in ROPE_TYPES[kind] if key not in rope]
+    if missing:
+        raise DogeExportError(f"config.json: rope_type {kind!r} needs {', '.join(missing)}.")
+    half = values["head_dim"] // 2
+    for key, value in rope.items():
+        if key in ("short_factor", "long_factor"):
+            if (
+                not isinstance(value, list)
+                or len(value) != half
+                or not all(map(_is_number, value))
+                or not all(item > 0 for item in value)
+            ):
+                raise DogeExportError(f"config.json: {key} must be a list of {half} numbers above 0.")
+        elif key not in ("rope_type", "type", "truncate") and (
+            not _is_number(value) or (value <= 0 and key in ("rope_theta", *ROPE_TYPES[kind]))
+        ):
+            raise DogeExportError(f"config.json: rope parameter {key} is {value!r}, not a number above 0.")
+    partial = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
+    if partial not in (None, 1, 1.0):
+        raise DogeExportError(
+            f"config.json: partial_rotary_factor {partial!r} is not supported: "
+            "the reference itself fails on a Doge model with it."
+        )
+    if kind == "dynamic" and values["head_dim"] <= 2:
+        raise DogeExportError("config.json: dynamic rope divides by head_dim - 2, so head_dim must exceed 2.")
+    return rope
