@@ -1,0 +1,17 @@
+"""RMSNorm, computed in float32 and scaled in the model's dtype, as the reference does."""
+
+import torch
+
+__all__ = ["RMSNorm"]
+
+
+class RMSNorm(torch.nn.Module):
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis [..., size]."""
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(size))
+        self.epsilon = epsilon
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.epsilon)
