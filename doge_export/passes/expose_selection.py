@@ -1,0 +1,30 @@
+"""Make the graph say which keys and experts it chose: extra outputs, for validation only."""
+
+import onnx_ir as ir
+
+from doge_export.ops import DOMAIN
+
+__all__ = ["expose_selection"]
+
+
+def expose_selection(model: ir.Model) -> tuple[list[str], list[str]]:
+    """Add each layer's `keep` mask and expert `indices` to the graph's outputs.
+
+    Returns the names of the key masks (bool [batch, kv_heads, sequence, keys]) and of the expert
+    indices (int64 [batch * sequence, num_experts_per_tok]), layer by layer.
+    """
+    masks: list[str] = []
+    experts: list[str] = []
+    for node in model.graph:
+        if node.domain != DOMAIN:
+            continue
+        if node.op_type == "DynamicMaskAttention":
+            node.resize_outputs(5)
+            output, names, kind, kept = node.outputs[4], masks, ir.DataType.BOOL, 4
+        else:
+            output, names, kind, kept = node.outputs[0], experts, ir.DataType.INT64, 2
+        output.name = f"{'keep' if kept == 4 else 'experts'}.{len(names)}"
+        output.type, output.shape = ir.TensorType(kind), ir.Shape([None] * kept)
+        names.append(output.name)
+        model.graph.outputs.append(output)
+    return masks, experts

@@ -1,0 +1,50 @@
+"""What each place can run, as data: passes and bodies ask for abilities, never for names."""
+
+from dataclasses import dataclass
+
+from doge_export.errors import DogeExportError
+
+__all__ = ["OPSETS", "TARGETS", "Target", "get_target"]
+
+#: Cache kind -> the ONNX opset of the file. RMSNormalization and RotaryEmbedding are of opset 23,
+#: TensorScatter, which writes into a static cache, of 24. onnxruntime 1.32 and TensorRT-RTX 1.7 take both.
+OPSETS: dict[str, int] = {"growing": 23, "static": 24}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One place a bundle is made for.
+
+    `branches`: it runs If. `float64`: it has float64 arithmetic. `dtypes`: what it can compute in.
+    """
+
+    name: str
+    dtypes: tuple[str, ...]
+    branches: bool
+    float64: bool
+
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        # onnxruntime's CPU provider has no bfloat16 arithmetic at all (1.32.0).
+        Target("ort-cpu", dtypes=("float32", "float16"), branches=True, float64=True),
+        Target("onnx", dtypes=("float32", "float16", "bfloat16"), branches=True, float64=True),
+    )
+}
+
+
+def get_target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        DogeExportError: there is none.
+    """
+    if name == "tensorrt":
+        raise DogeExportError(
+            "--target tensorrt is not built in this version.",
+            "--target onnx writes a file that TensorRT's parser can read as far as it knows the operators.",
+        )
+    if name not in TARGETS:
+        raise DogeExportError(f"There is no target {name!r}.", f"Targets: {', '.join(TARGETS)}.")
+    return TARGETS[name]
