@@ -1,0 +1,33 @@
+"""Reports as people read them."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from doge_export.validate import Report
+
+__all__ = ["report_lines"]
+
+
+def report_lines(report: "Report", every: bool = False) -> Iterator[str]:
+    """A validation as lines: the failed checks, or `every` one, then what they add up to."""
+    width = max((len(check.name) for check in report.checks), default=0)
+    for check in report.checks:
+        if every or not check.passed:
+            sign = ">=" if check.at_least else "<="
+            verdict = "ok" if check.passed else "MISSED"
+            yield f"{check.name.ljust(width)}  {check.value:9.3g} {sign} {check.limit:g}  {verdict}"
+    if report.boundary_rows:
+        yield (
+            f"window: {report.boundary_rows} rows had more keys than fit, {report.tie_rows} of them tied at "
+            "the boundary (the lower position stays); the nearest of the others were "
+            f"{report.nearest_margin:.1e} apart"
+        )
+    for sentence in report.omitted:
+        yield f"left out: {sentence}"
+    failed = sum(not check.passed for check in report.checks)
+    verdict = "exact" if report.passed else f"{failed} MISSED"
+    yield (
+        f"parity: {len(report.checks)} checks, {verdict}; max abs diff {report.max_abs_diff:.1e}, "
+        f"KL {report.kl_divergence:.1e}, top-1 agreement {report.top1_agreement:.2%}"
+    )

@@ -1,0 +1,79 @@
+"""An exported graph in plain onnxruntime, without any library of ours, telling what it chose."""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from doge_export.bundle import Bundle
+from doge_export.errors import DogeExportError
+from doge_export.passes import expose_selection
+from doge_export.validate.reference import Run
+from doge_export.validate.schedules import Schedule, Tokens
+
+__all__ = ["Candidate"]
+
+_NUMPY = {"float32": np.float32, "float16": np.float16}
+
+
+class Candidate:
+    """A bundle's graph. With `selection`, the graph also gives the keys and experts it chose."""
+
+    def __init__(self, bundle: Bundle, selection: bool = True) -> None:
+        self.bundle = bundle
+        cache = bundle.manifest.cache
+        if cache.dtype not in _NUMPY:
+            raise DogeExportError(
+                f"onnxruntime's CPU provider cannot compute in {cache.dtype}, so this bundle cannot be "
+                "validated here.",
+                "Validate a float32 export of the same checkpoint.",
+            )
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # TensorScatter warns at every copy of a static cache
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(bundle.path)
+        )
+        model = ir.load(bundle.model_path)
+        self.masks, self.experts = expose_selection(model) if selection else ([], [])
+        content = ir.to_proto(model).SerializeToString()
+        self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def run(self, schedule: Schedule, tokens: Tokens) -> Run:
+        """The schedule, from an empty cache."""
+        cache_spec = self.bundle.manifest.cache
+        rows = len(schedule.padding)
+        static = cache_spec.kind == "static"
+        slots = (cache_spec.max_length or 0) if static else 0
+        shape = (rows, cache_spec.kv_heads, slots, cache_spec.head_dim)
+        cache: dict[str, Any] = {
+            name: np.zeros(shape[:3] if name.endswith(".dt") else shape, _NUMPY[cache_spec.dtype])
+            for name in cache_spec.inputs
+        }
+        outputs = ["logits", *cache_spec.outputs, *self.masks, *self.experts]
+        logits, at = [], 0
+        run = Run(np.empty(0, np.float32))
+        for count in schedule.steps:
+            part = slice(at, at + count)
+            end = at + count
+            mask = tokens.attention_mask[:, :end]
+            feed = {
+                "input_ids": tokens.input_ids[:, part],
+                "position_ids": tokens.position_ids[:, part],
+                **cache,
+            }
+            if static:
+                mask = np.pad(mask, ((0, 0), (0, slots - end)))
+                feed["cache_position"] = np.full(rows, at, np.int64)
+            feed["attention_mask"] = mask
+            results = dict(zip(outputs, self.session.run(outputs, feed), strict=True))
+            logits.append(results["logits"].astype(np.float32))
+            cache = {
+                name: results[output]
+                for name, output in zip(cache_spec.inputs, cache_spec.outputs, strict=True)
+            }
+            run.keys.append([results[name][..., : end if static else None] for name in self.masks])
+            run.experts.append([results[name] for name in self.experts])
+            at = end
+        run.logits = np.concatenate(logits, 1)
+        return run

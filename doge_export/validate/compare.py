@@ -1,0 +1,130 @@
+"""Run every schedule on both sides and turn the differences into checks."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from doge_export.bundle import Bundle
+from doge_export.errors import DogeExportError
+from doge_export.validate.candidate import Candidate
+from doge_export.validate.reference import Reference, Run
+from doge_export.validate.report import Check, Report
+from doge_export.validate.schedules import Tokens, draw_tokens, plan
+
+__all__ = ["TOLERANCES", "validate"]
+
+#: dtype -> what the logits may differ by, and whether the chosen keys and experts must be the same.
+#: In float16 near-ties fall to the other side of the boundary by rounding, and logits follow: there
+#: the distributions are compared, and the sets are reported.
+TOLERANCES: dict[str, dict[str, float]] = {
+    "float32": {"max_abs_diff": 1e-4, "selection": 1.0},
+    "float16": {"kl_divergence": 1e-2, "top1_agreement": 0.95},
+}
+
+
+def validate(
+    bundle: Bundle,
+    reference_folder: Path,
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    tolerance: float | None = None,
+    advance: Callable[[int, str], None] = lambda steps, name: None,
+) -> Report:
+    """Compare `bundle` with transformers' model of the checkpoint it was exported from.
+
+    `tolerance` overrides the largest absolute difference of float32 logits. `quick` leaves out what
+    would take the reference more than seconds, and says so in `omitted`. `advance` is told of every
+    finished schedule.
+
+    Raises:
+        DogeExportError: the bundle is damaged, or the reference is another model than it was made from.
+    """
+    bundle.verify()
+    manifest = bundle.manifest
+    dtype = str(manifest.options["dtype"])
+    per_token = manifest.options["routing"] == "per-token"
+    reference = Reference(reference_folder, dtype, per_token)
+    if reference.config != bundle.config:
+        raise DogeExportError(
+            f"The config.json of {reference_folder} is not the one that {bundle.path} was exported from.",
+            "Give --reference the checkpoint of this bundle.",
+        )
+    candidate = Candidate(bundle)
+    schedules, omitted = plan(bundle.config, manifest.cache.max_length, quick)
+    limits = dict(TOLERANCES[dtype])
+    if tolerance is not None and "max_abs_diff" in limits:
+        limits["max_abs_diff"] = tolerance
+    report = Report(
+        omitted=omitted,
+        subject={"reference": reference_folder.name, "options": dict(manifest.options), "seed": seed},
+    )
+    agreements, divergences = [], []
+    for schedule in schedules:
+        tokens = draw_tokens(schedule, bundle.config.vocab_size, seed)
+        expected, got = reference.run(schedule, tokens), candidate.run(schedule, tokens)
+        figures = _figures(expected, got, tokens)
+        figures["selection"] = _selection_agreement(expected, got, tokens, schedule.steps)
+        for name, limit in limits.items():
+            label = f"{schedule.name}: {_LABELS[name]}"
+            report.checks.append(
+                Check(label, figures[name], limit, at_least=name in ("selection", "top1_agreement"))
+            )
+        report.max_abs_diff = max(report.max_abs_diff, figures["max_abs_diff"])
+        divergences.append(figures["kl_divergence"])
+        agreements.append(figures["top1_agreement"])
+        report.boundary_rows += expected.ties.rows
+        report.tie_rows += expected.ties.tied
+        report.nearest_margin = min(report.nearest_margin, expected.ties.nearest)
+        advance(1, schedule.name)
+    report.kl_divergence = float(np.max(divergences, initial=0.0))
+    report.top1_agreement = float(np.min(agreements, initial=1.0))
+    return report
+
+
+_LABELS = {
+    "max_abs_diff": "max abs diff of logits",
+    "selection": "same keys and experts",
+    "kl_divergence": "KL divergence",
+    "top1_agreement": "top-1 agreement",
+}
+
+
+def _figures(expected: Run, got: Run, tokens: Tokens) -> dict[str, float]:
+    """Over real positions: largest difference, mean KL(reference || candidate), share of equal argmax."""
+    first, second = expected.logits[tokens.real], got.logits[tokens.real]
+    p, q = _log_softmax(first), _log_softmax(second)
+    return {
+        "max_abs_diff": float(np.abs(first - second).max()),
+        "kl_divergence": float(np.maximum((np.exp(p) * (p - q)).sum(-1), 0).mean()),
+        "top1_agreement": float((first.argmax(-1) == second.argmax(-1)).mean()),
+    }
+
+
+def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    wide = logits.astype(np.float64)
+    wide -= wide.max(-1, keepdims=True)
+    result: npt.NDArray[np.float64] = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    return result
+
+
+def _selection_agreement(expected: Run, got: Run, tokens: Tokens, steps: tuple[int, ...]) -> float:
+    """The share of (layer, head, token) whose set of keys, and of (layer, token) whose set of experts,
+    is the same, over real tokens."""
+    same, total, at = 0, 0, 0
+    for call, count in enumerate(steps):
+        real = tokens.real[:, at : at + count]
+        at += count
+        for mine, theirs in zip(expected.keys[call], got.keys[call], strict=True):
+            # A sliding cache of the reference may have forgotten keys that neither side can see.
+            shared = min(mine.shape[-1], theirs.shape[-1])
+            equal = (mine[..., -shared:] == theirs[..., -shared:]).all(-1)
+            equal &= ~theirs[..., :-shared].any(-1) & ~mine[..., :-shared].any(-1)
+            rows = np.broadcast_to(real[:, None], equal.shape)
+            same, total = same + int(equal[rows].sum()), total + int(rows.sum())
+        for experts, others in zip(expected.experts[call], got.experts[call], strict=True):
+            equal = (np.sort(experts, -1) == np.sort(others, -1)).all(-1)[real.reshape(-1)]
+            same, total = same + int(equal.sum()), total + equal.size
+    return same / total if total else 1.0

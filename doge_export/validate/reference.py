@@ -1,0 +1,217 @@
+"""The judge: transformers' `DogeForCausalLM`, eager, float32, with its arbitrary choices pinned.
+
+Two things in the reference are not of its mathematics but of its libraries, and both decide between
+tied keys (any repeated token ties in layer 0):
+
+- torch.topk leaves the order among ties open. It is replaced by a stable one, the lower position first.
+- MKL's sgemm picks its kernel, and with it the rounding, by the number of rows, and other kernels for
+  the rows left over: the same token gets values that differ in the last bit between a prefill and a
+  decode step, and even within one call. Linear layers are therefore given a multiple of 16 rows, which
+  makes every row's result independent of the others (tests/validate/test_reference.py).
+"""
+
+import contextlib
+import logging
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from doge_export.checkpoint import Checkpoint
+from doge_export.errors import DogeExportError
+from doge_export.model.load import DTYPES
+from doge_export.ops.topk import stable_topk
+from doge_export.validate.schedules import Schedule, Tokens
+
+__all__ = ["Reference", "Run", "Ties", "even_rows", "pinned"]
+
+_ROWS = 16
+_linear = torch.nn.functional.linear
+
+
+@dataclass
+class Ties:
+    """How the boundary of the top keep_window_size fell.
+
+    `rows`: rows (layer, kv head, query) with more visible keys than the window. `tied`: those where
+    the last key kept and the first one dropped have the same dt. `nearest`: of the others, the
+    smallest relative distance of the two.
+    """
+
+    rows: int = 0
+    tied: int = 0
+    nearest: float = float("inf")
+
+    def add(self, other: "Ties") -> None:
+        """Count `other` in."""
+        self.rows += other.rows
+        self.tied += other.tied
+        self.nearest = min(self.nearest, other.nearest)
+
+
+@dataclass
+class Run:
+    """What a schedule gave: logits [batch, length, vocab]; per call and layer the chosen keys (bool
+    [batch, kv_heads, sequence, keys]) and experts (int64 [tokens, per token])."""
+
+    logits: npt.NDArray[np.float32]
+    keys: list[list[npt.NDArray[np.bool_]]] = field(default_factory=list)
+    experts: list[list[npt.NDArray[np.int64]]] = field(default_factory=list)
+    ties: Ties = field(default_factory=Ties)
+
+
+def even_rows(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """torch's linear, given a multiple of 16 rows."""
+    flat = input.reshape(-1, input.shape[-1])
+    count = flat.shape[0]
+    if count % _ROWS:
+        flat = torch.cat((flat, flat.new_zeros(-count % _ROWS, flat.shape[1])))
+    return _linear(flat, weight, bias)[:count].reshape(*input.shape[:-1], -1)
+
+
+def _topk(values: torch.Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    if not largest:
+        raise NotImplementedError("the reference asks for the largest only")
+    return torch.return_types.topk(stable_topk(values, k, dim))
+
+
+@contextlib.contextmanager
+def pinned() -> Generator[None]:
+    """While this lasts, torch breaks ties by position and linear layers do not depend on their rows."""
+    function, method = torch.topk, torch.Tensor.topk
+    torch.topk, torch.Tensor.topk = _topk, _topk  # type: ignore[assignment]
+    torch.nn.functional.linear = even_rows
+    try:
+        yield
+    finally:
+        torch.topk, torch.Tensor.topk = function, method  # type: ignore[method-assign]
+        torch.nn.functional.linear = _linear
+
+
+class Reference:
+    """A checkpoint in transformers. `dtype` rounds the weights first, as an export in that dtype does;
+    the arithmetic stays float32."""
+
+    def __init__(self, folder: Path, dtype: str = "float32", per_token: bool = False) -> None:
+        self.config = Checkpoint.open(folder).config
+        from transformers import DogeForCausalLM
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+        try:
+            model: Any = DogeForCausalLM.from_pretrained(
+                folder, dtype=DTYPES[dtype], attn_implementation="eager", use_safetensors=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DogeExportError(f"transformers cannot load {folder}: {error}") from error
+        self.model = model.float().eval()
+        self._keys: list[npt.NDArray[np.bool_]] = []
+        self._experts: list[npt.NDArray[np.int64]] = []
+        self._ties = Ties()
+        self._record = False
+        for layer in self.model.model.layers:
+            self._watch_attention(layer.self_attn)
+            if self.config.is_moe:
+                if per_token:
+                    layer.mlp.router_gate.register_forward_hook(_own_halves)
+                layer.mlp.register_forward_hook(self._watch_experts)
+
+    def run(self, schedule: Schedule, tokens: Tokens, record: bool = True) -> Run:
+        """The schedule, from a fresh cache and a fresh history of the dynamic rope."""
+        from transformers.cache_utils import DynamicCache
+
+        model, self._record = self.model, record
+        model.model.rotary_emb.__init__(model.config)
+        cache = DynamicCache(config=model.config)
+        logits, at = [], 0
+        run = Run(np.empty(0, np.float32))
+        self._ties = run.ties
+        ids, mask, positions = (
+            torch.from_numpy(array)
+            for array in (tokens.input_ids, tokens.attention_mask, tokens.position_ids)
+        )
+        with torch.inference_mode(), pinned():
+            for count in schedule.steps:
+                self._keys, self._experts = [], []
+                part = slice(at, at + count)
+                at += count
+                output = model(
+                    input_ids=ids[:, part],
+                    attention_mask=mask[:, :at],
+                    position_ids=positions[:, part],
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                logits.append(output.logits.numpy())
+                run.keys.append(self._keys)
+                run.experts.append(self._experts)
+        run.logits = np.concatenate(logits, 1)
+        return run
+
+    def _watch_attention(self, attention: Any) -> None:
+        original = attention.prepare_dynamic_mask
+        window = self.config.keep_window_size
+
+        def prepare(**arguments: Any) -> torch.Tensor:
+            mask: torch.Tensor = original(**arguments)
+            if self._record:
+                self._keys.append((mask > torch.finfo(mask.dtype).min).numpy())
+                self._ties.add(_boundary(arguments["dt_states"], arguments["attention_mask"], window))
+            return mask
+
+        attention.prepare_dynamic_mask = prepare
+
+    def _watch_experts(self, module: Any, inputs: Any, output: Any) -> None:
+        if not self._record:
+            return
+        (x, y), (index_x, index_y) = stable_topk(output[1], module.num_keys)
+        scores = (x[..., :, None] + y[..., None, :]).flatten(-2)
+        experts = (index_x[..., :, None] * module.num_keys + index_y[..., None, :]).flatten(-2)
+        self._experts.append(experts.gather(-1, stable_topk(scores, module.top_k)[1]).numpy())
+
+
+def _own_halves(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+    """Lay router logits out so that the reference's view(2, tokens, -1) gives each token its own."""
+    tokens, width = logits.shape[0] * logits.shape[1], logits.shape[2]
+    return logits.reshape(tokens, 2, width // 2).transpose(0, 1).contiguous()
+
+
+def _boundary(dt: torch.Tensor, mask: torch.Tensor, window: int) -> Ties:
+    """dt [batch, kv_heads, keys], additive mask [batch, 1, sequence, keys]."""
+    if dt.shape[-1] <= window:
+        return Ties()
+    ranked = torch.where(mask == 0, dt[:, :, None], -torch.inf)
+    best = torch.topk(ranked, window + 1, dim=-1).values
+    kept, dropped = best[..., -2], best[..., -1]
+    full = dropped > -torch.inf
+    kept, dropped = kept[full], dropped[full]
+    if not len(kept):
+        return Ties()
+    distance = (kept - dropped) / kept.abs().clamp(min=torch.finfo(kept.dtype).tiny)
+    apart = distance[kept > dropped]
+    nearest = float(apart.min()) if len(apart) else float("inf")
+    return Ties(len(kept), int((kept == dropped).sum()), nearest)
+
+
+def greedy(reference: Reference, prompt: Sequence[int], new_tokens: int) -> tuple[list[int], list[float]]:
+    """`new_tokens` greedy ids after `prompt`, and the margin of each over the runner-up."""
+    from transformers.cache_utils import DynamicCache
+
+    model = reference.model
+    reference._record = False
+    model.model.rotary_emb.__init__(model.config)
+    cache, ids, margins = DynamicCache(config=model.config), list(prompt), []
+    step = torch.tensor([ids])
+    with torch.inference_mode(), pinned():
+        for _ in range(new_tokens):
+            logits = model(input_ids=step, past_key_values=cache, use_cache=True).logits[0, -1]
+            best = torch.topk(logits, 2)
+            margins.append(float(best.values[0] - best.values[1]))
+            ids.append(int(best.indices[0]))
+            step = torch.tensor([[ids[-1]]])
+    return ids[len(prompt) :], margins

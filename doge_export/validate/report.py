@@ -1,0 +1,62 @@
+"""What a validation found: checks with their limits, and figures that have none."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Check", "Report"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure against its limit. `at_least` turns the comparison round."""
+
+    name: str
+    value: float
+    limit: float
+    at_least: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """NaN passes no check."""
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+@dataclass
+class Report:
+    """All checks of one validation. `tie_rows` of `boundary_rows` had equal keys on both sides of the
+    window's boundary; of the others the nearest were `nearest_margin` apart, relative to their size."""
+
+    checks: list[Check] = field(default_factory=list)
+    max_abs_diff: float = 0.0
+    kl_divergence: float = 0.0
+    top1_agreement: float = 1.0
+    boundary_rows: int = 0
+    tie_rows: int = 0
+    nearest_margin: float = float("inf")
+    omitted: list[str] = field(default_factory=list)
+    subject: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """True if there is a check and none fails."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON has it."""
+        return {
+            "passed": self.passed,
+            "checks": [
+                {"name": c.name, "value": c.value, "limit": c.limit, "passed": c.passed} for c in self.checks
+            ],
+            "max_abs_diff": self.max_abs_diff,
+            "kl_divergence": self.kl_divergence,
+            "top1_agreement": self.top1_agreement,
+            "ties": {
+                "boundary_rows": self.boundary_rows,
+                "tied_rows": self.tie_rows,
+                "nearest_margin": self.nearest_margin,
+            },
+            "omitted": self.omitted,
+            "subject": dict(self.subject),
+        }

@@ -1,0 +1,113 @@
+"""Which calls a validation makes: lengths around the window, decode across it, batches, chunks."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from doge_export.config import DogeConfig
+from doge_export.shapes import parameter_count
+
+__all__ = ["Schedule", "Tokens", "draw_tokens", "plan"]
+
+#: Multiply-adds that one schedule of a quick validation may cost the reference: a few seconds.
+_QUICK_COST = 1.5e11
+#: Bytes that the reference's eager attention may take for one schedule.
+_MEMORY = 6e9
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Calls of `steps` tokens each, on `len(padding)` rows, row i left-padded by `padding[i]`."""
+
+    name: str
+    steps: tuple[int, ...]
+    padding: tuple[int, ...] = (0,)
+
+    @property
+    def length(self) -> int:
+        """Tokens in all, padding included."""
+        return sum(self.steps)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """int64 [batch, length] each; `real` is False on padding."""
+
+    input_ids: npt.NDArray[np.int64]
+    attention_mask: npt.NDArray[np.int64]
+    position_ids: npt.NDArray[np.int64]
+
+    @property
+    def real(self) -> npt.NDArray[np.bool_]:
+        """True where a real token stands."""
+        return self.attention_mask.astype(bool)
+
+
+def draw_tokens(schedule: Schedule, vocab_size: int, seed: int) -> Tokens:
+    """Random ids, of which one in four repeats an earlier one, so that keys tie in layer 0.
+
+    The second real token of a row never repeats the first: two equal tokens at the start have equal
+    values in every layer up to the rounding of one sum, and no two programs round alike.
+    """
+    rng = np.random.default_rng(seed)
+    batch, length = len(schedule.padding), schedule.length
+    ids = rng.integers(0, vocab_size, (batch, length))
+    for column in range(1, length):
+        repeats = rng.random(batch) < 0.25
+        earlier = ids[np.arange(batch), rng.integers(0, column, batch)]
+        ids[:, column] = np.where(repeats, earlier, ids[:, column])
+    mask = np.ones((batch, length), np.int64)
+    for row, count in enumerate(schedule.padding):
+        mask[row, :count] = 0
+        if count + 1 < length and ids[row, count] == ids[row, count + 1]:
+            ids[row, count + 1] = (ids[row, count] + 1) % vocab_size
+    return Tokens(ids, mask, np.clip(np.cumsum(mask, 1) - 1, 0, None))
+
+
+def plan(config: DogeConfig, max_length: int | None, quick: bool) -> tuple[list[Schedule], list[str]]:
+    """The schedules for a model, and a sentence for each that was left out as too large.
+
+    A window of at most 256 gets the whole table. A longer one is crossed with fewer decode steps, and
+    in a quick validation only where the reference needs seconds for it.
+    """
+    window = config.keep_window_size
+    small = window <= 256
+    tail = 2 * window if small else 24
+    lengths = sorted({1, max(1, window - 1), window, window + 1, 3 * window})
+    if quick and not small:
+        lengths = [1, 48, window + 1]
+    wanted = [Schedule(f"prefill {length}", (length,)) for length in lengths]
+    before = max(1, window - (2 if small else 8))
+    wanted.append(Schedule("decode across the window", (before, *[1] * tail)))
+    limit = config.max_position_embeddings
+    if config.rope["rope_type"] in ("dynamic", "longrope") and not before < limit < before + tail:
+        boundary = (
+            limit
+            if config.rope["rope_type"] == "dynamic"
+            else int(config.rope["original_max_position_embeddings"])
+        )
+        wanted.append(Schedule("decode across the rope's boundary", (max(1, boundary - 4), *[1] * 12)))
+    padding = (0, 2, 5)
+    reach = min(window, 24)
+    wanted.append(
+        Schedule("batch 3, left padding", (window + 3 if small or not quick else 40, *[1] * reach), padding)
+    )
+    chunk = window if small or not quick else 32
+    wanted.append(Schedule("chunks", (5, chunk, 3, chunk, 1, 1), (0, 3)))
+
+    chosen, omitted = [], []
+    parameters = parameter_count(config)
+    for schedule in wanted:
+        length, rows = schedule.length, len(schedule.padding)
+        cost = parameters * length * rows
+        memory = 5 * 4 * rows * config.num_attention_heads * float(max(schedule.steps)) * length
+        if max_length is not None and length > max_length:
+            omitted.append(f"{schedule.name}: {length} tokens do not fit in --max-length {max_length}")
+        elif quick and cost > _QUICK_COST:
+            omitted.append(f"{schedule.name}: too long for the quick validation of export; run validate")
+        elif memory > _MEMORY:
+            omitted.append(f"{schedule.name}: the reference would need {memory / 1e9:.0f} GB")
+        else:
+            chosen.append(schedule)
+    return chosen, omitted
