@@ -1,0 +1,118 @@
+"""`doge-export generate`: text from a bundle."""
+
+__all__ = ["command"]
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from doge_export.cli._shared import write_json
+
+if TYPE_CHECKING:
+    from doge_export.runtime import Generation, GenerationOptions
+
+_log = logging.getLogger(__name__)
+
+
+@click.command("generate")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("-p", "--prompt", required=True, help="The text to continue; - reads it from stdin.")
+@click.option("--chat", is_flag=True, help="Put the prompt into the chat template as the user's message.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Default: 100.")
+@click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="0 is greedy.")
+@click.option("--top-k", type=click.IntRange(min=0), metavar="K", help="0 is off.")
+@click.option("--top-p", type=click.FloatRange(min=0, max=1), metavar="P", help="1 is off.")
+@click.option("--repetition-penalty", type=click.FloatRange(min=0, min_open=True), metavar="R",
+              help="1 is off.")  # fmt: skip
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable.")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Draw the same tokens every time.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: as onnxruntime chooses.")
+@click.option("--json", "json_to", metavar="FILE|-", help="Write the text and its numbers as JSON.")
+def command(
+    bundle: Path,
+    prompt: str,
+    chat: bool,
+    json_to: str | None,
+    threads: int | None,
+    stop: tuple[str, ...],
+    **changes: Any,
+) -> None:
+    """Continue a prompt with the model in BUNDLE, a folder that `doge-export export` wrote.
+
+    The new text goes to stdout as it comes, the speed to stderr. What no option says, the bundle's
+    generation_config.json says.
+
+    \b
+    doge-export generate out/bundle -p "Once upon a time" --temperature 0
+    echo "Hello" | doge-export generate out/bundle -p - --json -
+    """
+    from doge_export.bundle import Bundle
+    from doge_export.runtime import GenerationOptions, Session, generate
+    from doge_export.tokenizer import Tokenizer
+
+    opened = Bundle.open(bundle)
+    tokenizer = Tokenizer.load(opened.path)
+    options = GenerationOptions.for_bundle(opened, stop=stop, **changes)
+    text = _read_stdin() if prompt == "-" else prompt
+    if chat:
+        messages = [{"role": "user", "content": text}]
+        ids = tokenizer.encode(tokenizer.apply_chat_template(messages), add_special_tokens=False)
+    else:
+        ids = tokenizer.encode(text)
+    session = Session.open(opened, threads)
+
+    def show(row: int, piece: str) -> None:
+        click.echo(piece, nl=False)
+        sys.stdout.flush()
+
+    result = generate(session, [ids], options, tokenizer, on_text=None if json_to == "-" else show)
+    if json_to != "-":
+        click.echo()
+    statistics = result.statistics
+    _log.info(
+        "prefill %d tokens, %.1f tokens/s; decode %d tokens, %.1f tokens/s",
+        statistics.prefill_tokens,
+        statistics.prefill_tokens_per_second,
+        statistics.decode_tokens,
+        statistics.decode_tokens_per_second,
+    )
+    if json_to is not None:
+        write_json(_summary(text, ids, result, options), json_to)
+
+
+def _read_stdin() -> str:
+    """All of stdin; one line end at its end is the shell's, not the prompt's."""
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"stdin is not UTF-8 at byte {error.start + 1}.") from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _summary(
+    prompt: str, prompt_ids: list[int], result: "Generation", options: "GenerationOptions"
+) -> dict[str, Any]:
+    (completion,), statistics = result.completions, result.statistics
+    return {
+        "prompt": prompt,
+        "prompt_ids": prompt_ids,
+        "text": completion.text,
+        "ids": completion.ids,
+        "finish_reason": completion.finish_reason,
+        "prefill_tokens": statistics.prefill_tokens,
+        "prefill_tokens_per_second": statistics.prefill_tokens_per_second,
+        "decode_tokens": statistics.decode_tokens,
+        "decode_tokens_per_second": statistics.decode_tokens_per_second,
+        "options": {
+            "max_new_tokens": options.max_new_tokens,
+            "temperature": options.temperature,
+            "top_k": options.top_k,
+            "top_p": options.top_p,
+            "repetition_penalty": options.repetition_penalty,
+            "stop": options.stop,
+            "seed": options.seed,
+        },
+    }

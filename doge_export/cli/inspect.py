@@ -1,0 +1,120 @@
+"""`doge-export inspect`: what is in a bundle, and whether it is whole."""
+
+__all__ = ["command"]
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from doge_export.cli._shared import progress, write_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from doge_export.bundle import TensorSpec
+    from doge_export.inspect import Inspection
+
+_STANDARD = "ai.onnx"
+
+
+@click.command("inspect")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--no-load", is_flag=True, help="Do not load the graph in onnxruntime.")
+@click.option("--json", "json_to", metavar="FILE|-", help="Write it as JSON.")
+def command(bundle: Path, no_load: bool, json_to: str | None) -> None:
+    """Show what is in BUNDLE, verify its files, and load it in onnxruntime."""
+    from doge_export.bundle import Bundle
+    from doge_export.inspect import inspect_bundle
+
+    with progress("Inspecting", total=3) as advance:
+        found = inspect_bundle(
+            Bundle.open(bundle), load=not no_load, advance=lambda step: advance(description=step)
+        )
+    if json_to is not None:
+        write_json(found.as_dict(), json_to)
+    if json_to != "-":
+        _show(found)
+
+
+def _show(found: "Inspection") -> None:
+    from rich.console import Console
+
+    # Cut to a terminal's width, but never in a file or a pipe.
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    manifest, cache = found.bundle.manifest, found.bundle.manifest.cache
+    length = "" if cache.max_length is None else f", max_length {cache.max_length}"
+    heads = f"{cache.layers} layers of {cache.kv_heads} x {cache.head_dim}"
+    plain: Sequence[tuple[str, str]] = [
+        ("bundle", f"{found.bundle.path} (doge-export {manifest.doge_export}, format {manifest.format})"),
+        ("options", _pairs(manifest.options)),
+        ("versions", _pairs(manifest.versions)),
+        ("cache", f"{cache.kind}, {heads}, {cache.dtype}{length}"),
+        ("opsets", _pairs(found.opsets)),
+        ("onnxruntime", "not tried" if found.onnxruntime is None else f"{found.onnxruntime} loads it"),
+    ]
+    for name, text in plain:
+        console.print(f"{name:12} {text}", markup=False, soft_wrap=True)
+    standard = [row for row in found.operators if row.domain == _STANDARD]
+    custom = [row for row in found.operators if row.domain != _STANDARD]
+    total = sum(row.bytes for row in found.parameters)
+    for title, table in (
+        _table("inputs", ("name", "dtype", "shape"), _specs(manifest.inputs)),
+        _table("outputs", ("name", "dtype", "shape"), _specs(manifest.outputs)),
+        _table(
+            f"{found.total:,} parameters, {total:,} bytes with constants",
+            ("role", "dtype", "tensors", "parameters", "bytes"),
+            [(r.role, r.dtype, r.tensors, f"{r.parameters:,}", f"{r.bytes:,}") for r in found.parameters],
+        ),
+        _table(
+            "custom operators",
+            ("domain", "name", "nodes", "body in the file"),
+            [(r.domain, r.name, r.count, "yes" if r.body else "no") for r in custom],
+        ),
+        _table(
+            f"standard operators, {sum(row.count for row in standard)} nodes",
+            ("name", "nodes"),
+            [(r.name, r.count) for r in standard],
+        ),
+        _table(
+            "files, all as in the manifest",
+            ("name", "bytes", "sha256"),
+            [(name, f"{entry.bytes:,}", entry.sha256) for name, entry in manifest.files.items()],
+        ),
+    ):
+        console.print(title, style="bold", markup=False)
+        console.print(table)
+
+
+def _pairs(values: Any) -> str:
+    return ", ".join(f"{key} {'-' if value is None else value}" for key, value in values.items())
+
+
+def _specs(specs: "Iterable[TensorSpec]") -> list[tuple[str, str, str]]:
+    """One row a tensor; the cache's layers after the first differ by their number alone."""
+    rows = []
+    for spec in specs:
+        parts = spec.name.split(".")
+        if len(parts) == 3 and parts[1].isdigit():
+            if parts[1] != "0":
+                continue
+            parts[1] = "N"
+        rows.append((".".join(parts), spec.dtype, "[" + ", ".join(map(str, spec.shape)) + "]"))
+    return rows
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> tuple[str, "Table"]:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        numeric = column in ("nodes", "tensors", "parameters", "bytes")
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))  # a name in brackets is no markup
+    return title, table

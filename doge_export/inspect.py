@@ -1,0 +1,183 @@
+"""What is in a bundle: parameters by role, operators, files; and that onnxruntime loads it."""
+
+__all__ = ["ROLES", "Inspection", "Operators", "Parameters", "inspect_bundle"]
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from doge_export.bundle import Bundle
+from doge_export.errors import DogeExportError
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Role -> what the name of such a weight contains. The first row that fits counts.
+ROLES: dict[str, tuple[str, ...]] = {
+    "embedding": ("embed_tokens",),
+    "head": ("lm_head",),
+    "experts": ("down_embed", "up_embed"),
+    "router": ("router_gate",),
+    "norms": ("norm",),  # q_norm and k_norm too, though they sit in the attention
+    "attention": ("self_attn",),
+    "mlp": ("mlp",),
+    "residuals": ("residual",),
+}
+
+#: A matrix that lost its name on the way is still a weight; anything else without a role is a constant.
+_UNNAMED = "unnamed"
+_OTHER = "constants"
+_STANDARD = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The tensors of one role and one dtype."""
+
+    role: str
+    dtype: str
+    tensors: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Operators:
+    """How often an operator occurs, subgraphs included. `body`: the file says what it computes."""
+
+    domain: str
+    name: str
+    count: int
+    body: bool
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything `inspect` shows."""
+
+    bundle: Bundle
+    parameters: tuple[Parameters, ...]
+    opsets: dict[str, int]
+    operators: tuple[Operators, ...]
+    onnxruntime: str | None
+
+    @property
+    def total(self) -> int:
+        """Number of parameters; what is no weight of the model does not count."""
+        return sum(row.parameters for row in self.parameters if row.role != _OTHER)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        manifest = self.bundle.manifest
+        return {
+            "bundle": str(self.bundle.path),
+            "format": manifest.format,
+            "doge_export": manifest.doge_export,
+            "versions": manifest.versions,
+            "options": manifest.options,
+            "graph": {
+                "inputs": [asdict(spec) for spec in manifest.inputs],
+                "outputs": [asdict(spec) for spec in manifest.outputs],
+            },
+            "cache": asdict(manifest.cache),
+            "call": manifest.call,
+            "parameters": {
+                "total": self.total,
+                "bytes": sum(row.bytes for row in self.parameters if row.role != _OTHER),
+                "by_role": [asdict(row) for row in self.parameters],
+            },
+            "opsets": self.opsets,
+            "operators": [asdict(row) for row in self.operators],
+            "files": [
+                {"name": name, **asdict(entry), "verified": True} for name, entry in manifest.files.items()
+            ],
+            "loaded": self.onnxruntime is not None,
+            "onnxruntime": self.onnxruntime,
+        }
+
+
+def inspect_bundle(
+    bundle: Bundle, load: bool = True, advance: Callable[[str], None] = lambda step: None
+) -> Inspection:
+    """Verify the files, read the graph without its weights, and load it in onnxruntime if `load`.
+
+    `advance` gets the name of each step before it begins.
+
+    Raises:
+        DogeExportError: a file is not what the manifest says, or onnxruntime refuses the graph.
+    """
+    import onnx
+
+    advance("Hashing files")
+    bundle.verify()
+    advance("Reading the graph")
+    try:
+        model = onnx.load(bundle.model_path, load_external_data=False)
+    except Exception as error:  # protobuf's errors differ between its implementations
+        raise DogeExportError(f"{bundle.model_path} is not an ONNX file: {error}.") from None
+    version = None
+    if load:
+        advance("Loading in onnxruntime")
+        import onnxruntime
+
+        from doge_export.runtime.session import Session
+
+        Session.open(bundle)
+        version = onnxruntime.__version__
+    return Inspection(
+        bundle,
+        _parameters(model.graph.initializer),
+        {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        _operators(model),
+        version,
+    )
+
+
+def _role(tensor: "onnx.TensorProto") -> str:
+    other = _UNNAMED if sum(size > 1 for size in tensor.dims) > 1 else _OTHER
+    return next((role for role, parts in ROLES.items() if any(part in tensor.name for part in parts)), other)
+
+
+def _parameters(initializers: "Iterable[onnx.TensorProto]") -> tuple[Parameters, ...]:
+    rows: dict[tuple[str, str], list[int]] = {}
+    for tensor in initializers:
+        dtype, bits = _dtype(tensor.data_type)
+        count = math.prod(tensor.dims)
+        row = rows.setdefault((_role(tensor), dtype), [0, 0, 0])
+        for column, value in enumerate((1, count, (count * bits + 7) // 8)):
+            row[column] += value
+    order = [*ROLES, _UNNAMED, _OTHER]
+    keys = sorted(rows, key=lambda key: (order.index(key[0]), key[1]))
+    return tuple(Parameters(role, dtype, *rows[role, dtype]) for role, dtype in keys)
+
+
+def _dtype(data_type: int) -> tuple[str, int]:
+    """The name as numpy writes it, and the bits of one element."""
+    import onnx
+
+    name = onnx.TensorProto.DataType.Name(data_type).lower()
+    if name == "string":
+        return name, 0
+    known = {"float": "float32", "double": "float64"}.get(name, name)
+    packed = {"int4": 4, "uint4": 4, "float4e2m1": 4, "int2": 2, "uint2": 2}
+    return known, packed.get(known) or onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize * 8
+
+
+def _operators(model: "onnx.ModelProto") -> tuple[Operators, ...]:
+    bodies = {(function.domain, function.name) for function in model.functions}
+    counts = Counter((node.domain, node.op_type) for node in _nodes(model.graph.node))
+    return tuple(
+        Operators(domain or "ai.onnx", name, counts[domain, name], (domain, name) in bodies)
+        # our own first: whether their bodies are there is what one looks for
+        for domain, name in sorted(counts, key=lambda key: (key[0] in _STANDARD, key))
+    )
+
+
+def _nodes(nodes: "Iterable[onnx.NodeProto]") -> "Iterator[onnx.NodeProto]":
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _nodes(graph.node)

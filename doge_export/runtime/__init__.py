@@ -1,0 +1,16 @@
+"""Running a bundle: session, cache, sampling, generation. onnxruntime and numpy, no torch."""
+
+__all__ = [
+    "Completion",
+    "Event",
+    "Generation",
+    "GenerationOptions",
+    "Session",
+    "Statistics",
+    "generate",
+    "stream",
+]
+
+from doge_export.runtime.generation import Completion, Event, Generation, Statistics, generate, stream
+from doge_export.runtime.options import GenerationOptions
+from doge_export.runtime.session import Session

@@ -1,0 +1,163 @@
+"""The attention cache between two steps: one class a kind, one table."""
+
+__all__ = ["CACHES", "Cache", "GrowingCache", "StaticCache", "new_cache"]
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from doge_export.bundle import Manifest, TensorSpec
+from doge_export.errors import DogeExportError
+from doge_export.runtime import tensors
+
+
+class Cache(Protocol):
+    """What a session asks of a cache. A step gives a new one; the old one is spent then."""
+
+    @property
+    def length(self) -> int:
+        """Positions written so far, padding included."""
+
+    @property
+    def capacity(self) -> int | None:
+        """The most positions it can hold; None where it grows."""
+
+    def inputs(self, attention_mask: npt.NDArray[np.int64], sequence: int) -> Mapping[str, Any]:
+        """The graph's inputs that depend on the kind of cache, for a step of `sequence` tokens.
+
+        `attention_mask` is [batch, length + sequence], whatever the graph wants.
+
+        Raises:
+            DogeExportError: the step does not fit.
+        """
+
+    def outputs(self) -> Mapping[str, Any]:
+        """Output name -> the tensor to write it to, None where onnxruntime shall make one."""
+
+    def advanced(self, presents: Sequence[Any], sequence: int) -> Self:
+        """The cache after a step that gave `presents`, in the order of `outputs`."""
+
+
+@dataclass(frozen=True)
+class GrowingCache:
+    """Starts empty; each step gives tensors that are `sequence` longer."""
+
+    manifest: Manifest
+    past: tuple[Any, ...]
+    length: int = 0
+    capacity: int | None = None
+
+    @classmethod
+    def empty(cls, manifest: Manifest, batch: int) -> Self:
+        """The cache before the first token."""
+        return cls(manifest, _allocate(manifest, batch, slots=0))
+
+    def inputs(self, attention_mask: npt.NDArray[np.int64], sequence: int) -> Mapping[str, Any]:
+        """See Cache."""
+        past = dict(zip(self.manifest.cache.inputs, self.past, strict=True))
+        return {"attention_mask": tensors.from_array(attention_mask), **past}
+
+    def outputs(self) -> Mapping[str, Any]:
+        """See Cache."""
+        return dict.fromkeys(self.manifest.cache.outputs)
+
+    def advanced(self, presents: Sequence[Any], sequence: int) -> Self:
+        """See Cache."""
+        return replace(self, past=tuple(presents), length=self.length + sequence)
+
+
+@dataclass(frozen=True)
+class StaticCache:
+    """Buffers of a fixed number of slots; each step writes at `cache_position`.
+
+    The graph reads one set of buffers and writes the other, and they change roles after the step: an
+    operator may still read a slot that another one has overwritten when both are the same memory.
+    """
+
+    manifest: Manifest
+    capacity: int
+    batch: int
+    past: tuple[Any, ...]
+    present: tuple[Any, ...]
+    length: int = 0
+
+    @classmethod
+    def empty(cls, manifest: Manifest, batch: int) -> Self:
+        """The cache before the first token."""
+        slots = manifest.cache.max_length
+        if slots is None:
+            raise DogeExportError("The manifest gives the static cache no max_length.", "Export it again.")
+        past, present = (_allocate(manifest, batch, slots) for _ in range(2))
+        return cls(manifest, slots, batch, past, present)
+
+    def inputs(self, attention_mask: npt.NDArray[np.int64], sequence: int) -> Mapping[str, Any]:
+        """See Cache."""
+        needed = self.length + sequence
+        if needed > self.capacity:
+            raise DogeExportError(
+                f"The bundle's static cache holds {self.capacity} tokens, and this needs {needed}.",
+                f"Export with --max-length {needed} or more, or with --kv-cache growing.",
+            )
+        mask = np.zeros((self.batch, self.capacity), np.int64)
+        mask[:, :needed] = attention_mask
+        shape = _find(self.manifest, "cache_position").shape
+        position = np.full(_resolve(shape, self.batch, self.capacity), self.length, np.int64)
+        return {
+            "attention_mask": tensors.from_array(mask),
+            "cache_position": tensors.from_array(position),
+            **dict(zip(self.manifest.cache.inputs, self.past, strict=True)),
+        }
+
+    def outputs(self) -> Mapping[str, Any]:
+        """See Cache."""
+        return dict(zip(self.manifest.cache.outputs, self.present, strict=True))
+
+    def advanced(self, presents: Sequence[Any], sequence: int) -> Self:
+        """See Cache."""
+        return replace(self, past=self.present, present=self.past, length=self.length + sequence)
+
+
+class _CacheKind(Protocol):
+    def empty(self, manifest: Manifest, batch: int) -> Cache: ...
+
+
+#: The manifest's cache kind -> its class.
+CACHES: dict[str, _CacheKind] = {"growing": GrowingCache, "static": StaticCache}
+
+
+def new_cache(manifest: Manifest, batch: int) -> Cache:
+    """An empty cache of the bundle's kind.
+
+    Raises:
+        DogeExportError: the kind or its dtype is not known to this version.
+    """
+    kind = manifest.cache.kind
+    if kind not in CACHES:
+        raise DogeExportError(
+            f"The bundle's cache is of the kind {kind!r}, which this version cannot run.",
+            f"Kinds: {', '.join(CACHES)}.",
+        )
+    return CACHES[kind].empty(manifest, batch)
+
+
+def _allocate(manifest: Manifest, batch: int, slots: int) -> tuple[Any, ...]:
+    specs = [_find(manifest, name) for name in manifest.cache.inputs]
+    return tuple(tensors.zeros(spec.dtype, _resolve(spec.shape, batch, slots)) for spec in specs)
+
+
+def _find(manifest: Manifest, name: str) -> TensorSpec:
+    for spec in manifest.inputs:
+        if spec.name == name:
+            return spec
+    raise DogeExportError(f"The manifest names no graph input {name!r}.", "Export the model again.")
+
+
+def _resolve(shape: Sequence[int | str], batch: int, slots: int) -> tuple[int, ...]:
+    """Sizes for the symbolic dimensions: the first is the batch, any other the cache's length."""
+    sizes = [dimension if isinstance(dimension, int) else slots for dimension in shape]
+    if shape and not isinstance(shape[0], int):
+        sizes[0] = batch
+    return tuple(sizes)

@@ -1,0 +1,211 @@
+"""Generating text: prefill, then one token a step, for one prompt or a batch of them."""
+
+__all__ = ["Completion", "Event", "Generation", "Statistics", "generate", "stream"]
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from doge_export.errors import DogeExportError
+from doge_export.runtime.cache import Cache
+from doge_export.runtime.options import GenerationOptions
+from doge_export.runtime.sampling import Sampler
+from doge_export.runtime.session import Session
+from doge_export.runtime.stopping import RowText
+from doge_export.tokenizer import Tokenizer
+
+_MAX_NEW_TOKENS = 100
+
+
+@dataclass(frozen=True)
+class Event:
+    """One new token of one row, the text that became certain with it, and why the row ends, if it does.
+
+    `finish_reason`: "eos", "stop" (a stop string) or "length".
+    """
+
+    row: int
+    token: int
+    text: str
+    finish_reason: str | None
+
+
+@dataclass
+class Statistics:
+    """Tokens and seconds of prefill and decode. Padding does not count; the first new token is prefill's."""
+
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_tokens: int = 0
+    decode_seconds: float = 0.0
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """0 where nothing was run."""
+        return self.prefill_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """0 where the first token was the last."""
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+
+@dataclass
+class Completion:
+    """What a prompt was continued with.
+
+    `ids` hold all new tokens, the end-of-text token or the one that completed a stop string included;
+    `text` ends before them, and is empty where there was no tokenizer.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str = "length"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The completions, one a prompt in their order, and how long they took."""
+
+    completions: list[Completion]
+    statistics: Statistics
+
+
+def generate(
+    session: Session,
+    prompts: Sequence[Sequence[int]],
+    options: GenerationOptions,
+    tokenizer: Tokenizer | None = None,
+    on_text: Callable[[int, str], None] | None = None,
+) -> Generation:
+    """Continue every prompt; `on_text` gets the row and each new piece of its text as it comes.
+
+    Raises:
+        DogeExportError: see `stream`.
+    """
+    statistics = Statistics()
+    completions = [Completion() for _ in prompts]
+    for event in stream(session, prompts, options, tokenizer, statistics):
+        completion = completions[event.row]
+        completion.ids.append(event.token)
+        completion.text += event.text
+        if event.finish_reason is not None:
+            completion.finish_reason = event.finish_reason
+        if on_text is not None and event.text:
+            on_text(event.row, event.text)
+    return Generation(completions, statistics)
+
+
+def stream(
+    session: Session,
+    prompts: Sequence[Sequence[int]],
+    options: GenerationOptions,
+    tokenizer: Tokenizer | None = None,
+    statistics: Statistics | None = None,
+) -> Generator[Event]:
+    """Continue every prompt, token by token. Text and stop strings need the `tokenizer`.
+
+    Raises:
+        DogeExportError: a prompt is empty or has an id outside the vocabulary, prompt and new tokens do
+            not fit in a static cache, or there are stop strings and no tokenizer.
+    """
+    statistics = Statistics() if statistics is None else statistics
+    _check_prompts(session, prompts)
+    if options.stop and tokenizer is None:
+        raise DogeExportError("A stop string needs a tokenizer, and the bundle has none.")
+    if not prompts:
+        return
+    rows = len(prompts)
+    input_ids, attention_mask = _left_padded(prompts, options.pad_token_id)
+    cache = session.new_cache(rows)
+    limit = _limit(cache, input_ids.shape[1], options.max_new_tokens)
+    sampler = Sampler(options, rows)
+    texts = [RowText(tokenizer.stream() if tokenizer else None, options.stop) for _ in prompts]
+    seen = [list(prompt) for prompt in prompts]
+    open_rows = set(range(rows))
+    position_ids = np.clip(np.cumsum(attention_mask, axis=1) - 1, 0, None)
+    for count in range(1, limit + 1):
+        started = time.perf_counter()
+        logits, cache = session.step(input_ids, attention_mask, position_ids, cache)
+        # A row that has ended goes on with padding, as in transformers: it does not disturb the others.
+        chosen = np.full((rows, 1), options.pad_token_id, np.int64)
+        for row in open_rows:
+            chosen[row, 0] = sampler.choose(row, logits[row, -1], seen[row])
+        seconds = time.perf_counter() - started
+        if count == 1:
+            statistics.prefill_tokens += sum(map(len, prompts))
+            statistics.prefill_seconds += seconds
+        else:
+            statistics.decode_tokens += len(open_rows)
+            statistics.decode_seconds += seconds
+        for row in sorted(open_rows):
+            token = int(chosen[row, 0])
+            seen[row].append(token)
+            event = _event(row, token, texts[row], options, last=count == limit)
+            if event.finish_reason is not None:
+                open_rows.discard(row)
+            yield event
+        if not open_rows:
+            return
+        input_ids = chosen
+        attention_mask = np.concatenate([attention_mask, np.ones((rows, 1), np.int64)], axis=1)
+        position_ids = position_ids[:, -1:] + 1
+
+
+def _event(row: int, token: int, text: RowText, options: GenerationOptions, last: bool) -> Event:
+    if token in options.eos_token_ids:
+        return Event(row, token, text.end(), "eos")
+    piece = text.push(token)
+    if last:
+        piece += text.end()
+    if text.stopped:
+        return Event(row, token, piece, "stop")
+    return Event(row, token, piece, "length" if last else None)
+
+
+def _check_prompts(session: Session, prompts: Sequence[Sequence[int]]) -> None:
+    vocab = session.bundle.config.vocab_size
+    for prompt in prompts:
+        if len(prompt) == 0:
+            raise DogeExportError("The prompt is empty.", "Give at least one token.")
+        outside = [token for token in prompt if not 0 <= token < vocab]
+        if outside:
+            raise DogeExportError(
+                f"The prompt has the token id {outside[0]}, and the model's vocabulary has {vocab} entries.",
+                "The tokenizer does not belong to this model.",
+            )
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], pad: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Ids and attention mask [batch, longest prompt]."""
+    longest = max(map(len, prompts))
+    ids = np.full((len(prompts), longest), pad, np.int64)
+    mask = np.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    return ids, mask
+
+
+def _limit(cache: Cache, prompt: int, asked: int | None) -> int:
+    """How many tokens may be made; known before the first, so that no text breaks off with an error."""
+    if cache.capacity is None:
+        return _MAX_NEW_TOKENS if asked is None else asked
+    room = cache.capacity - prompt + 1  # the last new token is never fed
+    if room < 1:
+        raise DogeExportError(
+            f"The prompt has {prompt} tokens, and the bundle's static cache holds {cache.capacity}.",
+            f"Shorten it, or export with --max-length {prompt} or more.",
+        )
+    if asked is not None and asked > room:
+        raise DogeExportError(
+            f"A prompt of {prompt} tokens and {asked} new ones need {prompt + asked - 1} slots, and the "
+            f"bundle's static cache holds {cache.capacity}.",
+            f"Ask for at most {room} new tokens, or export with a larger --max-length.",
+        )
+    return min(_MAX_NEW_TOKENS, room) if asked is None else asked

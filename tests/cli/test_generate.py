@@ -1,0 +1,179 @@
+"""`doge-export generate` from the command line inwards."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from doge_export.bundle import Bundle
+from doge_export.cli import main
+from doge_export.runtime import Session
+from doge_export.tokenizer import Tokenizer
+from tests.runtime._toy import continued, write_toy_bundle
+
+PROMPT = "the cat"
+
+
+@pytest.fixture(scope="module", params=["growing", "static"])
+def bundle(request, tmp_path_factory) -> Bundle:
+    folder = tmp_path_factory.mktemp("bundle")
+    return write_toy_bundle(folder, request.param, generation={"do_sample": False, "eos_token_id": 1})
+
+
+@pytest.fixture(scope="module")
+def expected(bundle) -> str:
+    """The text of 8 greedy tokens after PROMPT."""
+    tokenizer = Tokenizer.load(bundle.path)
+    return tokenizer.decode(continued(tokenizer.encode(PROMPT), 8))
+
+
+def _stdin(monkeypatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+
+
+def _generate(bundle, *arguments: str) -> int:
+    return main(["generate", str(bundle.path), "--max-new-tokens", "8", *arguments])
+
+
+def test_the_new_text_is_all_of_stdout(bundle, expected, capsys):
+    assert _generate(bundle, "-p", PROMPT, "--temperature", "0") == 0
+    out, err = capsys.readouterr()
+    assert out == expected + "\n"
+    assert "tokens/s" in err and len(err.splitlines()) == 1
+
+
+def test_quiet_leaves_stderr_empty(bundle, expected, capsys):
+    assert main(["-q", "generate", str(bundle.path), "-p", PROMPT, "--max-new-tokens", "8"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == (expected + "\n", "")
+
+
+def test_json_on_stdout_is_alone_there(bundle, expected, capsys):
+    assert _generate(bundle, "-p", PROMPT, "--json", "-", "--threads", "1") == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["prompt"] == PROMPT
+    assert data["text"] == expected
+    assert data["finish_reason"] == "length"
+    assert data["ids"] == continued(data["prompt_ids"], 8)
+    assert data["prefill_tokens"] == len(data["prompt_ids"])
+    assert data["decode_tokens"] == 7
+    assert data["prefill_tokens_per_second"] > 0 and data["decode_tokens_per_second"] > 0
+
+
+def test_json_to_a_file_leaves_the_text_on_stdout(bundle, expected, capsys, tmp_path):
+    assert _generate(bundle, "-p", PROMPT, "--json", str(tmp_path / "out.json")) == 0
+    assert capsys.readouterr().out == expected + "\n"
+    assert json.loads((tmp_path / "out.json").read_text())["text"] == expected
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_the_prompt_from_stdin(bundle, capsys, monkeypatch, end):
+    _stdin(monkeypatch, b"the cat\nsaw \xc3\xa9" + end)
+    assert _generate(bundle, "-p", "-", "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == "the cat\nsaw é"
+
+
+def test_a_stop_string_ends_the_text(bundle, expected, capsys):
+    stop = expected[3:5]
+    assert _generate(bundle, "-p", PROMPT, "--stop", "never", "--stop", stop) == 0
+    assert capsys.readouterr().out == expected[: expected.index(stop)] + "\n"
+
+
+def test_a_seed_repeats_a_sampled_text(bundle, expected, capsys):
+    def text(*arguments: str) -> str:
+        assert _generate(bundle, "-p", PROMPT, *arguments) == 0
+        return capsys.readouterr().out
+
+    sampled = ("--temperature", "50", "--top-k", "0")
+    assert text(*sampled, "--seed", "1") == text(*sampled, "--seed", "1")
+    assert text(*sampled, "--seed", "1") != text(*sampled, "--seed", "2")
+    assert text(*sampled, "--seed", "1", "--top-k", "1") == expected + "\n"
+    assert text(*sampled, "--top-p", "0") == expected + "\n"
+    assert text("--repetition-penalty", "1.0") == expected + "\n"
+
+
+def test_the_penalty_reaches_the_sampler(bundle, capsys):
+    # the scores are negative, so a penalty below 1 draws towards what was there before
+    assert _generate(bundle, "-p", PROMPT, "--repetition-penalty", "0.001", "--json", "-") == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["ids"] != continued(data["prompt_ids"], 8)
+    assert data["options"]["repetition_penalty"] == 0.001
+
+
+def test_the_threads_reach_the_session(bundle, monkeypatch, capsys):
+    asked = []
+    open_session = Session.open
+
+    def record(opened, threads=None):
+        asked.append(threads)
+        return open_session(opened, threads)
+
+    monkeypatch.setattr(Session, "open", record)
+    assert _generate(bundle, "-p", PROMPT) == _generate(bundle, "-p", PROMPT, "--threads", "2") == 0
+    assert asked == [None, 2]
+
+
+def test_chat_uses_the_template(bundle, capsys):
+    assert _generate(bundle, "-p", " hi", "--chat", "--json", "-") == 0
+    data = json.loads(capsys.readouterr().out)
+    text = "<bos>[user]  hi\n[assistant] "
+    assert Tokenizer.load(bundle.path).decode(data["prompt_ids"], skip_special_tokens=False) == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["-p", "x", "--top-p", "1.5"], "--top-p"),
+        (["-p", "x", "--temperature", "-1"], "--temperature"),
+        (["-p", "x", "--temperature", "nan"], "temperature"),
+        (["-p", "x", "--repetition-penalty", "0"], "--repetition-penalty"),
+        (["-p", "x", "--max-new-tokens", "0"], "--max-new-tokens"),
+        (["-p", "x", "--threads", "0"], "--threads"),
+        (["-p", "x", "--stop", ""], "stop"),
+        (["-p", "x\udcff"], "not valid UTF-8"),
+        ([], "--prompt"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_exit_2_with_a_sentence(bundle, capsys, arguments, sentence):
+    assert main(["generate", str(bundle.path), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert sentence in err
+    assert "Traceback" not in err
+
+
+def test_stdin_that_is_not_utf8(bundle, capsys, monkeypatch):
+    _stdin(monkeypatch, b"ab\xff")
+    assert _generate(bundle, "-p", "-") == 2
+    assert "not UTF-8 at byte 3" in capsys.readouterr().err
+
+
+def test_what_is_no_bundle(capsys, tmp_path):
+    for name in ("nothing-here", str(tmp_path)):
+        assert main(["generate", name, "-p", "x"]) == 2
+        assert "error: " in capsys.readouterr().err
+
+
+def test_a_bundle_without_tokenizer(capsys, tmp_path):
+    (write_toy_bundle(tmp_path).path / "tokenizer.json").unlink()
+    assert main(["generate", str(tmp_path), "-p", "x"]) == 2
+    assert "tokenizer.json" in capsys.readouterr().err
+
+
+def test_more_than_a_static_cache_holds(capsys, tmp_path):
+    write_toy_bundle(tmp_path, "static", max_length=8)
+    assert main(["generate", str(tmp_path), "-p", "xyz", "--max-new-tokens", "99"]) == 2
+    assert "holds 8" in capsys.readouterr().err
+
+
+def test_torch_is_not_imported(bundle):
+    code = (
+        "import sys; from doge_export.cli import main\n"
+        f"assert main(['-q', 'generate', {str(bundle.path)!r}, '-p', 'the', '--max-new-tokens', '2']) == 0\n"
+        "heavy = {'torch', 'transformers', 'onnx', 'onnxscript'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
