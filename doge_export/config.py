@@ -215,6 +215,14 @@ def _check_shape(values: Mapping[str, Any]) -> None:
             f"config.json: hidden_act {values['hidden_act']!r} is not supported.",
             f"Supported: {', '.join(ACTIVATIONS)}.",
         )
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = values[key] if isinstance(values[key], list) else [values[key]]
+        for item in ids:
+            whole = isinstance(item, int) and not isinstance(item, bool)
+            if item is not None and not (whole and 0 <= item < values["vocab_size"]):
+                raise DogeExportError(
+                    f"config.json: {key} {item!r} is no token of a vocabulary of {values['vocab_size']}."
+                )
     if values["is_moe"]:
         keys = math.isqrt(values["num_experts"])
         if values["num_experts_per_tok"] > keys * keys:
@@ -233,7 +241,7 @@ def _rope(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     rope.setdefault("rope_type", rope.pop("type", "default"))
     rope.setdefault("rope_theta", raw.get("rope_theta", 10000.0))
     kind = rope["rope_type"]
-    if kind not in ROPE_TYPES:
+    if not isinstance(kind, str) or kind not in ROPE_TYPES:
         raise DogeExportError(
             f"config.json: rope_type {kind!r} is not supported.", f"Supported: {', '.join(ROPE_TYPES)}."
         )
@@ -242,10 +250,6 @@ def _rope(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         if outside is not None:
             rope["original_max_position_embeddings"] = outside
         rope.setdefault("original_max_position_embeddings", values["max_position_embeddings"])
-        if kind == "yarn":  # the reference's default where factor is absent
-            original = rope["original_max_position_embeddings"]
-            if _is_number(original) and original > 0:
-                rope.setdefault("factor", values["max_position_embeddings"] / original)
     missing = [key for key in ROPE_TYPES[kind] if key not in rope]
     if missing:
         raise DogeExportError(f"config.json: rope_type {kind!r} needs {', '.join(missing)}.")

@@ -1,0 +1,52 @@
+# `make` on a fresh checkout needs Python 3.11 and pip; everything else is installed into .venv.
+PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+MODEL ?= doge-tiny
+
+.DEFAULT_GOAL := help
+.PHONY: help setup export test lint format bench fixtures clean
+
+help: ## Show these targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+		printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+# Installed again only when pyproject.toml changes. The stamp comes last, so a broken install is repeated.
+$(STAMP): pyproject.toml
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[export,dev]'
+	touch $@
+
+setup: $(STAMP) ## Create .venv and install everything into it
+
+export: $(STAMP) ## Export the trained fixture, validate it and let it write a few words
+	mkdir -p out
+	$(BIN)/doge-export export -m $(MODEL) -o out/$(MODEL) --force
+	$(BIN)/doge-export validate out/$(MODEL) --reference $(MODEL)
+	$(BIN)/doge-export generate out/$(MODEL) -p "My fellow citizens" --max-new-tokens 60 --seed 1
+
+test: lint ## Lint, check types and layers, and run the tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## Ruff, mypy and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## Measure what an export costs
+	$(BIN)/python scripts/bench_export.py
+
+fixtures: $(STAMP) ## Fetch the corpus and train the fixtures again (hours on two cores)
+	$(BIN)/python scripts/fetch_corpus.py --slice models/heldout.txt
+	$(BIN)/python scripts/train_tokenizer.py --out build/tokenizer
+	$(BIN)/python scripts/train_fixture.py --tokenizer build/tokenizer --out models/doge-tiny
+	$(BIN)/python scripts/train_fixture.py --moe-from models/doge-tiny --out models/doge-tiny-moe --work build/train-moe
+
+clean: ## Remove what was built; .venv stays
+	rm -rf build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find doge_export scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,215 @@
+"""What every command shares: the error boundary, logging and progress on stderr, JSON for machines."""
+
+__all__ = ["Advance", "guarded", "logging_on_stderr", "progress", "to_json", "write_json"]
+
+import contextlib
+import errno
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import click
+
+from doge_export.errors import DogeExportError
+
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141  # what a shell shows for a process that SIGPIPE ended
+_BUG = 70  # EX_SOFTWARE
+_OUT_OF_MEMORY = "Out of memory. A smaller model, --max-length or --dtype needs less."
+
+
+def guarded(call: Callable[[], None], *, verbose: Callable[[], bool] = lambda: False) -> int:
+    """Run `call` and turn whatever it raises into one sentence on stderr and an exit code.
+
+    A user's mistake never shows a traceback; a bug of ours does where DOGE_EXPORT_DEBUG=1 or `verbose`, asked
+    when it happens, says so.
+    """
+    try:
+        with _terminated_like_interrupted():
+            call()
+            sys.stdout.flush()  # so that a reader gone away is noticed here, not at the interpreter's exit
+    except DogeExportError as error:
+        return _fail(str(error), error.exit_code)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        if isinstance(error, click.UsageError):
+            error.show(sys.stderr)
+            return 2
+        return _fail(error.format_message(), 2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted, nothing written", err=True)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The flush at exit would fail once more; let it go nowhere.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except MemoryError:
+        return _fail(_OUT_OF_MEMORY, 2)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _fail("No space is left on the device. Nothing was written.", 2)
+        if error.filename is not None:  # a file or folder that the user named, in nearly every case
+            _trace(error, verbose())
+            return _fail(f"{error.filename}: {error.strerror}.", 2)
+        return _bug(error, verbose())
+    except Exception as error:  # the boundary: nothing may pass it as a bare traceback
+        if "can't allocate memory" in str(error):  # torch raises RuntimeError for it
+            return _fail(_OUT_OF_MEMORY, 2)
+        return _bug(error, verbose())
+    return 0
+
+
+def _fail(sentence: str, code: int) -> int:
+    click.echo(f"error: {sentence}", err=True)
+    return code
+
+
+def _bug(error: Exception, verbose: bool) -> int:
+    _trace(error, verbose)
+    summary = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+    return _fail(
+        f"internal error, this is a bug: {summary} (DOGE_EXPORT_DEBUG=1 shows where it comes from)", _BUG
+    )
+
+
+def _trace(error: Exception, verbose: bool) -> None:
+    if verbose or os.environ.get("DOGE_EXPORT_DEBUG") == "1":
+        traceback.print_exception(error, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Generator[None]:
+    """Let SIGTERM unwind the stack like Ctrl-C does, so that half-written folders are removed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: the caller has its own plan for signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _OursOrGrave(logging.Filter):
+    """Pass our own records; of other libraries only what is at least `level`."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self.level = level
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.name.partition(".")[0] == "doge_export" or record.levelno >= self.level
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+
+
+@contextlib.contextmanager
+def logging_on_stderr(*, verbose: bool = False, quiet: bool = False) -> Generator[None]:
+    """Show log records on stderr while a command runs.
+
+    Python warnings become records of the logger `py.warnings`, which only -v shows: what torch and
+    onnxscript warn about during an export is not for the user.
+    """
+    root, ours = logging.getLogger(), logging.getLogger("doge_export")
+    level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain())
+    handler.addFilter(_OursOrGrave(logging.WARNING if verbose else logging.ERROR))
+    before = ours.level
+    root.addHandler(handler)
+    ours.setLevel(level)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        ours.setLevel(before)
+        root.removeHandler(handler)
+
+
+class Advance(Protocol):
+    """What `progress` yields: move the bar, and change its text where one is given."""
+
+    def __call__(self, steps: int = 1, description: str | None = None) -> None: ...
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int | None = None) -> Generator[Advance]:
+    """A progress bar on stderr; nothing at all where stderr is no terminal, under CI, or with -q."""
+    quiet = logging.getLogger("doge_export").getEffectiveLevel() > logging.WARNING
+    if quiet or os.environ.get("CI") or not sys.stderr.isatty():
+        yield lambda steps=1, description=None: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(description, total=total)
+
+        def advance(steps: int = 1, description: str | None = None) -> None:
+            if description is not None:
+                bars.update(task, description=description)
+            bars.advance(task, steps)
+
+        yield advance
+
+
+def to_json(data: Any) -> str:
+    """`data` as JSON that every parser accepts: numbers that JSON lacks become null."""
+    return json.dumps(_plain(data), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, str | bool | int | None):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Sequence | set | frozenset):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy's scalars and arrays, without importing numpy
+        return _plain(value.tolist())
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def write_json(data: Any, target: str | Path) -> None:
+    """Write `data` to stdout where `target` is "-", else to that file, whole or not at all.
+
+    Raises:
+        DogeExportError: the file cannot be written.
+    """
+    text = to_json(data) + "\n"
+    if str(target) == "-":
+        click.echo(text, nl=False)
+        return
+    path = Path(target)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise DogeExportError(f"{path} cannot be written: {error.strerror}.") from error
+    finally:
+        part.unlink(missing_ok=True)

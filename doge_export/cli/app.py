@@ -1,0 +1,79 @@
+"""The command group: a table of commands, each loaded when it is called, and the boundary for errors."""
+
+__all__ = ["COMMANDS", "run"]
+
+import difflib
+import importlib
+from typing import Any
+
+import click
+
+from doge_export.cli import _shared
+
+#: Command -> the module that has it as `command`. A new command is a new module and a row here.
+COMMANDS = {
+    "init": "doge_export.cli.init",
+    "export": "doge_export.cli.export",
+    "validate": "doge_export.cli.validate",
+    "inspect": "doge_export.cli.inspect",
+    "generate": "doge_export.cli.generate",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        command = importlib.import_module(module).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], COMMANDS, n=2)
+            hint = f" Did you mean {' or '.join(close)}?" if close else f" There are {', '.join(COMMANDS)}."
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+
+def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from doge_export import __version__
+
+        click.echo(f"doge-export {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_LazyGroup,
+    epilog="Exit codes: 0 clean, 1 a finding (parity or quality missed), 2 wrong input.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version,
+              help="Show the version and exit.")  # fmt: skip
+@click.option("-v", "--verbose", is_flag=True, help="Log more, and show tracebacks of bugs.")
+@click.option("-q", "--quiet", is_flag=True, help="Log errors only, and draw no progress.")
+@click.pass_context
+def group(ctx: click.Context, verbose: bool, quiet: bool) -> None:
+    """Export Doge models to ONNX with numbers that match the reference."""
+    if verbose and quiet:
+        raise click.UsageError("-v and -q exclude each other.")
+    ctx.with_resource(_shared.logging_on_stderr(verbose=verbose, quiet=quiet))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line inside the error boundary and return the exit code."""
+    given: dict[str, Any] = {}
+
+    def call() -> None:
+        with group.make_context("doge-export", arguments) as ctx:
+            given.update(ctx.params)
+            group.invoke(ctx)
+
+    return _shared.guarded(call, verbose=lambda: bool(given.get("verbose")))

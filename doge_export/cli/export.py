@@ -1,0 +1,113 @@
+"""`doge-export export`: checkpoint -> bundle."""
+
+__all__ = ["command"]
+
+from pathlib import Path
+
+import click
+
+from doge_export.cli._shared import progress, write_json
+
+
+@click.command("export")
+@click.option(
+    "-m", "--model", required=True, help="A checkpoint folder, a fixture's or preset's name, or a hub id."
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle folder to write."
+)
+@click.option("--target", metavar="ort-cpu|onnx", help="Where the bundle is to run.  [default: ort-cpu]")
+@click.option(
+    "--dtype",
+    metavar="float32|float16|bfloat16",
+    help="Of weights, arithmetic and cache.  [default: float32]",
+)
+@click.option("--kv-cache", metavar="growing|static", help="[default: growing]")
+@click.option("--routing", metavar="reference|per-token",
+              help="How experts are routed; per-token does not mix tokens as the reference does.  "
+              "[default: reference]")  # fmt: skip
+@click.option("--max-length", type=int, help="Slots of a static cache.  [default: max_position_embeddings]")
+@click.option(
+    "--recipe", type=click.Path(path_type=Path), help="A TOML file with these options; flags win over it."
+)
+@click.option("--no-validate", is_flag=True, help="Do not compare with the reference afterwards.")
+@click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, write nothing.")
+@click.option("--force", is_flag=True, help="Replace the output folder if it exists.")
+@click.option("--json", "json_to", metavar="FILE|-", help="Write a summary as JSON.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    model: str,
+    output: Path,
+    target: str | None,
+    dtype: str | None,
+    kv_cache: str | None,
+    routing: str | None,
+    max_length: int | None,
+    recipe: Path | None,
+    no_validate: bool,
+    dry_run: bool,
+    force: bool,
+    json_to: str | None,
+) -> None:
+    """Turn a checkpoint into an ONNX bundle, exact against the reference.
+
+    \b
+    doge-export export -m doge-tiny -o out/doge-tiny
+    doge-export export -m path/to/Doge-20M -o out/doge-20m --dtype float16
+    doge-export export -m path/to/Doge-20M-MoE -o out/moe --routing per-token --kv-cache static
+    """
+    from doge_export.bundle import check_output
+    from doge_export.pipeline import export_model, plan_export
+    from doge_export.recipe import ExportOptions
+    from doge_export.render import report_lines
+
+    options = ExportOptions.resolve(
+        recipe, target=target, dtype=dtype, kv_cache=kv_cache, routing=routing, max_length=max_length
+    )
+    check_output(output, force)
+    plan = plan_export(model, options)
+    if dry_run:
+        _say_plan(plan, output, json_to)
+        return
+    with progress("Exporting", total=plan["bytes"]) as advance:
+        exported = export_model(
+            model,
+            output,
+            options,
+            validate=not no_validate,
+            force=force,
+            progress=lambda steps, stage: advance(steps, f"Exporting: {stage}"),
+        )
+    report = exported.report
+    if json_to is not None:
+        summary = {**plan, "output": str(output), "validation": report.to_dict() if report else None}
+        write_json(summary, json_to)
+    if json_to != "-":
+        click.echo(
+            f"{output}: {plan['parameters'] / 1e6:.2f} M parameters, {options.dtype}, "
+            f"{options.kv_cache} cache"
+        )
+        for line in report_lines(report) if report else [_unvalidated(options.dtype, no_validate)]:
+            click.echo(line)
+    if report is not None and not report.passed:
+        ctx.exit(1)
+
+
+def _unvalidated(dtype: str, asked: bool) -> str:
+    if asked:
+        return "not validated"
+    return f"not validated: onnxruntime's CPU provider cannot compute in {dtype}"
+
+
+def _say_plan(plan: dict[str, object], output: Path, json_to: str | None) -> None:
+    if json_to is not None:
+        write_json({**plan, "output": str(output), "dry_run": True}, json_to)
+    if json_to != "-":
+        options = plan["options"]
+        assert isinstance(options, dict)
+        size = plan["bytes"]
+        assert isinstance(size, int)
+        click.echo(f"would write {output}: about {size / 1e6:.1f} MB, opset {plan['opset']}")
+        for name, value in options.items():
+            click.echo(f"  {name} = {value}")

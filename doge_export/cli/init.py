@@ -1,0 +1,103 @@
+"""`doge-export init`: a random checkpoint of a published or changed shape."""
+
+__all__ = ["command"]
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from doge_export.cli._shared import progress, write_json
+
+
+def _show_list(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        _print_table()
+        ctx.exit()
+
+
+@click.command("init")
+@click.argument("preset")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The folder to write.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="Change the configuration; the value is JSON. Repeatable.")  # fmt: skip
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
+              show_default=True)  # fmt: skip
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="Copy the tokenizer of this folder.")
+@click.option("--force", is_flag=True, help="Replace the folder if it exists.")
+@click.option("--json", "json_to", metavar="FILE|-", help="Write a summary as JSON.")
+@click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_show_list,
+              help="Show the presets and exit.")  # fmt: skip
+def command(
+    preset: str,
+    output: Path | None,
+    seed: int,
+    settings: tuple[str, ...],
+    dtype: str,
+    tokenizer: Path | None,
+    force: bool,
+    json_to: str | None,
+) -> None:
+    """Write a random checkpoint in transformers' format, A randomised.
+
+    PRESET is a published size such as Doge-20M; `init list` shows them all.
+
+    \b
+    doge-export init Doge-20M -o out/random
+    doge-export init Doge-20M -o out/small --set num_hidden_layers=2 --set keep_window_size=128
+    doge-export init Doge-60M -o out/plain --set rope_parameters.rope_type=default
+    """
+    from doge_export import presets
+    from doge_export.config import DogeConfig
+    from doge_export.init import apply_settings, init
+    from doge_export.shapes import parameter_count
+
+    if preset == "list":
+        _print_table()
+        return
+    if output is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
+    config = DogeConfig.from_dict(apply_settings(presets.config_dict(preset), settings))
+    with progress(f"Drawing {preset}", total=parameter_count(config)) as advance:
+        summary = init(
+            preset,
+            output,
+            seed=seed,
+            settings=settings,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            force=force,
+            advance=advance,
+        )
+    if json_to is not None:
+        write_json(summary, json_to)
+    if json_to != "-":
+        click.echo(
+            f"{output}: {summary['preset']}, {summary['parameters'] / 1e6:.2f} M random parameters, {dtype}"
+        )
+
+
+def _print_table() -> None:
+    from doge_export import presets
+    from doge_export.shapes import parameter_count
+
+    rows: list[tuple[Any, ...]] = [("preset", "parameters", "vocab", "hidden", "layers", "heads", "experts")]
+    for name in presets.names():
+        config = presets.load(name)
+        rows.append(
+            (
+                name,
+                f"{parameter_count(config) / 1e6:.2f} M",
+                config.vocab_size,
+                config.hidden_size,
+                config.num_hidden_layers,
+                f"{config.num_attention_heads}/{config.num_key_value_heads}",
+                f"{config.num_experts}/{config.num_experts_per_tok}" if config.is_moe else "-",
+            )
+        )
+    widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        first, *others = (str(cell) for cell in row)
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        click.echo("  ".join([first.ljust(widths[0]), *cells]).rstrip())

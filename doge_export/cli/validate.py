@@ -1,0 +1,54 @@
+"""`doge-export validate`: a bundle against its checkpoint."""
+
+__all__ = ["command"]
+
+from pathlib import Path
+
+import click
+
+from doge_export.cli._shared import progress, write_json
+
+
+@click.command("validate")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--reference", required=True, help="The checkpoint: a folder, a fixture's name, or a hub id.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random tokens."
+)
+@click.option(
+    "--tolerance", type=float, help="Largest absolute difference of float32 logits.  [default: 1e-4]"
+)
+@click.option("--json", "json_to", metavar="FILE|-", help="Write the report as JSON.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    bundle: Path,
+    reference: str,
+    seed: int,
+    tolerance: float | None,
+    json_to: str | None,
+) -> None:
+    """Compare BUNDLE with transformers on the same schedules of calls. Exit code 1 on a miss.
+
+    \b
+    doge-export validate out/doge-tiny --reference doge-tiny
+    doge-export validate out/doge-20m --reference path/to/Doge-20M --json report.json
+    """
+    from doge_export.pipeline import validate_bundle
+    from doge_export.render import report_lines
+
+    with progress("Validating") as advance:
+        report = validate_bundle(
+            bundle,
+            reference,
+            seed=seed,
+            tolerance=tolerance,
+            progress=lambda steps, name: advance(steps, f"Validating: {name}"),
+        )
+    if json_to is not None:
+        write_json(report.to_dict(), json_to)
+    if json_to != "-":
+        for line in report_lines(report, every=True):
+            click.echo(line)
+    if not report.passed:
+        ctx.exit(1)

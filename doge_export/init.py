@@ -1,0 +1,237 @@
+"""A random checkpoint of a preset's shape, or of a changed one, in transformers' format, made without torch.
+
+`A` is drawn from a standard normal distribution: at zero, as a fresh model has it, every key of the dynamic
+mask ties and nothing about the mask can be tested. Norms and residual weights lie near one, but not at it,
+so that a forgotten or swapped one shows in the numbers. Every tensor has its own generator, seeded by the
+seed and the tensor's name: a changed shape leaves the other tensors as they were.
+"""
+
+__all__ = ["DTYPES", "apply_settings", "init", "write_checkpoint"]
+
+import difflib
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from doge_export.bundle import new_folder
+from doge_export.config import DogeConfig
+from doge_export.errors import DogeExportError
+from doge_export.presets import config_dict, find
+from doge_export.shapes import parameter_count, tensor_shapes
+from doge_export.tokenizer import Tokenizer, copy_tokenizer_files
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+_SPREAD_OF_NORMS = 0.1
+_FIXED = {"architectures", "model_type", "dtype"}  # --dtype sets the last one
+_NUMBERS = ("initializer_range", "attention_dropout", "hidden_dropout", "router_aux_loss_coef")
+_SWITCHES = ("use_cache", "output_router_logits")
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_ROPE_KEYS = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor", "original_max_position_embeddings"),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    ),
+    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    "longrope": (
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "short_factor",
+        "long_factor",
+    ),
+}
+_ROPE_SETTABLE = sorted({"rope_type", "rope_theta"}.union(*_ROPE_KEYS.values()))
+
+
+def apply_settings(raw: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """A copy of a preset's config.json with every `key=value` of `settings` put in; values are JSON.
+
+    A changed `rope_parameters.rope_type` drops the keys that the new type does not know.
+
+    Raises:
+        DogeExportError: a setting without `=`, or a key that a Doge model does not have.
+    """
+    changed: dict[str, Any] = json.loads(json.dumps(raw))
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise DogeExportError(f"--set {setting!r} is not of the form key=value.")
+        known = _settable(raw)
+        if key not in known:
+            close = [name for name in known if name.endswith(f".{key}")]
+            close = close or difflib.get_close_matches(key, known, n=3)
+            raise DogeExportError(
+                f"A Doge configuration has no key {key!r} to set.",
+                f"Did you mean {' or '.join(close)}?" if close else f"There are {', '.join(known)}.",
+            )
+        outer, _, inner = key.rpartition(".")
+        (changed[outer] if outer else changed)[inner] = _value(text)
+    rope = changed["rope_parameters"]
+    kind = rope.get("rope_type")
+    if kind != raw["rope_parameters"]["rope_type"] and kind in _ROPE_KEYS:
+        asked = {setting.partition("=")[0].rpartition(".")[2] for setting in settings}
+        allowed = {"rope_type", "rope_theta", *_ROPE_KEYS[kind], *asked}
+        changed["rope_parameters"] = {key: value for key, value in rope.items() if key in allowed}
+    _check(changed)
+    return changed
+
+
+def init(
+    preset: str,
+    output: Path,
+    *,
+    seed: int = 0,
+    settings: Sequence[str] = (),
+    dtype: str = "float32",
+    tokenizer: Path | None = None,
+    force: bool = False,
+    advance: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Write a random checkpoint of `preset` with `settings` to the folder `output`, whole or not at all.
+
+    `advance` is called with the number of parameters after each tensor. The answer sums up what was written.
+
+    Raises:
+        DogeExportError: an unknown preset or key, a shape that no Doge model can have, a folder in the way,
+            a tokenizer that does not fit, or too little room.
+    """
+    raw = apply_settings(config_dict(preset), settings)
+    config = DogeConfig.from_dict(raw)
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, config)
+    with new_folder(output, force) as folder:
+        write_checkpoint(raw, folder, seed=seed, dtype=dtype, advance=advance)
+        if tokenizer is not None:
+            copy_tokenizer_files(tokenizer, folder)
+    return {
+        "preset": find(preset),
+        "output": str(output),
+        "seed": seed,
+        "dtype": dtype,
+        "parameters": parameter_count(config),
+        "tensors": len(tensor_shapes(config)),
+        "bytes": sum(path.stat().st_size for path in output.iterdir()),
+    }
+
+
+def write_checkpoint(
+    raw: Mapping[str, Any],
+    folder: Path,
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    advance: Callable[[int], None] | None = None,
+) -> None:
+    """Write config.json, generation_config.json and model.safetensors of a random model into `folder`.
+
+    Raises:
+        DogeExportError: `raw` is not a supported configuration, `seed` is negative, `dtype` is not one of
+            `DTYPES`, or the disk is too full.
+    """
+    from safetensors.numpy import save_file
+
+    config = DogeConfig.from_dict(dict(raw))
+    if seed < 0:
+        raise DogeExportError(f"The seed {seed} is negative.")
+    if dtype not in DTYPES:
+        raise DogeExportError(f"{dtype!r} is not a dtype.", f"There are {', '.join(DTYPES)}.")
+    needed, free = parameter_count(config) * DTYPES[dtype], shutil.disk_usage(folder).free
+    if needed > free:
+        raise DogeExportError(
+            f"The checkpoint needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on the disk."
+        )
+    spread = float(raw.get("initializer_range", 0.02))
+    tensors: dict[str, np.ndarray[Any, Any]] = {}
+    for name, shape in tensor_shapes(config).items():
+        tensors[name] = _tensor(name, shape, seed, spread, dtype)
+        if advance is not None:
+            advance(math.prod(shape))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_json(folder / "config.json", {**raw, "dtype": dtype})
+    # The library makes its file readable by its owner only.
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
+    generation = {key: raw[key] for key in _TOKEN_IDS if raw.get(key) is not None}
+    generation |= {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.0}
+    _write_json(folder / "generation_config.json", generation)
+
+
+def _tensor(
+    name: str, shape: tuple[int, ...], seed: int, spread: float, dtype: str
+) -> "np.ndarray[Any, Any]":
+    import ml_dtypes
+    import numpy as np
+
+    digest = hashlib.sha256(name.encode()).digest()
+    generator = np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])
+    values = generator.standard_normal(shape, dtype=np.float32)
+    if name.endswith("norm.weight") or name.endswith("_residual"):
+        values *= _SPREAD_OF_NORMS
+        values += 1
+    elif not name.endswith(".A"):
+        values *= np.float32(spread)
+    target = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    return values.astype(target, copy=False)
+
+
+def _settable(raw: Mapping[str, Any]) -> list[str]:
+    top = (set(raw) | {"head_dim"}) - _FIXED - {"rope_parameters"}
+    return sorted(top) + [f"rope_parameters.{key}" for key in _ROPE_SETTABLE]
+
+
+def _value(text: str) -> Any:
+    """JSON where it is JSON, else the text itself, so that a word needs no quotes."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _check(raw: Mapping[str, Any]) -> None:
+    """What DogeConfig does not look at, because no graph depends on it."""
+    for key in _NUMBERS:
+        value = raw.get(key, 0)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value < 0:
+            raise DogeExportError(f"{key} is {value!r}, not a number of at least 0.")
+    for key in _SWITCHES:
+        if not isinstance(raw.get(key, False), bool):
+            raise DogeExportError(f"{key} is {raw[key]!r}, not true or false.")
+    vocabulary = DogeConfig.from_dict(dict(raw)).vocab_size
+    for key in _TOKEN_IDS:
+        ids = raw.get(key)
+        for token in ids if isinstance(ids, list) else [] if ids is None else [ids]:
+            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocabulary:
+                raise DogeExportError(
+                    f"{key} is {ids!r}, which is not in the vocabulary of {vocabulary}.",
+                    f"Set it too: --set {key}=ID.",
+                )
+
+
+def _check_tokenizer(folder: Path, config: DogeConfig) -> None:
+    size = Tokenizer.load(folder).vocab_size
+    if size > config.vocab_size:
+        raise DogeExportError(
+            f"The tokenizer has {size} entries, more than the model's vocab_size of {config.vocab_size}.",
+            f"Add --set vocab_size={size}.",
+        )
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,66 @@
+"""The tensors of a Doge checkpoint: their names and shapes as transformers stores them."""
+
+__all__ = ["parameter_count", "tensor_shapes"]
+
+import math
+from collections.abc import Iterator
+
+from doge_export.config import DogeConfig
+
+
+def tensor_shapes(config: DogeConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor a checkpoint with this configuration holds, in the model's order.
+
+    Tied embeddings are one tensor: there is no `lm_head.weight` then.
+    """
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config.vocab_size, config.hidden_size)
+    }
+    for layer in range(config.num_hidden_layers):
+        shapes.update((f"model.layers.{layer}.{name}", shape) for name, shape in _layer(config))
+    shapes["model.norm.weight"] = (config.hidden_size,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
+    return shapes
+
+
+def parameter_count(config: DogeConfig) -> int:
+    """How many numbers the checkpoint holds; tied embeddings count once."""
+    return sum(math.prod(shape) for shape in tensor_shapes(config).values())
+
+
+def _layer(config: DogeConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, ffn = config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * config.head_dim
+    values = config.num_key_value_heads * config.head_dim
+    yield "input_layernorm.weight", (hidden,)
+    yield "input_residual", (hidden,)
+    for name, outputs, inputs in (
+        ("q_proj", queries, hidden),
+        ("k_proj", values, hidden),
+        ("v_proj", values, hidden),
+        ("dt_proj", config.num_key_value_heads, values),
+        ("o_proj", hidden, queries),
+    ):
+        yield from _linear(f"self_attn.{name}", outputs, inputs, config.attention_bias)
+    yield "self_attn.A", (config.num_key_value_heads,)
+    yield "self_attn.q_norm.weight", (config.head_dim,)
+    yield "self_attn.k_norm.weight", (config.head_dim,)
+    yield "post_attention_layernorm.weight", (hidden,)
+    yield "post_attention_residual", (hidden,)
+    for name, outputs, inputs in (
+        ("gate_proj", ffn, hidden),
+        ("up_proj", ffn, hidden),
+        ("down_proj", hidden, ffn),
+    ):
+        yield from _linear(f"mlp.{name}", outputs, inputs, config.mlp_bias)
+    if config.is_moe:
+        yield from _linear("mlp.router_gate", 2 * config.num_keys, hidden, bias=False)
+        yield "mlp.down_embed.weight", (config.num_experts, hidden)
+        yield "mlp.up_embed.weight", (config.num_experts, hidden)
+
+
+def _linear(name: str, outputs: int, inputs: int, bias: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", (outputs, inputs)
+    if bias:
+        yield f"{name}.bias", (outputs,)

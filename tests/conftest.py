@@ -1,0 +1,77 @@
+"""Random checkpoints made with transformers, and their exports: real parts, as small as they can be."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 257,
+    "hidden_size": 64,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "keep_window_size": 12,
+    "max_position_embeddings": 24,
+    "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
+    "tie_word_embeddings": True,
+    "num_experts": 64,
+    "num_experts_per_tok": 3,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+
+
+def write_checkpoint(folder: Path, seed: int = 0, dtype: str = "float32", **changes: Any) -> Path:
+    """A random Doge of transformers with `changes` to SMALL, every parameter randomised, A included.
+
+    A stays within 0.5, so that exp(A * softplus(dt)) does not blow rounding up to visible size.
+    """
+    import torch
+    from transformers import DogeConfig, DogeForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    config = DogeConfig(**{**SMALL, **changes})
+    torch.manual_seed(seed)
+    model = DogeForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".A"):
+                parameter.uniform_(-0.5, 0.5)
+            elif parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            else:
+                parameter.normal_(0, 0.15)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Any]]:
+    """export(options..., **config changes) -> (checkpoint folder, Bundle); each made once a session."""
+    from doge_export.pipeline import export_model
+    from doge_export.recipe import ExportOptions
+
+    made: dict[str, tuple[Path, Any]] = {}
+
+    def export(options: dict[str, Any] | None = None, seed: int = 0, **changes: Any) -> tuple[Path, Any]:
+        key = repr((sorted((options or {}).items()), seed, sorted(changes.items())))
+        if key not in made:
+            root = tmp_path_factory.mktemp("exported")
+            checkpoint = write_checkpoint(root / "checkpoint", seed, **changes)
+            resolved = ExportOptions.resolve(**(options or {}))
+            bundle = export_model(str(checkpoint), root / "bundle", resolved, validate=False).bundle
+            made[key] = (checkpoint, bundle)
+        return made[key]
+
+    return export

@@ -1,0 +1,61 @@
+"""The names the package promises, and that they cost nothing until used."""
+
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import doge_export
+
+NAMES = [
+    "Bundle",
+    "DogeConfig",
+    "DogeExportError",
+    "ParityError",
+    "Session",
+    "__version__",
+    "export_model",
+    "generate",
+    "plugin_library",
+    "validate_bundle",
+]
+
+
+def test_the_list() -> None:
+    assert sorted(doge_export.__all__) == NAMES
+    assert dir(doge_export) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_is_there(name: str) -> None:
+    value = getattr(doge_export, name)
+    assert isinstance(value, str) or callable(value)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'exprt_model'"):
+        doge_export.exprt_model  # noqa: B018
+
+
+def test_the_version_has_one_home() -> None:
+    assert version("doge-export") == doge_export.__version__
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert "version" not in project
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, doge_export; doge_export.DogeConfig; "
+        "print([m for m in ('torch', 'transformers', 'onnx', 'onnxruntime', 'numpy', 'click', 'rich') "
+        "if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_there_is_no_native_library_yet() -> None:
+    with pytest.raises(doge_export.DogeExportError, match="not built in this version"):
+        doge_export.plugin_library()
