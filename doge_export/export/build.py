@@ -46,8 +46,8 @@ def build_graph(
         float64=target.float64,
     )
     exported = export_graph(model, options.opset, max_length)
+    pretranspose(exported)  # before folding, which would take small weights for constants
     simplify(exported)
-    pretranspose(exported)
     attach_bodies(exported, options)
     return GraphFile(exported, options)
 

@@ -1,6 +1,6 @@
 """The judge: transformers' `DogeForCausalLM`, eager, float32, with its arbitrary choices pinned.
 
-Two things in the reference are not of its mathematics but of its libraries, and both decide between
+Three things in the reference are not of its mathematics but of its libraries, and each decides between
 tied keys (any repeated token ties in layer 0):
 
 - torch.topk leaves the order among ties open. It is replaced by a stable one, the lower position first.
@@ -8,6 +8,8 @@ tied keys (any repeated token ties in layer 0):
   the rows left over: the same token gets values that differ in the last bit between a prefill and a
   decode step, and even within one call. Linear layers are therefore given a multiple of 16 rows, which
   makes every row's result independent of the others (tests/validate/test_reference.py).
+- torch's softplus rounds differently in the last elements of a tensor, those that fill no vector. It is
+  given a multiple of 64 elements.
 """
 
 import contextlib
@@ -27,10 +29,10 @@ from doge_export.model.load import DTYPES
 from doge_export.ops.topk import stable_topk
 from doge_export.validate.schedules import Schedule, Tokens
 
-__all__ = ["Reference", "Run", "Ties", "even_rows", "pinned"]
+__all__ = ["Reference", "Run", "Ties", "even_lanes", "even_rows", "pinned"]
 
-_ROWS = 16
-_linear = torch.nn.functional.linear
+_ROWS, _LANES = 16, 64
+_linear, _softplus = torch.nn.functional.linear, torch.nn.functional.softplus
 
 
 @dataclass
@@ -73,6 +75,13 @@ def even_rows(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return _linear(flat, weight, bias)[:count].reshape(*input.shape[:-1], -1)
 
 
+def even_lanes(input: torch.Tensor) -> torch.Tensor:
+    """torch's softplus, given a multiple of 64 elements."""
+    flat = input.reshape(-1)
+    padded = torch.cat((flat, flat.new_zeros(-len(flat) % _LANES)))
+    return _softplus(padded)[: len(flat)].reshape(input.shape)
+
+
 def _topk(values: torch.Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
     if not largest:
         raise NotImplementedError("the reference asks for the largest only")
@@ -81,15 +90,17 @@ def _topk(values: torch.Tensor, k: int, dim: int = -1, largest: bool = True, sor
 
 @contextlib.contextmanager
 def pinned() -> Generator[None]:
-    """While this lasts, torch breaks ties by position and linear layers do not depend on their rows."""
+    """While this lasts, equal keys have equal weights, and torch takes the one at the lower position."""
     function, method = torch.topk, torch.Tensor.topk
     torch.topk, torch.Tensor.topk = _topk, _topk  # type: ignore[assignment]
     torch.nn.functional.linear = even_rows
+    torch.nn.functional.softplus = even_lanes
     try:
         yield
     finally:
         torch.topk, torch.Tensor.topk = function, method  # type: ignore[method-assign]
         torch.nn.functional.linear = _linear
+        torch.nn.functional.softplus = _softplus
 
 
 class Reference:

@@ -1,0 +1,232 @@
+"""The main job: checkpoint -> bundle, and the comparison of the two."""
+
+import contextlib
+import importlib.metadata
+import tempfile
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from doge_export import presets
+from doge_export.bundle import Bundle, new_folder, write_manifest
+from doge_export.checkpoint import Checkpoint
+from doge_export.errors import DogeExportError
+from doge_export.init import write_checkpoint
+from doge_export.recipe import RECIPE, ExportOptions
+from doge_export.shapes import parameter_count
+from doge_export.tokenizer import copy_tokenizer_files
+
+if TYPE_CHECKING:
+    from doge_export.export import GraphFile
+    from doge_export.model import DogeForExport
+    from doge_export.validate import Report
+
+__all__ = ["Exported", "export_model", "plan_export", "validate_bundle"]
+
+Progress = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written bundle, and its quick validation where there was one."""
+
+    bundle: Bundle
+    report: "Report | None"
+
+
+def plan_export(model: str, options: ExportOptions) -> dict[str, Any]:
+    """What `export_model` would do, after checking everything that can be checked without the work.
+
+    Raises:
+        DogeExportError: as `export_model` would.
+    """
+    if _is_preset(model):
+        config = presets.load(model)
+    else:
+        config = Checkpoint.open(presets.resolve_model(model)).config
+    width = {"float32": 4}.get(options.dtype, 2)
+    return {
+        "model": model,
+        "parameters": parameter_count(config),
+        "bytes": parameter_count(config) * width,
+        "options": _resolved(options, config.max_position_embeddings),
+        "opset": options.opset,
+    }
+
+
+def export_model(
+    model: str,
+    output: Path | str,
+    options: ExportOptions | None = None,
+    *,
+    validate: bool = True,
+    force: bool = False,
+    progress: Progress = lambda steps, stage: None,
+) -> Exported:
+    """Export `model` (a folder, a fixture's or preset's name, a hub id) to the bundle folder `output`.
+
+    With `validate` the finished graph is compared with the reference before `output` appears; the
+    bundle is written even if it misses, and the report says so. `progress` gets bytes of weights
+    written and the name of the stage.
+
+    Raises:
+        DogeExportError: the checkpoint is damaged or not supported, an option does not fit it, or
+            `output` is in the way or cannot be written. Nothing is left behind then.
+    """
+    options = options or ExportOptions.resolve()
+    _need_torch()
+    from doge_export.export import build_graph, save_graph
+    from doge_export.model import load_model
+
+    with new_folder(Path(output), force) as folder, _checkpoint_folder(model) as source:
+        progress(0, "reading the checkpoint")
+        checkpoint = Checkpoint.open(source)
+        resolved = _resolved(options, checkpoint.config.max_position_embeddings)
+        torch_model = load_model(checkpoint, options.dtype, options.routing, options.kv_cache)
+        progress(0, "building the graph")
+        graph = build_graph(
+            torch_model, options.target_data, options.dtype, options.routing, resolved["max_length"]
+        )
+        progress(0, "writing the weights")
+        save_graph(graph, folder, lambda written: progress(written, "writing the weights"))
+        _write_sidecars(checkpoint, folder)
+        options.write(folder / RECIPE)
+        progress(0, "hashing")
+        write_manifest(folder, **_manifest(torch_model, graph, resolved, options.opset))
+        report = None
+        if validate and options.dtype != "bfloat16":
+            from doge_export.validate import validate as compare
+
+            report = compare(
+                Bundle.open(folder),
+                source,
+                quick=True,
+                advance=lambda steps, name: progress(0, f"validated: {name}"),
+            )
+    return Exported(Bundle.open(output), report)
+
+
+def validate_bundle(
+    bundle: Path | str,
+    reference: str,
+    *,
+    seed: int = 0,
+    tolerance: float | None = None,
+    progress: Progress = lambda steps, stage: None,
+) -> "Report":
+    """Compare a bundle with its checkpoint (a folder, a fixture's name or a hub id) in full.
+
+    Raises:
+        DogeExportError: the bundle is damaged or was made from another model.
+    """
+    opened = Bundle.open(bundle)
+    _need_torch()
+    from doge_export.validate import validate as compare
+
+    folder = presets.resolve_model(reference)
+    return compare(opened, folder, seed=seed, tolerance=tolerance, advance=progress)
+
+
+@contextlib.contextmanager
+def _checkpoint_folder(model: str) -> Generator[Path]:
+    """The folder that a model's name means; a preset's is drawn at random for as long as this lasts."""
+    if not _is_preset(model):
+        yield presets.resolve_model(model)
+        return
+    with tempfile.TemporaryDirectory(prefix="doge-export-") as name:
+        write_checkpoint(presets.config_dict(model), Path(name), seed=0, dtype="float32")
+        yield Path(name)
+
+
+def _is_preset(model: str) -> bool:
+    return not Path(model).expanduser().is_dir() and presets.is_preset(model)
+
+
+def _need_torch() -> None:
+    for package in ("torch", "transformers", "onnxscript"):
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            raise DogeExportError(
+                f"Exporting and validating need {package}, which is not installed.",
+                "pip install 'doge-export[export]'",
+            ) from None
+
+
+def _resolved(options: ExportOptions, model_length: int) -> dict[str, Any]:
+    resolved = options.to_dict()
+    if options.kv_cache == "static" and options.max_length is None:
+        resolved["max_length"] = model_length
+    return resolved
+
+
+def _write_sidecars(checkpoint: Checkpoint, folder: Path) -> None:
+    """config.json as it was, generation_config.json or one made of the config, the tokenizer if any."""
+    import json
+    import shutil
+
+    config = checkpoint.config
+    shutil.copyfile(checkpoint.folder / "config.json", folder / "config.json")
+    generation = checkpoint.folder / "generation_config.json"
+    if generation.is_file():
+        shutil.copyfile(generation, folder / generation.name)
+    else:
+        ids = {
+            key: value
+            for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+            if (value := getattr(config, key)) is not None
+        }
+        text = json.dumps(ids, indent=2, sort_keys=True) + "\n"
+        (folder / generation.name).write_text(text, encoding="utf-8")
+    copy_tokenizer_files(checkpoint.folder, folder)
+
+
+def _manifest(
+    model: "DogeForExport", graph: "GraphFile", resolved: dict[str, Any], opset: int
+) -> dict[str, Any]:
+    config = model.config
+    inputs = [_spec(value) for value in graph.model.graph.inputs]
+    outputs = [_spec(value) for value in graph.model.graph.outputs]
+    versions = {
+        name: importlib.metadata.version(name).split("+")[0]
+        for name in ("torch", "transformers", "onnx", "onnxscript", "onnx-ir")
+    }
+    return {
+        "options": {**resolved, "precision": "none", "opset": opset},
+        "versions": versions,
+        "graph": {"inputs": inputs, "outputs": outputs},
+        "cache": {
+            "kind": model.kv_cache,
+            "layers": config.num_hidden_layers,
+            "kv_heads": config.num_key_value_heads,
+            "head_dim": config.head_dim,
+            "dtype": resolved["dtype"],
+            "max_length": resolved["max_length"],
+            "inputs": [spec["name"] for spec in inputs if spec["name"].startswith("past_")],
+            "outputs": [spec["name"] for spec in outputs if spec["name"].startswith("present.")],
+        },
+        "call": _CALL[model.kv_cache],
+    }
+
+
+def _spec(value: Any) -> dict[str, Any]:
+    names = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "INT64": "int64"}
+    shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
+    return {"name": value.name, "dtype": names[value.dtype.name], "shape": shape}
+
+
+_CALL = {
+    "growing": (
+        "Start with empty past_key_values (past = 0). Each call takes new tokens, attention_mask over all "
+        "tokens so far and the new ones (0 on left padding), and position_ids = cumsum(mask) - 1, at least "
+        "0. Feed each present.N back as past_key_values.N."
+    ),
+    "static": (
+        "Start with past_key_values of zeros, max_length slots each. cache_position [batch] is the slot of "
+        "the first new token of each row; new tokens take the slots from there on. attention_mask "
+        "[batch, max_length] is 1 for every slot that holds a real token, the new ones included. "
+        "position_ids = cumsum(mask) - 1 of the new tokens, at least 0. Feed each present.N back as "
+        "past_key_values.N; both may be one buffer."
+    ),
+}

@@ -1,0 +1,121 @@
+"""The options of an export: defaults, a recipe file over them, the command line over both."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from doge_export.errors import DogeExportError
+from doge_export.targets import OPSETS, Target, get_target
+
+__all__ = ["RECIPE", "ExportOptions"]
+
+#: The name under which the resolved options lie in a bundle.
+RECIPE = "recipe.toml"
+_CHOICES = {
+    "dtype": ("float32", "float16", "bfloat16"),
+    "kv_cache": tuple(OPSETS),
+    "routing": ("reference", "per-token"),
+}
+_COMING = {"kv_cache": ("bounded",)}
+_KINDS: dict[type, str] = {int: "whole number", str: "text"}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What decides the bytes of a bundle, beside the checkpoint.
+
+    target: where it is to run. dtype: of weights, arithmetic and cache. kv_cache: "growing" or
+    "static". routing: "reference" mixes tokens as transformers does, "per-token" does not.
+    max_length: the slots of a static cache; None takes the model's max_position_embeddings.
+    """
+
+    target: str = "ort-cpu"
+    dtype: str = "float32"
+    kv_cache: str = "growing"
+    routing: str = "reference"
+    max_length: int | None = None
+
+    @classmethod
+    def resolve(cls, recipe: Path | None = None, **given: Any) -> "ExportOptions":
+        """The defaults, under what the recipe file says, under every `given` that is not None.
+
+        Raises:
+            DogeExportError: the file cannot be read or names an option that does not exist, or an
+                option has a value that is not supported.
+        """
+        options = cls()
+        if recipe is not None:
+            options = replace(options, **_read(recipe))
+        options = replace(options, **{key: value for key, value in given.items() if value is not None})
+        options._check()
+        return options
+
+    @property
+    def target_data(self) -> Target:
+        """The target's abilities."""
+        return get_target(self.target)
+
+    @property
+    def opset(self) -> int:
+        """The ONNX opset of the file."""
+        return OPSETS[self.kv_cache]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every option with its resolved value."""
+        return asdict(self)
+
+    def write(self, path: Path) -> None:
+        """Write the options as a recipe file that gives them again."""
+        import tomli_w
+
+        known = {key: value for key, value in self.to_dict().items() if value is not None}
+        path.write_text(tomli_w.dumps(known), encoding="utf-8")
+
+    def _check(self) -> None:
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value in _COMING.get(name, ()):
+                raise DogeExportError(f"{name} {value!r} is not in this version.", f"Choose {_any(choices)}.")
+            if value not in choices:
+                raise DogeExportError(f"{name} {value!r} does not exist.", f"Choose {_any(choices)}.")
+        target = self.target_data
+        if self.dtype not in target.dtypes:
+            raise DogeExportError(
+                f"--target {target.name} cannot compute in {self.dtype}: "
+                "onnxruntime's CPU provider has no kernels for it.",
+                f"Choose --dtype {_any(target.dtypes)}, or --target onnx for another runtime.",
+            )
+        length = self.max_length
+        if length is not None:
+            if length < 1:
+                raise DogeExportError(f"max_length {length!r} is not a whole number of at least 1.")
+            if self.kv_cache == "growing":
+                raise DogeExportError(
+                    "--max-length belongs to --kv-cache static; a growing cache has no limit.",
+                    "Leave one of the two out.",
+                )
+
+
+def _any(choices: tuple[str, ...]) -> str:
+    return " or ".join(choices)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DogeExportError(f"There is no recipe {path}.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DogeExportError(f"{path} cannot be read as TOML: {error}.") from None
+    names = [field.name for field in fields(ExportOptions)]
+    for key, value in data.items():
+        if key not in names:
+            raise DogeExportError(
+                f"{path} sets {key!r}, which is no option.", f"Options: {', '.join(names)}."
+            )
+        kind = int if key == "max_length" else str
+        if type(value) is not kind:
+            raise DogeExportError(f"{path} sets {key} to {value!r}, which is no {_KINDS[kind]}.")
+    return data

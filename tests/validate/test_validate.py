@@ -1,0 +1,123 @@
+"""validate passes what is right and fails what is wrong: a frozen window, a changed weight, a stranger."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from doge_export.bundle import Bundle, write_manifest
+from doge_export.config import DogeConfig
+from doge_export.errors import DogeExportError
+from doge_export.validate import Check, Report, validate
+from doge_export.validate.schedules import draw_tokens, plan
+
+Export = Callable[..., tuple[Path, Any]]
+
+
+def test_a_right_bundle_passes_every_check(exported: Export) -> None:
+    checkpoint, bundle = exported()
+    told: list[str] = []
+    report = validate(bundle, checkpoint, advance=lambda steps, name: told.append(name))
+    assert report.passed
+    assert report.max_abs_diff <= 1e-4
+    assert report.top1_agreement == 1.0
+    assert report.boundary_rows > report.tie_rows > 0
+    assert len(report.checks) == 2 * len(told)
+    data = report.to_dict()
+    assert data["passed"] is True
+    assert set(data["checks"][0]) == {"name", "value", "limit", "passed"}
+
+
+def tampered(bundle: Bundle, folder: Path, change: Callable[[onnx.ModelProto], None]) -> Bundle:
+    """A copy of `bundle` with its graph changed and a manifest that fits the change."""
+    shutil.copytree(bundle.path, folder)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    change(model)
+    onnx.save(model, folder / "model.onnx")
+    raw = bundle.read_json("doge_export.json")
+    write_manifest(folder, raw["options"], raw["versions"], raw["graph"], raw["cache"], raw["call"])
+    return Bundle.open(folder)
+
+
+def test_a_frozen_window_is_found(exported: Export, tmp_path: Path) -> None:
+    """The failure of every tracing exporter: right up to the window, wrong beyond it."""
+    checkpoint, bundle = exported()
+
+    def freeze(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "keep_window_size":
+                    attribute.i = 1000
+
+    report = validate(tampered(bundle, tmp_path / "frozen", freeze), checkpoint)
+    assert not report.passed
+    verdicts = {check.name: check.passed for check in report.checks}
+    assert verdicts["prefill 12: max abs diff of logits"]
+    assert not verdicts["prefill 13: same keys and experts"]
+    assert not verdicts["prefill 36: max abs diff of logits"]
+
+
+def test_a_changed_weight_is_found(exported: Export, tmp_path: Path) -> None:
+    checkpoint, bundle = exported()
+
+    def change(model: onnx.ModelProto) -> None:
+        (norm,) = (tensor for tensor in model.graph.initializer if tensor.name == "model.norm.weight")
+        norm.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(norm) * 1.01, norm.name))
+
+    assert not validate(tampered(bundle, tmp_path / "changed", change), checkpoint).passed
+
+
+def test_a_damaged_bundle_and_a_stranger_are_refused(exported: Export, tmp_path: Path) -> None:
+    checkpoint, bundle = exported()
+    other, _ = exported(num_hidden_layers=1)
+    with pytest.raises(DogeExportError, match=r"not the one that .* was exported from"):
+        validate(bundle, other)
+    copy = shutil.copytree(bundle.path, tmp_path / "copy")
+    with (copy / "model.onnx.data").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(DogeExportError, match=r"model\.onnx\.data"):
+        validate(Bundle.open(copy), checkpoint)
+
+
+def test_float16_is_judged_by_its_distributions(exported: Export) -> None:
+    checkpoint, bundle = exported({"dtype": "float16"})
+    report = validate(bundle, checkpoint)
+    assert {check.name.split(": ")[1] for check in report.checks} == {"KL divergence", "top-1 agreement"}
+
+
+def test_checks() -> None:
+    assert Check("a", 1.0, 1.0).passed
+    assert not Check("a", 1.1, 1.0).passed
+    assert not Check("a", float("nan"), 1.0).passed
+    assert not Check("a", float("nan"), 1.0, at_least=True).passed
+    assert Check("a", 1.0, 1.0, at_least=True).passed
+    assert not Report().passed, "nothing checked is nothing passed"
+
+
+def test_plan_crosses_the_window_and_says_what_it_leaves_out() -> None:
+    config = DogeConfig.from_dict({"model_type": "doge", "tie_word_embeddings": True})  # 320M, window 2048
+    full, omitted = plan(config, None, quick=False)
+    assert {schedule.name for schedule in full} >= {"prefill 2047", "prefill 2048", "prefill 2049"}
+    quick, left_out = plan(config, None, quick=True)
+    assert any("prefill 2049" in sentence for sentence in left_out)
+    assert not any("prefill 2049" in sentence for sentence in omitted)
+    assert max(schedule.length for schedule in quick) < 2049
+    small = replace(config, keep_window_size=8, max_position_embeddings=16)
+    names = [schedule.name for schedule in plan(small, 20, quick=False)[0]]
+    assert "prefill 24" not in names
+
+
+def test_tokens_repeat_but_not_at_the_start() -> None:
+    config = DogeConfig.from_dict({"model_type": "doge", "keep_window_size": 12})
+    for schedule in plan(config, None, quick=False)[0]:
+        tokens = draw_tokens(schedule, 5, seed=1)
+        for row, padding in enumerate(schedule.padding):
+            if padding + 1 < schedule.length:
+                assert tokens.input_ids[row, padding] != tokens.input_ids[row, padding + 1]
+                assert not tokens.real[row, :padding].any()
+                assert tokens.position_ids[row, padding] == 0
