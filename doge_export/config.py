@@ -152,6 +152,10 @@ class DogeConfig:
             raise DogeExportError(f"config.json: rms_norm_eps is {eps!r}, not a number of at least 0.")
         if values["sliding_window"] is not None:
             _whole_number("sliding_window", values["sliding_window"])
+            if values["sliding_window"] == 1:
+                raise DogeExportError(
+                    "config.json: sliding_window 1 is not supported: the reference's own cache fails on it."
+                )
         values["head_dim"] = _head_dim(raw, values)
         _check_shape(values)
         rope = _rope(raw, values)

@@ -39,7 +39,6 @@ def build_graph(
         opset=OPSETS[model.kv_cache],
         static=model.kv_cache == "static",
         sliding_window=config.sliding_window is not None,
-        dt_bias=config.attention_bias,
         per_token=routing == "per-token",
         norm_topk_prob=config.norm_topk_prob,
         branches=target.branches,

@@ -47,6 +47,7 @@ class Attention(torch.nn.Module):
         cache_position: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, LayerCache]:
         config = self.config
+        dt_bias = self.dt_proj.bias if config.attention_bias else torch.zeros_like(self.A)
         output, key, value, dt = dynamic_mask_attention(
             self.q_proj(hidden_states),
             self.k_proj(hidden_states),
@@ -59,7 +60,7 @@ class Attention(torch.nn.Module):
             self.q_norm.weight,
             self.k_norm.weight,
             self.dt_proj.weight,
-            self.dt_proj.bias,
+            dt_bias,
             self.A,
             past.dt,
             cache_position,

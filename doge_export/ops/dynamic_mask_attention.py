@@ -14,7 +14,7 @@ Source: Doge, arXiv 2412.11834, as transformers >= 5.23 `DogeAttention` computes
 | attention_mask | int64 [batch, past + sequence] | 1 where a real token stands; static: [batch, slots] |
 | cos, sin | [batch, sequence, head_dim / 2] | of the new tokens |
 | q_norm, k_norm | [head_dim] | RMSNorm weights |
-| dt_weight, dt_bias | [kv_heads, kv_heads * head_dim], [kv_heads] (optional) | |
+| dt_weight, dt_bias | [kv_heads, kv_heads * head_dim], [kv_heads] | a bias of zeros is none |
 | A | [kv_heads] | |
 | past_dt | [batch, kv_heads, slots] (optional) | static: dt of the cached positions |
 | cache_position | int64 [batch] (optional) | static: the slot of the first new token |
@@ -43,7 +43,7 @@ __all__ = ["OPERATOR", "dynamic_mask_attention", "key_weights", "select_keys"]
 
 
 def key_weights(
-    values: torch.Tensor, dt_weight: torch.Tensor, dt_bias: torch.Tensor | None, A: torch.Tensor
+    values: torch.Tensor, dt_weight: torch.Tensor, dt_bias: torch.Tensor, A: torch.Tensor
 ) -> torch.Tensor:
     """dt of each position: [batch, kv_heads, length] from values [batch, kv_heads, length, head_dim]."""
     flat = values.transpose(1, 2).flatten(2)
@@ -84,7 +84,7 @@ def dynamic_mask_attention(
     q_norm: torch.Tensor,
     k_norm: torch.Tensor,
     dt_weight: torch.Tensor,
-    dt_bias: torch.Tensor | None,
+    dt_bias: torch.Tensor,
     A: torch.Tensor,
     past_dt: torch.Tensor | None,
     cache_position: torch.Tensor | None,
@@ -157,7 +157,7 @@ def _fake(
     q_norm: torch.Tensor,
     k_norm: torch.Tensor,
     dt_weight: torch.Tensor,
-    dt_bias: torch.Tensor | None,
+    dt_bias: torch.Tensor,
     A: torch.Tensor,
     past_dt: torch.Tensor | None,
     cache_position: torch.Tensor | None,
@@ -200,8 +200,9 @@ _INPUTS = (
 
 
 def _body(options: BodyOptions) -> ir.Function:
-    """The same in standard operators, for one dtype, cache kind and set of optional inputs."""
-    b = BodyBuilder(_INPUTS)
+    """The same in standard operators, for one dtype and cache kind."""
+    # No more inputs than the nodes have: TensorRT's parser counts them.
+    b = BodyBuilder(_INPUTS if options.static else _INPUTS[:-2])
     x = b.inputs
     heads, kv_heads = b.int_attribute("num_heads"), b.int_attribute("num_kv_heads")
     zero, one, axis2 = b.const(0), b.const(1), b.const([2])
@@ -224,9 +225,7 @@ def _body(options: BodyOptions) -> ir.Function:
     def key_weight(values: ir.Value) -> ir.Value:
         """[batch, kv_heads, n, head_dim] -> dt [batch, kv_heads, n]"""
         flat = b.Reshape(b.Transpose(values, perm=[0, 2, 1, 3]), b.const([0, 0, -1]))
-        dt = b.MatMul(flat, b.Transpose(x["dt_weight"], perm=[1, 0]))
-        if options.dt_bias:
-            dt = b.Add(dt, x["dt_bias"])
+        dt = b.Add(b.MatMul(flat, b.Transpose(x["dt_weight"], perm=[1, 0])), x["dt_bias"])
         dt = b.Exp(b.Mul(x["A"], _softplus(b, dt, options)))
         result: ir.Value = b.Transpose(dt, perm=[0, 2, 1])
         return result
@@ -238,17 +237,11 @@ def _body(options: BodyOptions) -> ir.Function:
     if options.static:
         present_key = b.TensorScatter(x["past_key"], k, x["cache_position"], axis=2)
         present_value = b.TensorScatter(x["past_value"], v, x["cache_position"], axis=2)
-        # TensorScatter wants the axis before the last: dt travels as [batch, kv_heads, slots, 1].
-        last = b.const([-1])
-        present_dt = b.Squeeze(
-            b.TensorScatter(
-                b.Unsqueeze(x["past_dt"], last),
-                b.Unsqueeze(key_weight(v), last),
-                x["cache_position"],
-                axis=2,
-            ),
-            last,
-        )
+        # TensorRT takes TensorScatter for a cache of four axes only; dt is small, and is scattered.
+        slots = b.Add(b.Unsqueeze(x["cache_position"], b.const([1])), b.Range(zero, length, one))
+        new_dt = key_weight(v)
+        index = b.Expand(b.Unsqueeze(slots, b.const([1])), b.Shape(new_dt))
+        present_dt = b.ScatterElements(x["past_dt"], index, new_dt, axis=2)
         keys, values, mask, dt = present_key, present_value, x["attention_mask"], present_dt
         first = b.Unsqueeze(x["cache_position"], b.const([1, 2]))  # [batch, 1, 1]
         key_slot = b.Range(zero, past, one)
@@ -307,7 +300,8 @@ def _body(options: BodyOptions) -> ir.Function:
     heads_1 = b.Unsqueeze(heads, b.const([0]))
     output = b.Reshape(output, b.Concat(b.const([0]), heads_1, length_1, head_dim, axis=0))
     output = b.Reshape(b.Transpose(output, perm=[0, 2, 1, 3]), b.const([0, 0, -1]))
-    return b.function(OPERATOR.name, [output, present_key, present_value, present_dt, keep], options.opset)
+    results = (output, present_key, present_value, present_dt, keep)
+    return b.function(OPERATOR.name, dict(zip(OPERATOR.outputs, results, strict=True)), options.opset)
 
 
 def _softplus(b: BodyBuilder, x: ir.Value, options: BodyOptions) -> ir.Value:
@@ -330,12 +324,13 @@ def _keep_largest(b: BodyBuilder, ranked: ir.Value, lowest: ir.Value, options: B
     """`ranked` where an entry is among its row's keep_window_size largest, else `lowest`.
 
     Rows no longer than the window keep everything: a branch spares them the sort, where branches are
-    to be had; elsewhere k is cut to the row.
+    to be had.
     """
     window = b.int_attribute("keep_window_size")
     count = b.Squeeze(b.Shape(ranked, start=3, end=4))
     at = len(b.nodes)
-    k = b.Unsqueeze(window if options.branches else b.Min(window, count), b.const([0]))
+    # Cut to the row in a branch too: where shapes are fixed, shape inference looks into every branch.
+    k = b.Unsqueeze(b.Min(window, count), b.const([0]))
     _, indices = b.TopK(ranked, k, axis=-1, outputs=2)
     blank = b.ConstantOfShape(b.Shape(ranked), value=ir.tensor(np.zeros(1, np.bool_)))
     chosen = b.ConstantOfShape(b.Shape(indices), value=ir.tensor(np.ones(1, np.bool_)))
@@ -360,7 +355,7 @@ OPERATOR = Operator(
     name="DynamicMaskAttention",
     torch_name="doge::dynamic_mask_attention",
     inputs=_INPUTS,
-    optional_inputs=("dt_bias", "past_dt", "cache_position"),
+    optional_inputs=("past_dt", "cache_position"),
     integer_inputs=("attention_mask", "cache_position"),
     outputs=("output", "present_key", "present_value", "present_dt", "keep"),
     optional_outputs=("present_dt", "keep"),

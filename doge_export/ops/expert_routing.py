@@ -87,7 +87,7 @@ def _body(options: BodyOptions) -> ir.Function:
     weights = b.Softmax(scores, axis=-1)
     if options.norm_topk_prob:
         weights = b.Div(weights, b.ReduceSum(weights, b.const([-1]), keepdims=1))
-    outputs = [b.Squeeze(experts, axis0), b.Squeeze(weights, axis0)]
+    outputs = {"indices": b.Squeeze(experts, axis0), "weights": b.Squeeze(weights, axis0)}
     return b.function(OPERATOR.name, outputs, options.opset)
 
 

@@ -1,6 +1,6 @@
 """Build an ONNX function body from standard operators, with the twin's line order and repeatable names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,10 +71,16 @@ class BodyBuilder:
             self.nodes.remove(node)
         return ir.Graph([], [output], nodes=nodes, name=name)
 
-    def function(self, name: str, outputs: Sequence[ir.Value], opset: int) -> ir.Function:
+    def function(self, name: str, outputs: Mapping[str, ir.Value], opset: int) -> ir.Function:
         """The finished FunctionProto, with every attribute that was referred to declared."""
+        for key, value in outputs.items():
+            value.name = key
         graph = ir.Graph(
-            list(self.inputs.values()), list(outputs), nodes=self.nodes, opset_imports={"": opset}, name=name
+            list(self.inputs.values()),
+            list(outputs.values()),
+            nodes=self.nodes,
+            opset_imports={"": opset},
+            name=name,
         )
         attributes = [ir.Attr(key, kind, None) for key, kind in sorted(self._attributes.items())]
         return ir.Function(DOMAIN, name, "", graph=graph, attributes=attributes)

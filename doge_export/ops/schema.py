@@ -31,7 +31,6 @@ class BodyOptions:
     opset: int = 23
     static: bool = False
     sliding_window: bool = False
-    dt_bias: bool = False
     per_token: bool = False
     norm_topk_prob: bool = False
     branches: bool = True

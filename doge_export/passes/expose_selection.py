@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from doge_export.ops import DOMAIN
+from doge_export.ops import DOMAIN, OPERATORS
 
 __all__ = ["expose_selection"]
 
@@ -13,13 +13,18 @@ def expose_selection(model: ir.Model) -> tuple[list[str], list[str]]:
     Returns the names of the key masks (bool [batch, kv_heads, sequence, keys]) and of the expert
     indices (int64 [batch * sequence, num_experts_per_tok]), layer by layer.
     """
+    for function in model.functions.values():
+        _declare(function, "keep")
     masks: list[str] = []
     experts: list[str] = []
     for node in model.graph:
         if node.domain != DOMAIN:
             continue
         if node.op_type == "DynamicMaskAttention":
+            before = len(node.outputs)
             node.resize_outputs(5)
+            for place in range(before, 4):
+                node.outputs[place].name = f"unread.{len(masks)}.{place}"
             output, names, kind, kept = node.outputs[4], masks, ir.DataType.BOOL, 4
         else:
             output, names, kind, kept = node.outputs[0], experts, ir.DataType.INT64, 2
@@ -28,3 +33,13 @@ def expose_selection(model: ir.Model) -> tuple[list[str], list[str]]:
         names.append(output.name)
         model.graph.outputs.append(output)
     return masks, experts
+
+
+def _declare(function: ir.Function, name: str) -> None:
+    """Make the values up to `name`, which the body computes, its formal outputs."""
+    operator = next(operator for operator in OPERATORS if operator.name == function.name)
+    if name not in operator.outputs:
+        return
+    values = {output.name: output for node in function for output in node.outputs}
+    for missing in operator.outputs[len(function.outputs) : operator.outputs.index(name) + 1]:
+        function.outputs.append(values[missing])

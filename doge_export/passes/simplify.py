@@ -6,6 +6,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
+from doge_export.ops import DOMAIN
+
 __all__ = ["simplify"]
 
 
@@ -34,9 +36,19 @@ def simplify(model: ir.Model) -> None:
             constants += 1
     for index, node in enumerate(model.graph):
         node.name = f"{node.op_type}_{index}"
+        if node.domain == DOMAIN:
+            _drop_unused_outputs(node)
         for place, output in enumerate(node.outputs):
             if output.name not in interface:
                 output.name = f"{node.op_type.lower()}_{index}_{place}"
                 output.shape = None  # symbolic names of the exporter's own
     model.producer_name, model.producer_version = "doge_export", ""
     model.graph.name = "doge"
+
+
+def _drop_unused_outputs(node: ir.Node) -> None:
+    """Cut the optional outputs at the end that nobody reads: a kernel need not compute them."""
+    count = len(node.outputs)
+    while count and not node.outputs[count - 1].uses() and not node.outputs[count - 1].is_graph_output():
+        count -= 1
+    node.resize_outputs(count)

@@ -29,7 +29,8 @@ TARGETS: dict[str, Target] = {
     for target in (
         # onnxruntime's CPU provider has no bfloat16 arithmetic at all (1.32.0).
         Target("ort-cpu", dtypes=("float32", "float16"), branches=True, float64=True),
-        Target("onnx", dtypes=("float32", "float16", "bfloat16"), branches=True, float64=True),
+        # TensorRT builds both branches of an If, and a top-k of the whole window fails in a short context.
+        Target("onnx", dtypes=("float32", "float16", "bfloat16"), branches=False, float64=True),
     )
 }
 

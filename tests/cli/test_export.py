@@ -42,7 +42,10 @@ def test_export_validates_and_writes_a_whole_bundle(
     names = [entry["name"] for entry in manifest["graph"]["inputs"]]
     assert names[:3] == ["input_ids", "attention_mask", "position_ids"]
     assert names[3:] == [f"past_key_values.{n}.{part}" for n in range(2) for part in ("key", "value")]
-    assert run(["validate", str(output), "--reference", str(checkpoint), "--json", str(tmp_path / "r.json")]) == 0
+    assert (
+        run(["validate", str(output), "--reference", str(checkpoint), "--json", str(tmp_path / "r.json")])
+        == 0
+    )
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["passed"] and report["checks"] and report["max_abs_diff"] <= 1e-4
     assert {"kl_divergence", "top1_agreement", "ties"} <= set(report)

@@ -109,7 +109,9 @@ def test_per_token_routing_is_the_reference_token_by_token(exported: Export) -> 
     by_step = candidate.run(steps, tokens).logits
     assert np.abs(expected - by_step).max() <= 1e-4
     # A prefill beyond 24 has other dynamic rope frequencies than its first steps had.
-    first = Tokens(*(array[:, :24] for array in (tokens.input_ids, tokens.attention_mask, tokens.position_ids)))
+    first = Tokens(
+        *(array[:, :24] for array in (tokens.input_ids, tokens.attention_mask, tokens.position_ids))
+    )
     at_once = candidate.run(Schedule("prefill", (24,)), first).logits
     assert np.abs(expected[:, :24] - at_once).max() <= 1e-4
 

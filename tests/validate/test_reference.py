@@ -36,7 +36,9 @@ def test_even_lanes_gives_equal_elements_equal_results() -> None:
     torch.manual_seed(0)
     for value in torch.linspace(-8, 8, 100).tolist():
         results = {
-            result for n in (1, 7, 8, 31, 33, 72, 1003) for result in even_lanes(torch.full((n,), value)).tolist()
+            result
+            for n in (1, 7, 8, 31, 33, 72, 1003)
+            for result in even_lanes(torch.full((n,), value)).tolist()
         }
         assert len(results) == 1
     values = torch.randn(3, 5, 7)

@@ -1,0 +1,104 @@
+"""Run an operator's ONNX function body alone: a model of one node in plain onnxruntime."""
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+
+from doge_export.ops import DOMAIN, VERSION, BodyOptions, Operator
+from doge_export.passes import attach_bodies
+
+__all__ = ["one_node_model", "run_body", "run_model"]
+
+_TYPES = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+    torch.int64: ir.DataType.INT64,
+}
+
+
+def one_node_model(
+    operator: Operator,
+    options: BodyOptions,
+    inputs: dict[str, torch.Tensor | None],
+    attributes: dict[str, Any],
+    symbolic: bool = False,
+    outputs: int | None = None,
+) -> onnx.ModelProto:
+    """A model whose graph is one node of `operator`, with the body of `options` beside it.
+
+    `outputs`: how many of the operator's outputs the node has; None: all. `symbolic`: no shape is fixed.
+    """
+    names = operator.outputs[:outputs]
+    present = [name for name in operator.inputs if inputs[name] is not None]
+    last = operator.inputs.index(present[-1])
+    values = {
+        name: ir.Value(
+            name=name,
+            type=ir.TensorType(_TYPES[tensor.dtype]),
+            shape=ir.Shape([None] * tensor.dim() if symbolic else list(tensor.shape)),
+        )
+        for name, tensor in inputs.items()
+        if tensor is not None
+    }
+    node = ir.Node(
+        DOMAIN,
+        operator.name,
+        [values.get(name) for name in operator.inputs[: last + 1]],
+        [ir.convenience.convert_attribute(name, value) for name, value in attributes.items()],
+        num_outputs=len(names),
+    )
+    for output, name in zip(node.outputs, names, strict=True):
+        kind = options.dtype
+        if name in operator.bool_outputs:
+            kind = ir.DataType.BOOL
+        elif name in operator.integer_outputs:
+            kind = ir.DataType.INT64
+        output.name, output.type = name, ir.TensorType(kind)
+    graph = ir.Graph(
+        list(values.values()),
+        list(node.outputs),
+        nodes=[node],
+        opset_imports={"": options.opset, DOMAIN: VERSION},
+        name=operator.name,
+    )
+    model = ir.Model(graph, ir_version=11)
+    attach_bodies(model, options)
+    return ir.to_proto(model)
+
+
+def run_model(
+    model: onnx.ModelProto, inputs: dict[str, torch.Tensor | None], optimised: bool = True
+) -> dict[str, npt.NDArray[Any]]:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = 1
+    if not optimised:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    feed = {name: _numpy(tensor) for name, tensor in inputs.items() if tensor is not None}
+    return dict(zip(names, session.run(names, feed), strict=True))
+
+
+def run_body(
+    operator: Operator,
+    options: BodyOptions,
+    inputs: dict[str, torch.Tensor | None],
+    attributes: dict[str, Any],
+    **settings: bool,
+) -> dict[str, npt.NDArray[Any]]:
+    """Outputs by name."""
+    return run_model(one_node_model(operator, options, inputs, attributes), inputs, **settings)
+
+
+def _numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return np.ascontiguousarray(tensor.numpy())
