@@ -56,6 +56,14 @@ def write_checkpoint(folder: Path, seed: int = 0, dtype: str = "float32", **chan
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """The models here are so small that a second thread only waits, 20 times over on a busy machine."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Any]]:
     """export(options..., **config changes) -> (checkpoint folder, Bundle); each made once a session."""

@@ -23,6 +23,11 @@ def report_lines(report: "Report", every: bool = False) -> Iterator[str]:
             "the boundary (the lower position stays); the nearest of the others were "
             f"{report.nearest_margin:.1e} apart"
         )
+    if report.changed_rows:
+        yield (
+            f"window: {report.changed_rows} rows chose other keys or experts than the reference; keys that "
+            f"changed places were at most {report.widest_change:.1e} apart (some 1e-7 is rounding)"
+        )
     for sentence in report.omitted:
         yield f"left out: {sentence}"
     failed = sum(not check.passed for check in report.checks)

@@ -1,5 +1,7 @@
 """An exported graph in plain onnxruntime, without any library of ours, telling what it chose."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,36 +10,36 @@ import onnxruntime as ort
 
 from doge_export.bundle import Bundle
 from doge_export.errors import DogeExportError
-from doge_export.passes import expose_selection
+from doge_export.passes import emulate_bfloat16, expose_selection
 from doge_export.validate.reference import Run
 from doge_export.validate.schedules import Schedule, Tokens
 
 __all__ = ["Candidate"]
 
-_NUMPY = {"float32": np.float32, "float16": np.float16}
+#: The cache's dtype -> what a session here takes. bfloat16 is emulated in float32.
+_NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.float32}
 
 
 class Candidate:
-    """A bundle's graph. With `selection`, the graph also gives the keys and experts it chose."""
+    """A bundle's graph. With `selection`, the graph also gives the keys and experts it chose.
+
+    onnxruntime's CPU provider has no bfloat16 arithmetic: of a bfloat16 bundle it runs the float32 twin
+    that rounds every result to bfloat16 (`passes/emulate_bfloat16.py`), and `emulated` says so.
+    """
 
     def __init__(self, bundle: Bundle, selection: bool = True) -> None:
         self.bundle = bundle
-        cache = bundle.manifest.cache
-        if cache.dtype not in _NUMPY:
+        dtype = bundle.manifest.cache.dtype
+        if dtype not in _NUMPY:
             raise DogeExportError(
-                f"onnxruntime's CPU provider cannot compute in {cache.dtype}, so this bundle cannot be "
+                f"onnxruntime's CPU provider cannot compute in {dtype}, so this bundle cannot be "
                 "validated here.",
                 "Validate a float32 export of the same checkpoint.",
             )
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # TensorScatter warns at every copy of a static cache
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(bundle.path)
-        )
         model = ir.load(bundle.model_path)
         self.masks, self.experts = expose_selection(model) if selection else ([], [])
-        content = ir.to_proto(model).SerializeToString()
-        self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self.emulated = dtype == "bfloat16"
+        self.session = _emulating(model) if self.emulated else _as_it_is(model, bundle.path)
 
     def run(self, schedule: Schedule, tokens: Tokens) -> Run:
         """The schedule, from an empty cache."""
@@ -77,3 +79,29 @@ class Candidate:
             at = end
         run.logits = np.concatenate(logits, 1)
         return run
+
+
+def _options() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # TensorScatter warns at every copy of a static cache
+    return options
+
+
+def _as_it_is(model: ir.Model, folder: Path) -> ort.InferenceSession:
+    options = _options()
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    content = ir.to_proto(model).SerializeToString()
+    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _emulating(model: ir.Model) -> ort.InferenceSession:
+    """A session of the float32 twin, which takes twice the bytes: through a file, read tensor by tensor."""
+    emulate_bfloat16(model)
+    options = _options()
+    # An optimiser may take a Cast to bfloat16 and back for nothing. In 1.32.0 none does at any level; one
+    # (optimization.enable_cast_chain_elimination) would, and is off unless asked for.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with tempfile.TemporaryDirectory(prefix="doge-export-") as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data="model.onnx.data", size_threshold_bytes=1024, max_workers=1)
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

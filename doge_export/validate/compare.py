@@ -1,6 +1,7 @@
 """Run every schedule on both sides and turn the differences into checks."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from doge_export.validate.reference import Reference, Run
 from doge_export.validate.report import Check, Report
 from doge_export.validate.schedules import Tokens, draw_tokens, plan
 
-__all__ = ["TOLERANCES", "validate"]
+__all__ = ["TOLERANCES", "Selection", "compare_selection", "validate"]
 
 #: dtype -> what the logits may differ by, and whether the chosen keys and experts must be the same.
 #: In float16 near-ties fall to the other side of the boundary by rounding, and logits follow: there
@@ -66,7 +67,10 @@ def validate(
         tokens = draw_tokens(schedule, bundle.config.vocab_size, seed)
         expected, got = reference.run(schedule, tokens), candidate.run(schedule, tokens)
         figures = _figures(expected, got, tokens)
-        figures["selection"] = _selection_agreement(expected, got, tokens, schedule.steps)
+        selection = compare_selection(expected, got, tokens, schedule.steps)
+        figures["selection"] = selection.share
+        report.changed_rows += selection.rows - selection.same
+        report.widest_change = max(report.widest_change, selection.widest)
         for name, limit in limits.items():
             label = f"{schedule.name}: {_LABELS[name]}"
             report.checks.append(
@@ -110,21 +114,40 @@ def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return result
 
 
-def _selection_agreement(expected: Run, got: Run, tokens: Tokens, steps: tuple[int, ...]) -> float:
-    """The share of (layer, head, token) whose set of keys, and of (layer, token) whose set of experts,
-    is the same, over real tokens."""
-    same, total, at = 0, 0, 0
+@dataclass(frozen=True)
+class Selection:
+    """How the choices compare. `same` of `rows` sets agree: of keys, one a layer, kv head and real token;
+    of experts, one a layer and real token. Where keys differ, `widest` is the largest distance in dt of
+    two that changed places, relative to their size: some 1e-7 is rounding."""
+
+    same: int = 0
+    rows: int = 0
+    widest: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """1 where there was nothing to choose."""
+        return self.same / self.rows if self.rows else 1.0
+
+
+def compare_selection(expected: Run, got: Run, tokens: Tokens, steps: tuple[int, ...]) -> Selection:
+    """The reference's sets of keys and experts against the candidate's."""
+    same, total, widest, at = 0, 0, 0.0, 0
     for call, count in enumerate(steps):
         real = tokens.real[:, at : at + count]
         at += count
-        for mine, theirs in zip(expected.keys[call], got.keys[call], strict=True):
+        for mine, theirs, dt in zip(expected.keys[call], got.keys[call], expected.weights[call], strict=True):
             # A sliding cache of the reference may have forgotten keys that neither side can see.
             shared = min(mine.shape[-1], theirs.shape[-1])
             equal = (mine[..., -shared:] == theirs[..., -shared:]).all(-1)
             equal &= ~theirs[..., :-shared].any(-1) & ~mine[..., :-shared].any(-1)
             rows = np.broadcast_to(real[:, None], equal.shape)
             same, total = same + int(equal[rows].sum()), total + int(rows.sum())
+            for row, head, query in np.argwhere(~equal & rows):
+                changed = mine[row, head, query, -shared:] != theirs[row, head, query, -shared:]
+                sizes = dt[row, head, -shared:][changed]
+                widest = max(widest, float(np.ptp(sizes) / np.abs(sizes).max()) if len(sizes) else np.inf)
         for experts, others in zip(expected.experts[call], got.experts[call], strict=True):
             equal = (np.sort(experts, -1) == np.sort(others, -1)).all(-1)[real.reshape(-1)]
             same, total = same + int(equal.sum()), total + equal.size
-    return same / total if total else 1.0
+    return Selection(same, total, widest)

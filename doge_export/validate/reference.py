@@ -14,7 +14,7 @@ tied keys (any repeated token ties in layer 0):
 
 import contextlib
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,13 @@ class Ties:
 @dataclass
 class Run:
     """What a schedule gave: logits [batch, length, vocab]; per call and layer the chosen keys (bool
-    [batch, kv_heads, sequence, keys]) and experts (int64 [tokens, per token])."""
+    [batch, kv_heads, sequence, keys]), their weights dt (float32 [batch, kv_heads, keys], of the
+    reference only) and experts (int64 [tokens, per token])."""
 
     logits: npt.NDArray[np.float32]
     keys: list[list[npt.NDArray[np.bool_]]] = field(default_factory=list)
     experts: list[list[npt.NDArray[np.int64]]] = field(default_factory=list)
+    weights: list[list[npt.NDArray[np.float32]]] = field(default_factory=list)
     ties: Ties = field(default_factory=Ties)
 
 
@@ -123,6 +125,7 @@ class Reference:
         self.model = model.float().eval()
         self._keys: list[npt.NDArray[np.bool_]] = []
         self._experts: list[npt.NDArray[np.int64]] = []
+        self._weights: list[npt.NDArray[np.float32]] = []
         self._ties = Ties()
         self._record = False
         for layer in self.model.model.layers:
@@ -148,7 +151,7 @@ class Reference:
         )
         with torch.inference_mode(), pinned():
             for count in schedule.steps:
-                self._keys, self._experts = [], []
+                self._keys, self._experts, self._weights = [], [], []
                 part = slice(at, at + count)
                 at += count
                 output = model(
@@ -161,6 +164,7 @@ class Reference:
                 logits.append(output.logits.numpy())
                 run.keys.append(self._keys)
                 run.experts.append(self._experts)
+                run.weights.append(self._weights)
         run.logits = np.concatenate(logits, 1)
         return run
 
@@ -171,6 +175,7 @@ class Reference:
         def prepare(**arguments: Any) -> torch.Tensor:
             mask: torch.Tensor = original(**arguments)
             if self._record:
+                self._weights.append(arguments["dt_states"].numpy())
                 self._keys.append((mask > torch.finfo(mask.dtype).min).numpy())
                 self._ties.add(_boundary(arguments["dt_states"], arguments["attention_mask"], window))
             return mask
@@ -207,22 +212,3 @@ def _boundary(dt: torch.Tensor, mask: torch.Tensor, window: int) -> Ties:
     apart = distance[kept > dropped]
     nearest = float(apart.min()) if len(apart) else float("inf")
     return Ties(len(kept), int((kept == dropped).sum()), nearest)
-
-
-def greedy(reference: Reference, prompt: Sequence[int], new_tokens: int) -> tuple[list[int], list[float]]:
-    """`new_tokens` greedy ids after `prompt`, and the margin of each over the runner-up."""
-    from transformers.cache_utils import DynamicCache
-
-    model = reference.model
-    reference._record = False
-    model.model.rotary_emb.__init__(model.config)
-    cache, ids, margins = DynamicCache(config=model.config), list(prompt), []
-    step = torch.tensor([ids])
-    with torch.inference_mode(), pinned():
-        for _ in range(new_tokens):
-            logits = model(input_ids=step, past_key_values=cache, use_cache=True).logits[0, -1]
-            best = torch.topk(logits, 2)
-            margins.append(float(best.values[0] - best.values[1]))
-            ids.append(int(best.indices[0]))
-            step = torch.tensor([[ids[-1]]])
-    return ids[len(prompt) :], margins

@@ -25,7 +25,9 @@ class Check:
 @dataclass
 class Report:
     """All checks of one validation. `tie_rows` of `boundary_rows` had equal keys on both sides of the
-    window's boundary; of the others the nearest were `nearest_margin` apart, relative to their size."""
+    window's boundary; of the others the nearest were `nearest_margin` apart, relative to their size.
+    `changed_rows` chose other keys or experts than the reference; keys that changed places were at most
+    `widest_change` apart: some 1e-7 is the rounding of dt, more is a wrong choice."""
 
     checks: list[Check] = field(default_factory=list)
     max_abs_diff: float = 0.0
@@ -34,6 +36,8 @@ class Report:
     boundary_rows: int = 0
     tie_rows: int = 0
     nearest_margin: float = float("inf")
+    changed_rows: int = 0
+    widest_change: float = 0.0
     omitted: list[str] = field(default_factory=list)
     subject: Mapping[str, Any] = field(default_factory=dict)
 
@@ -56,6 +60,8 @@ class Report:
                 "boundary_rows": self.boundary_rows,
                 "tied_rows": self.tie_rows,
                 "nearest_margin": self.nearest_margin,
+                "changed_rows": self.changed_rows,
+                "widest_change": self.widest_change,
             },
             "omitted": self.omitted,
             "subject": dict(self.subject),

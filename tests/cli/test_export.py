@@ -36,8 +36,13 @@ def test_export_validates_and_writes_a_whole_bundle(
     assert "exact" in printed.out
     assert printed.err == ""
     assert set(files(output)) == {
-        "model.onnx", "model.onnx.data", "config.json", "generation_config.json", "doge_export.json", "recipe.toml",
-    }  # fmt: skip
+        "model.onnx",
+        "model.onnx.data",
+        "config.json",
+        "generation_config.json",
+        "doge_export.json",
+        "recipe.toml",
+    }
     manifest = json.loads((output / "doge_export.json").read_text())
     names = [entry["name"] for entry in manifest["graph"]["inputs"]]
     assert names[:3] == ["input_ids", "attention_mask", "position_ids"]
@@ -85,8 +90,12 @@ def test_recipe_is_read_overruled_and_written(checkpoint: Path, tmp_path: Path) 
     assert run([*base, "--recipe", str(recipe), "--dtype", "float32"]) == 0
     written = tmp_path / "bundle" / "recipe.toml"
     assert tomllib.loads(written.read_text()) == {
-        "target": "ort-cpu", "dtype": "float32", "kv_cache": "static", "routing": "reference", "max_length": 30,
-    }  # fmt: skip
+        "target": "ort-cpu",
+        "dtype": "float32",
+        "kv_cache": "static",
+        "routing": "reference",
+        "max_length": 30,
+    }
     again = ["export", "-m", str(checkpoint), "-o", str(tmp_path / "again"), "--no-validate"]
     assert run([*again, "--recipe", str(written)]) == 0
     assert files(tmp_path / "again") == files(tmp_path / "bundle")

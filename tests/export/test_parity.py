@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from doge_export.validate.candidate import Candidate
-from doge_export.validate.compare import _selection_agreement
+from doge_export.validate.compare import compare_selection
 from doge_export.validate.reference import Reference
 from doge_export.validate.schedules import Schedule, Tokens, draw_tokens
 
@@ -78,7 +78,7 @@ def compare(
         tokens = draw_tokens(schedule, bundle.config.vocab_size, seed)
         expected, got = reference.run(schedule, tokens), candidate.run(schedule, tokens)
         difference = np.abs(expected.logits - got.logits)[tokens.real].max()
-        agreement = _selection_agreement(expected, got, tokens, schedule.steps)
+        agreement = compare_selection(expected, got, tokens, schedule.steps).share
         yield schedule.name, float(difference), agreement
 
 

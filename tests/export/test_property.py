@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from doge_export.pipeline import export_model
 from doge_export.recipe import ExportOptions
 from doge_export.validate.candidate import Candidate
-from doge_export.validate.compare import _selection_agreement
+from doge_export.validate.compare import compare_selection
 from doge_export.validate.reference import Reference
 from doge_export.validate.schedules import Schedule, draw_tokens
 from tests.conftest import write_checkpoint
@@ -79,4 +79,4 @@ def test_any_configuration_on_any_schedule(
             tokens = draw_tokens(schedule, bundle.config.vocab_size, seed)
             expected, got = reference.run(schedule, tokens), candidate.run(schedule, tokens)
             assert np.abs(expected.logits - got.logits)[tokens.real].max() <= 1e-4
-            assert _selection_agreement(expected, got, tokens, schedule.steps) == 1.0
+            assert compare_selection(expected, got, tokens, schedule.steps).share == 1.0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from doge_export.validate.candidate import Candidate
-from doge_export.validate.compare import _selection_agreement
+from doge_export.validate.compare import compare_selection
 from doge_export.validate.reference import Reference
 from doge_export.validate.schedules import Schedule, Tokens, draw_tokens
 
@@ -40,7 +40,7 @@ def test_repeated_tokens(kv_cache: str, period: int, exported: Export) -> None:
         tokens = repeated(draw_tokens(schedule, 257, 0), period)
         expected, got = reference.run(schedule, tokens), candidate.run(schedule, tokens)
         assert expected.ties.tied > 0
-        assert _selection_agreement(expected, got, tokens, schedule.steps) == 1.0
+        assert compare_selection(expected, got, tokens, schedule.steps).share == 1.0
         assert np.abs(expected.logits - got.logits)[tokens.real].max() <= 1e-4
 
 
@@ -65,7 +65,7 @@ def test_all_keys_tie_where_A_is_zero(exported: Export, tmp_path: Path) -> None:
         tokens = draw_tokens(schedule, 257, 0)
         expected, got = reference.run(schedule, tokens), candidate.run(schedule, tokens)
         assert expected.ties.tied == expected.ties.rows > 0
-        assert _selection_agreement(expected, got, tokens, schedule.steps) == 1.0
+        assert compare_selection(expected, got, tokens, schedule.steps).share == 1.0
         assert np.abs(expected.logits - got.logits)[tokens.real].max() <= 1e-4
         if schedule.name == "prefill":  # every row keeps its first twelve keys
             (first, *_) = got.keys[0]

@@ -1,0 +1,106 @@
+"""The trained fixtures: greedy text and every choice of keys and experts equal to the reference's."""
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from doge_export import presets
+from doge_export.bundle import Bundle
+from doge_export.pipeline import export_model
+from doge_export.recipe import ExportOptions
+from doge_export.runtime import GenerationOptions, Session, generate
+from doge_export.tokenizer import Tokenizer
+from doge_export.validate.candidate import Candidate
+from doge_export.validate.compare import Selection, compare_selection
+from doge_export.validate.reference import Reference, Run
+from doge_export.validate.schedules import Schedule, Tokens
+
+FIXTURES = ["doge-tiny", "doge-tiny-moe"]
+
+
+@cache
+def heldout() -> str:
+    return (presets.models_folder() / "heldout.txt").read_text(encoding="utf-8")
+
+
+def prompts(tokenizer: Tokenizer, shortest: int, step: int) -> list[list[int]]:
+    """Twenty prompts from all over the held-out text, each `step` tokens longer than the one before."""
+    text = heldout()
+    starts = [len(text) * index // 20 for index in range(20)]
+    return [
+        tokenizer.encode(text[start : start + 2000])[: shortest + step * index]
+        for index, start in enumerate(starts)
+    ]
+
+
+@pytest.fixture(scope="module", params=FIXTURES)
+def fixture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bundle]:
+    output = tmp_path_factory.mktemp("fixture") / request.param
+    exported = export_model(request.param, output, ExportOptions.resolve())
+    assert exported.report is not None
+    assert exported.report.passed
+    return presets.models_folder() / request.param, exported.bundle
+
+
+def continuations(
+    fixture: tuple[Path, Bundle], shortest: int, step: int, new_tokens: int
+) -> Iterator[tuple[Run, Run, Selection]]:
+    """Greedy continuations of the twenty prompts, held to the reference's text.
+
+    The reference goes along the same ids. If each of its argmaxes is the next id, its own greedy text is
+    the same text.
+    """
+    folder, bundle = fixture
+    tokenizer = Tokenizer.load(bundle.path)
+    reference, candidate = Reference(folder), Candidate(bundle)
+    session = Session.open(bundle, threads=1)
+    options = GenerationOptions(temperature=0.0, max_new_tokens=new_tokens, eos_token_ids=())
+    for prompt in prompts(tokenizer, shortest, step):
+        (completion,) = generate(session, [prompt], options).completions
+        new = list(completion.ids)
+        assert len(new) == new_tokens
+        ids = np.array([[*prompt, *new[:-1]]])
+        tokens = Tokens(ids, np.ones_like(ids), np.arange(ids.shape[1])[None])
+        schedule = Schedule("greedy", (len(prompt), *[1] * (new_tokens - 1)))
+        expected, got = reference.run(schedule, tokens), candidate.run(schedule, tokens)
+        assert expected.logits[0, len(prompt) - 1 :].argmax(-1).tolist() == new
+        yield expected, got, compare_selection(expected, got, tokens, schedule.steps)
+
+
+def test_400_greedy_tokens_and_every_choice_are_the_reference(fixture: tuple[Path, Bundle]) -> None:
+    """20 tokens after each of 20 prompts of 100 to 252 tokens, most of them beyond the window of 128."""
+    tied = 0
+    for expected, got, selection in continuations(fixture, shortest=100, step=8, new_tokens=20):
+        assert selection.share == 1.0
+        assert np.abs(expected.logits - got.logits).max() <= 1e-4
+        tied += expected.ties.tied
+    assert tied > 500
+
+
+def test_400_greedy_tokens_after_each_prompt(fixture: tuple[Path, Bundle]) -> None:
+    """The same text all the way. Keys may change places only where dt differs by its last bits.
+
+    Greedy text of a small model runs in circles, whose states draw ever closer: among 100,000 sets a
+    pair one rounding apart does come up.
+    """
+    changed, rows = 0, 0
+    for expected, got, selection in continuations(fixture, shortest=8, step=3, new_tokens=400):
+        assert selection.widest <= 5e-7
+        if selection.same == selection.rows:
+            assert np.abs(expected.logits - got.logits).max() <= 1e-4
+        changed, rows = changed + selection.rows - selection.same, rows + selection.rows
+    assert changed <= rows * 1e-4
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_config_is_what_the_card_says(name: str) -> None:
+    config = json.loads((presets.models_folder() / name / "config.json").read_text())
+    assert config["keep_window_size"] == 128
+    assert config["max_position_embeddings"] == 512
+    assert config["num_attention_heads"] > config["num_key_value_heads"]
+    assert config["rope_parameters"]["rope_type"] == "dynamic"
+    assert config["is_moe"] is (name == "doge-tiny-moe")
