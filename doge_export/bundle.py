@@ -272,7 +272,7 @@ def new_folder(output: Path, force: bool = False) -> Generator[Path]:
     token = secrets.token_hex(4)
     partial = output.with_name(f".{output.name}.{token}.partial")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        _make_parents(output)
         partial.mkdir()  # not tempfile.mkdtemp, which hides the folder from everybody else
         try:
             yield partial
@@ -287,6 +287,16 @@ def new_folder(output: Path, force: bool = False) -> Generator[Path]:
         if os.strerror(errno.ENOSPC) in str(error) and not isinstance(error, DogeExportError):
             raise _sentence(given, OSError(errno.ENOSPC, "")) from error
         raise
+
+
+def _make_parents(output: Path) -> None:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        place = error.filename or output.parent
+        raise DogeExportError(
+            f"{output} cannot be written: {place} is a file.", "Name a folder with -o."
+        ) from error
 
 
 def check_output(output: Path, force: bool = False) -> None:

@@ -120,7 +120,7 @@ class DogeConfig:
                 f"{path.parent} has no config.json.",
                 "Point -m at a folder that transformers' save_pretrained wrote.",
             ) from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DogeExportError(f"{path} cannot be read as JSON: {error}.") from None
         return cls.from_dict(raw)
 
@@ -190,6 +190,8 @@ def _is_number(value: Any) -> bool:
 def _whole_number(key: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise DogeExportError(f"config.json: {key} is {value!r}, not a whole number of at least 1.")
+    if value >= 2**31:
+        raise DogeExportError(f"config.json: {key} is {value}, more than any model can have.")
 
 
 def _head_dim(raw: Mapping[str, Any], values: Mapping[str, Any]) -> int:

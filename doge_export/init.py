@@ -33,7 +33,6 @@ _SPREAD_OF_NORMS = 0.1
 _FIXED = {"architectures", "model_type", "dtype"}  # --dtype sets the last one
 _NUMBERS = ("initializer_range", "attention_dropout", "hidden_dropout", "router_aux_loss_coef")
 _SWITCHES = ("use_cache", "output_router_logits")
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _ROPE_KEYS = {
     "default": (),
     "linear": ("factor",),
@@ -167,7 +166,8 @@ def write_checkpoint(
     _write_json(folder / "config.json", {**raw, "dtype": dtype})
     # The library makes its file readable by its owner only.
     (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
-    generation = {key: raw[key] for key in _TOKEN_IDS if raw.get(key) is not None}
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    generation = {key: raw[key] for key in ids if raw.get(key) is not None}
     generation |= {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.0}
     _write_json(folder / "generation_config.json", generation)
 
@@ -213,15 +213,6 @@ def _check(raw: Mapping[str, Any]) -> None:
     for key in _SWITCHES:
         if not isinstance(raw.get(key, False), bool):
             raise DogeExportError(f"{key} is {raw[key]!r}, not true or false.")
-    vocabulary = DogeConfig.from_dict(dict(raw)).vocab_size
-    for key in _TOKEN_IDS:
-        ids = raw.get(key)
-        for token in ids if isinstance(ids, list) else [] if ids is None else [ids]:
-            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocabulary:
-                raise DogeExportError(
-                    f"{key} is {ids!r}, which is not in the vocabulary of {vocabulary}.",
-                    f"Set it too: --set {key}=ID.",
-                )
 
 
 def _check_tokenizer(folder: Path, config: DogeConfig) -> None:

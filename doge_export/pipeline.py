@@ -95,7 +95,7 @@ def export_model(
         progress(0, "hashing")
         write_manifest(folder, **_manifest(torch_model, graph, resolved, options.opset))
         report = None
-        if validate and options.dtype != "bfloat16":
+        if validate:
             from doge_export.validate import validate as compare
 
             report = compare(

@@ -58,8 +58,15 @@ def _match(
             )
         names[name] = name
     extra = set(present) - set(names)
-    if config.tie_word_embeddings:  # some writers store the tied head a second time
-        extra.discard("lm_head.weight")
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    if config.tie_word_embeddings and head in extra:  # some writers store the tied head a second time
+        if not torch.equal(checkpoint.tensor(head), checkpoint.tensor(embedding)):
+            raise DogeExportError(
+                f"config.json ties the embeddings, and {checkpoint.folder} holds another {head!r}, which "
+                "transformers would use.",
+                "Set tie_word_embeddings to false in config.json, or remove the tensor.",
+            )
+        extra.discard(head)
     if extra:
         first = sorted(extra)[0]
         raise DogeExportError(

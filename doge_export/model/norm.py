@@ -1,4 +1,5 @@
-"""RMSNorm, computed in float32 and scaled in the model's dtype, as the reference does."""
+"""RMSNorm. Exported as ONNX's RMSNormalization, which normalises in float32 and scales in the model's
+dtype, as the reference does; torch's own rounds once less in half precision."""
 
 import torch
 

@@ -127,6 +127,9 @@ def dynamic_mask_attention(
         keys, values, mask = present_key, present_value, attention_mask
         key_slot = torch.arange(slots)
         exists = (key_slot < cache_position[:, None] + length)[:, None, None]
+        if sliding_window:
+            first = cache_position[:, None] - sliding_window
+            exists = exists & (key_slot > first)[:, None, None]
 
     visible = (key_slot <= query_slot[..., None]) & (mask[:, None] != 0)
     if sliding_window:
@@ -172,11 +175,14 @@ def _fake(
     _, _, past, head_dim = past_key.shape
     total = past + length if cache_position is None else past
     shape = (batch, num_kv_heads, total, head_dim)
+    reach = total
+    if sliding_window and cache_position is None:
+        reach = torch.sym_min(past, sliding_window - 1) + length  # type: ignore[no-untyped-call]
     return (
         query.new_empty((batch, length, num_heads * head_dim)),
         past_key.new_empty(shape),
         past_value.new_empty(shape),
-        query.new_empty(shape[:3]),
+        query.new_empty((batch, num_kv_heads, reach)),
     )
 
 
@@ -272,7 +278,10 @@ def _body(options: BodyOptions) -> ir.Function:
         b.Unsqueeze(visible, b.const([1])), b.Unsqueeze(dt, axis2), lowest
     )  # [batch, kv_heads, sequence, keys]
     if options.static:
-        exists = b.Unsqueeze(b.Less(key_slot, b.Add(first, length)), b.const([1]))
+        exists = b.Less(key_slot, b.Add(first, length))
+        if options.sliding_window:
+            exists = b.And(exists, b.Greater(key_slot, b.Sub(first, b.int_attribute("sliding_window"))))
+        exists = b.Unsqueeze(exists, b.const([1]))
         ranked = b.Where(exists, ranked, b.const(-np.inf, options.numpy))
     bias = _keep_largest(b, ranked, lowest, options)
     if options.static:

@@ -18,14 +18,19 @@ _NARROW, _WIDE = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 
 #: Operators that only move, choose or repeat what they are given: rounded in, rounded out.
 _MOVEMENT = frozenset(
-    "Compress Concat ConcatFromSequence Constant ConstantOfShape Expand Flatten Gather GatherElements "
-    "GatherND Identity If Max Min Neg Pad Relu Reshape ScatterElements ScatterND Slice Split Squeeze Tile "
-    "TensorScatter TopK Transpose Trilu Unsqueeze Where".split()
+    {
+        *("Constant", "ConstantOfShape", "Identity", "If", "Where", "Max", "Min", "Neg", "Relu", "TopK"),
+        *("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "TensorScatter"),
+        *("Compress", "Concat", "Split", "Slice", "Pad", "Tile", "Expand", "Trilu"),
+        *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"),
+    }
 )
 #: Operators that round between their steps, or carry a state, in a way that is not worked out here.
 _UNKNOWN = frozenset(
-    "Attention BatchNormalization GroupNormalization GRU InstanceNormalization LayerNormalization Loop LSTM "
-    "RNN Scan".split()
+    {
+        *("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization"),
+        *("Attention", "GRU", "LSTM", "RNN", "Loop", "Scan"),
+    }
 )
 
 
@@ -50,10 +55,10 @@ def emulate_bfloat16(model: ir.Model) -> None:
         if value.const_value is not None:
             value.const_value = _widened(value.const_value)
     for value in narrow:
-        node = value.producer()
-        if node is not None:
-            _widen_attributes(node)
-            if not _is_movement(node):
+        maker = value.producer()
+        if maker is not None:
+            _widen_attributes(maker)
+            if not _is_movement(maker):
                 _round(value)
 
 
@@ -78,7 +83,7 @@ def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     def make() -> ir.TensorProtocol:
         return ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)
 
-    return ir.LazyTensor(make, dtype=_WIDE, shape=ir.Shape(tensor.shape), name=tensor.name)
+    return ir.LazyTensor(make, dtype=_WIDE, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
 
 
 def _widen_attributes(node: ir.Node) -> None:
@@ -174,7 +179,9 @@ def _rms_normalization(steps: _Steps, node: ir.Node) -> ir.Value:
         raise NotImplementedError("an RMSNormalization that does not stash in float32")
     x, scale = node.inputs
     one = ir.tensor(np.ones(1, np.float32))
-    ones = steps.add("ConstantOfShape", steps.add("Shape", scale, dtype=ir.DataType.INT64), value=one, dtype=_WIDE)
+    ones = steps.add(
+        "ConstantOfShape", steps.add("Shape", scale, dtype=ir.DataType.INT64), value=one, dtype=_WIDE
+    )
     normalised = steps.add("RMSNormalization", x, ones)
     for name, attribute in node.attributes.items():
         steps.nodes[-1].attributes[name] = attribute
@@ -185,11 +192,15 @@ def _rotary_embedding(steps: _Steps, node: ir.Node) -> ir.Value:
     """first * cos - second * sin and second * cos + first * sin, each product and each sum rounded."""
     given = [value for value in node.inputs if value is not None]
     if len(given) != 3 or any(attribute.as_int() for attribute in node.attributes.values()):
-        raise NotImplementedError("a RotaryEmbedding other than of [batch, heads, sequence, head_dim] as a whole")
+        raise NotImplementedError(
+            "a RotaryEmbedding other than of [batch, heads, sequence, head_dim] as a whole"
+        )
     x, cos, sin = given
     axis = steps.add("Constant", value=ir.tensor(np.array([1])), dtype=ir.DataType.INT64)
     cos, sin = steps.add("Unsqueeze", cos, axis), steps.add("Unsqueeze", sin, axis)
-    halves = ir.Node("", "Split", [x], [ir.AttrInt64("axis", -1), ir.AttrInt64("num_outputs", 2)], num_outputs=2)
+    halves = ir.Node(
+        "", "Split", [x], [ir.AttrInt64("axis", -1), ir.AttrInt64("num_outputs", 2)], num_outputs=2
+    )
     first, second = halves.outputs
     for place, half in enumerate(halves.outputs):
         half.name, half.type = f"{steps.prefix}.half.{place}", ir.TensorType(_NARROW)

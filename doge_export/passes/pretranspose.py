@@ -13,7 +13,7 @@ def pretranspose(model: ir.Model) -> None:
     """
     graph = model.graph
     for node in list(graph):
-        if node.op_type != "Transpose" or node.domain != "":
+        if node.op_type != "Transpose" or node.domain != "" or "perm" not in node.attributes:
             continue
         (source,) = node.inputs
         if source is None or not source.is_initializer() or len(source.uses()) != 1:

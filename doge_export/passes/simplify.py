@@ -26,6 +26,8 @@ def simplify(model: ir.Model) -> None:
         common.RemoveUnusedOpsetsPass(),
         common.ClearMetadataAndDocStringPass(),
     )(model)
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()  # the pass above leaves these
     interface = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
     constants = 0
     for name, value in list(model.graph.initializers.items()):

@@ -22,7 +22,18 @@ __all__ = ["TOLERANCES", "Selection", "compare_selection", "validate"]
 TOLERANCES: dict[str, dict[str, float]] = {
     "float32": {"max_abs_diff": 1e-4, "selection": 1.0},
     "float16": {"kl_divergence": 1e-2, "top1_agreement": 0.95},
+    # Measured (docs/parity.md): KL up to 1e-3 on the fixtures, 4e-3 on random weights; a frozen window 1e-2.
+    "bfloat16": {"kl_divergence": 1e-2, "top1_agreement": 0.9},
 }
+
+#: dtype -> how far below the reference's best logit, relative to it, a choice may lie and still agree. Of
+#: bfloat16, two steps: its logits often tie, and one position is all that some schedules have.
+_NEAR_BEST = {"bfloat16": 2**-6}
+
+_EMULATED = (
+    "bfloat16 arithmetic on hardware: it was emulated, in float32 with every result rounded to bfloat16, "
+    "since onnxruntime's CPU provider has no kernels for it"
+)
 
 
 def validate(
@@ -55,6 +66,8 @@ def validate(
         )
     candidate = Candidate(bundle)
     schedules, omitted = plan(bundle.config, manifest.cache.max_length, quick)
+    if candidate.emulated:
+        omitted = [*omitted, _EMULATED]
     limits = dict(TOLERANCES[dtype])
     if tolerance is not None and "max_abs_diff" in limits:
         limits["max_abs_diff"] = tolerance
@@ -66,7 +79,7 @@ def validate(
     for schedule in schedules:
         tokens = draw_tokens(schedule, bundle.config.vocab_size, seed)
         expected, got = reference.run(schedule, tokens), candidate.run(schedule, tokens)
-        figures = _figures(expected, got, tokens)
+        figures = _figures(expected, got, tokens, _NEAR_BEST.get(dtype, 0.0))
         selection = compare_selection(expected, got, tokens, schedule.steps)
         figures["selection"] = selection.share
         report.changed_rows += selection.rows - selection.same
@@ -96,14 +109,19 @@ _LABELS = {
 }
 
 
-def _figures(expected: Run, got: Run, tokens: Tokens) -> dict[str, float]:
-    """Over real positions: largest difference, mean KL(reference || candidate), share of equal argmax."""
+def _figures(expected: Run, got: Run, tokens: Tokens, near: float = 0.0) -> dict[str, float]:
+    """Over real positions: largest difference, mean KL(reference || candidate), and the share where the
+    candidate's choice is the reference's best, or `near` it, relative to the best."""
     first, second = expected.logits[tokens.real], got.logits[tokens.real]
     p, q = _log_softmax(first), _log_softmax(second)
+    choice, best = second.argmax(-1), first.max(-1)
+    agree = first.argmax(-1) == choice
+    if near:
+        agree |= np.take_along_axis(first, choice[:, None], -1)[:, 0] >= best - near * np.abs(best)
     return {
         "max_abs_diff": float(np.abs(first - second).max()),
         "kl_divergence": float(np.maximum((np.exp(p) * (p - q)).sum(-1), 0).mean()),
-        "top1_agreement": float((first.argmax(-1) == second.argmax(-1)).mean()),
+        "top1_agreement": float(agree.mean()),
     }
 
 

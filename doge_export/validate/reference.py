@@ -1,4 +1,4 @@
-"""The judge: transformers' `DogeForCausalLM`, eager, float32, with its arbitrary choices pinned.
+"""The judge: transformers' `DogeForCausalLM`, eager, with its arbitrary choices pinned.
 
 Three things in the reference are not of its mathematics but of its libraries, and each decides between
 tied keys (any repeated token ties in layer 0):
@@ -106,8 +106,10 @@ def pinned() -> Generator[None]:
 
 
 class Reference:
-    """A checkpoint in transformers. `dtype` rounds the weights first, as an export in that dtype does;
-    the arithmetic stays float32."""
+    """A checkpoint in transformers. `dtype` rounds the weights first, as an export in that dtype does; the
+    arithmetic stays float32, but for bfloat16. That has so few numbers that most keys at the window's
+    boundary tie, and by the tie rule: only a judge that computes in bfloat16 knows which (docs/parity.md).
+    """
 
     def __init__(self, folder: Path, dtype: str = "float32", per_token: bool = False) -> None:
         self.config = Checkpoint.open(folder).config
@@ -122,7 +124,7 @@ class Reference:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise DogeExportError(f"transformers cannot load {folder}: {error}") from error
-        self.model = model.float().eval()
+        self.model = (model if dtype == "bfloat16" else model.float()).eval()
         self._keys: list[npt.NDArray[np.bool_]] = []
         self._experts: list[npt.NDArray[np.int64]] = []
         self._weights: list[npt.NDArray[np.float32]] = []
@@ -161,7 +163,7 @@ class Reference:
                     past_key_values=cache,
                     use_cache=True,
                 )
-                logits.append(output.logits.numpy())
+                logits.append(output.logits.float().numpy())
                 run.keys.append(self._keys)
                 run.experts.append(self._experts)
                 run.weights.append(self._weights)
@@ -175,9 +177,10 @@ class Reference:
         def prepare(**arguments: Any) -> torch.Tensor:
             mask: torch.Tensor = original(**arguments)
             if self._record:
-                self._weights.append(arguments["dt_states"].numpy())
+                dt = arguments["dt_states"].float()
+                self._weights.append(dt.numpy())
                 self._keys.append((mask > torch.finfo(mask.dtype).min).numpy())
-                self._ties.add(_boundary(arguments["dt_states"], arguments["attention_mask"], window))
+                self._ties.add(_boundary(dt, arguments["attention_mask"], window))
             return mask
 
         attention.prepare_dynamic_mask = prepare

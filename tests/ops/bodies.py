@@ -15,6 +15,15 @@ from doge_export.passes import attach_bodies
 
 __all__ = ["one_node_model", "run_body", "run_model"]
 
+_RANKS = {
+    "output": 3,
+    "present_key": 4,
+    "present_value": 4,
+    "present_dt": 3,
+    "keep": 4,
+    "indices": 2,
+    "weights": 2,
+}
 _TYPES = {
     torch.float32: ir.DataType.FLOAT,
     torch.float16: ir.DataType.FLOAT16,
@@ -61,6 +70,7 @@ def one_node_model(
         elif name in operator.integer_outputs:
             kind = ir.DataType.INT64
         output.name, output.type = name, ir.TensorType(kind)
+        output.shape = ir.Shape([None] * _RANKS[name])
     graph = ir.Graph(
         list(values.values()),
         list(node.outputs),

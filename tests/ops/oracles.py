@@ -65,8 +65,8 @@ def attention_oracle(case: AttentionCase, inputs: dict[str, torch.Tensor | None]
         # A row that sees nothing averages over the keys that are there: with a sliding window and a
         # cache that grows, those that the first of the new tokens can still reach.
         present = range(end)
-        if case.sliding and not case.static:
-            present = range(max(0, case.past - case.sliding + 1), end)
+        if case.sliding:
+            present = range(max(0, start - case.sliding + 1), end)
         for column in range(case.length):
             seen = visible_keys(case, x["attention_mask"], row, column)
             cos, sin = x["cos"][row, column], x["sin"][row, column]
