@@ -212,8 +212,9 @@ def _body(options: BodyOptions) -> ir.Function:
     x = b.inputs
     heads, kv_heads = b.int_attribute("num_heads"), b.int_attribute("num_kv_heads")
     zero, one, axis2 = b.const(0), b.const(1), b.const([2])
-    length = b.Squeeze(b.Shape(x["query"], start=1, end=2))
-    past = b.Squeeze(b.Shape(x["past_key"], start=2, end=3))
+    # Lengths come from inputs that all layers share: onnxruntime then computes the mask once for all.
+    length = b.Squeeze(b.Shape(x["cos"], start=1, end=2))
+    total = b.Squeeze(b.Shape(x["attention_mask"], start=1, end=2))  # static: the slots
     lowest = b.const(options.lowest, options.numpy)
 
     def split(name: str, count: ir.Value) -> ir.Value:
@@ -250,12 +251,12 @@ def _body(options: BodyOptions) -> ir.Function:
         present_dt = b.ScatterElements(x["past_dt"], index, new_dt, axis=2)
         keys, values, mask, dt = present_key, present_value, x["attention_mask"], present_dt
         first = b.Unsqueeze(x["cache_position"], b.const([1, 2]))  # [batch, 1, 1]
-        key_slot = b.Range(zero, past, one)
+        key_slot = b.Range(zero, total, one)
     else:
         present_key = b.Concat(x["past_key"], k, axis=2)
         present_value = b.Concat(x["past_value"], v, axis=2)
         keys, values, mask = present_key, present_value, x["attention_mask"]
-        total = b.Add(past, length)
+        past = b.Sub(total, length)
         start = zero
         if options.sliding_window:
             reach = b.Sub(b.int_attribute("sliding_window"), one)
