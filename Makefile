@@ -41,11 +41,15 @@ format: $(STAMP) ## Let ruff rewrite what it can
 bench: $(STAMP) ## Measure what an export costs
 	$(BIN)/python scripts/bench_export.py
 
-fixtures: $(STAMP) ## Fetch the corpus and train the fixtures again (hours on two cores)
-	$(BIN)/python scripts/fetch_corpus.py --slice models/heldout.txt
-	$(BIN)/python scripts/train_tokenizer.py --out build/tokenizer
-	$(BIN)/python scripts/train_fixture.py --tokenizer build/tokenizer --out models/doge-tiny
-	$(BIN)/python scripts/train_fixture.py --moe-from models/doge-tiny --out models/doge-tiny-moe --work build/train-moe
+fixtures: $(STAMP) ## Fetch the corpus and train the fixtures again (an hour on two cores)
+	$(BIN)/python scripts/fetch_corpus.py --cache build/corpus --slice models/heldout.txt
+	$(BIN)/python scripts/train_tokenizer.py --corpus build/corpus --out build/tokenizer
+	$(BIN)/python scripts/train_fixture.py --corpus build/corpus --tokenizer build/tokenizer \
+		--out models/doge-tiny --work build/train-dense --compile \
+		--steps 2400 --warmup 100 --decay 500 --batch 4 --part 1 --lr 2.5e-3 --seed 20261123
+	$(BIN)/python scripts/train_fixture.py --corpus build/corpus --moe-from models/doge-tiny \
+		--out models/doge-tiny-moe --work build/train-moe --compile \
+		--steps 900 --warmup 50 --decay 400 --batch 4 --part 1 --lr 1.5e-3 --balance 0.001 --seed 20261124
 
 clean: ## Remove what was built; .venv stays
 	rm -rf build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -46,7 +46,9 @@ def ties_only() -> Generator[None]:
 
 def rows() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Row -> (export options, configuration)."""
-    table = {name: ({}, changes) for name, changes in CONFIGURATIONS.items()}
+    table: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        name: ({}, changes) for name, changes in CONFIGURATIONS.items()
+    }
     static = {"kv_cache": "static", "max_length": 64}
     table["dense, static cache"] = (static, {})
     table["experts, static cache"] = (static, {"is_moe": True})
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="random checkpoints a row")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # the models are too small for two
     if arguments.stock:
         reference_module.pinned = ties_only
     names = [schedule.name for schedule in TABLE]
