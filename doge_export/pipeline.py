@@ -1,6 +1,7 @@
 """The main job: checkpoint -> bundle, and the comparison of the two."""
 
 import contextlib
+import gc
 import importlib.metadata
 import tempfile
 from collections.abc import Callable, Generator
@@ -94,6 +95,8 @@ def export_model(
         options.write(folder / RECIPE)
         progress(0, "hashing")
         write_manifest(folder, **_manifest(torch_model, graph, resolved, options.opset))
+        del torch_model, graph  # the weights, before the reference brings its own
+        gc.collect()
         report = None
         if validate:
             from doge_export.validate import validate as compare

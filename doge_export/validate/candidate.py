@@ -69,7 +69,7 @@ class Candidate:
                 feed["cache_position"] = np.full(rows, at, np.int64)
             feed["attention_mask"] = mask
             results = dict(zip(outputs, self.session.run(outputs, feed), strict=True))
-            logits.append(results["logits"].astype(np.float32))
+            logits.append(results["logits"][:, schedule.kept(count)].astype(np.float32))
             cache = {
                 name: results[output]
                 for name, output in zip(cache_spec.inputs, cache_spec.outputs, strict=True)

@@ -57,8 +57,8 @@ class Ties:
 
 @dataclass
 class Run:
-    """What a schedule gave: logits [batch, length, vocab]; per call and layer the chosen keys (bool
-    [batch, kv_heads, sequence, keys]), their weights dt (float32 [batch, kv_heads, keys], of the
+    """What a schedule gave: logits [batch, compared positions, vocab]; per call and layer the chosen keys
+    (bool [batch, kv_heads, sequence, keys]), their weights dt (float32 [batch, kv_heads, keys], of the
     reference only) and experts (int64 [tokens, per token])."""
 
     logits: npt.NDArray[np.float32]
@@ -156,12 +156,15 @@ class Reference:
                 self._keys, self._experts, self._weights = [], [], []
                 part = slice(at, at + count)
                 at += count
+                kept = torch.from_numpy(schedule.kept(count))
+                kept = torch.from_numpy(schedule.kept(count))
                 output = model(
                     input_ids=ids[:, part],
                     attention_mask=mask[:, :at],
                     position_ids=positions[:, part],
                     past_key_values=cache,
                     use_cache=True,
+                    logits_to_keep=kept,
                 )
                 logits.append(output.logits.float().numpy())
                 run.keys.append(self._keys)

@@ -18,16 +18,33 @@ _MEMORY = 6e9
 
 @dataclass(frozen=True)
 class Schedule:
-    """Calls of `steps` tokens each, on `len(padding)` rows, row i left-padded by `padding[i]`."""
+    """Calls of `steps` tokens each, on `len(padding)` rows, row i left-padded by `padding[i]`.
+
+    Of a call of more than `sample` tokens, that many positions' logits are compared, the first and the
+    last among them; None compares all.
+    """
 
     name: str
     steps: tuple[int, ...]
     padding: tuple[int, ...] = (0,)
+    sample: int | None = None
 
     @property
     def length(self) -> int:
         """Tokens in all, padding included."""
         return sum(self.steps)
+
+    def kept(self, count: int) -> npt.NDArray[np.int64]:
+        """The positions, within a call of `count` tokens, whose logits are compared."""
+        if self.sample is None or count <= self.sample:
+            return np.arange(count)
+        return np.unique(np.linspace(0, count - 1, self.sample).astype(np.int64))
+
+    def compared(self, tokens: "Tokens") -> npt.NDArray[np.bool_]:
+        """bool [batch, compared positions]: False on padding."""
+        starts = np.cumsum((0, *self.steps[:-1]))
+        places = [start + self.kept(count) for start, count in zip(starts, self.steps, strict=True)]
+        return tokens.real[:, np.concatenate(places)]
 
 
 @dataclass(frozen=True)
@@ -75,11 +92,12 @@ def plan(config: DogeConfig, max_length: int | None, quick: bool) -> tuple[list[
     small = window <= 256
     tail = 2 * window if small else 24
     lengths = sorted({1, max(1, window - 1), window, window + 1, 3 * window})
+    sample = None
     if quick and not small:
-        lengths = [1, 48, window + 1]
+        lengths, sample = [1, 48], 64
     wanted = [Schedule(f"prefill {length}", (length,)) for length in lengths]
     before = max(1, window - (2 if small else 8))
-    wanted.append(Schedule("decode across the window", (before, *[1] * tail)))
+    wanted.append(Schedule("decode across the window", (before, *[1] * tail), sample=sample))
     limit = config.max_position_embeddings
     if config.rope["rope_type"] in ("dynamic", "longrope") and not before < limit < before + tail:
         boundary = (

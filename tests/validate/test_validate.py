@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
@@ -14,7 +15,9 @@ from doge_export.bundle import Bundle, write_manifest
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
 from doge_export.validate import Check, Report, validate
-from doge_export.validate.schedules import draw_tokens, plan
+from doge_export.validate.candidate import Candidate
+from doge_export.validate.reference import Reference
+from doge_export.validate.schedules import Schedule, draw_tokens, plan
 
 Export = Callable[..., tuple[Path, Any]]
 
@@ -104,12 +107,37 @@ def test_plan_crosses_the_window_and_says_what_it_leaves_out() -> None:
     full, omitted = plan(config, None, quick=False)
     assert {schedule.name for schedule in full} >= {"prefill 2047", "prefill 2048", "prefill 2049"}
     quick, left_out = plan(config, None, quick=True)
-    assert any("prefill 2049" in sentence for sentence in left_out)
-    assert not any("prefill 2049" in sentence for sentence in omitted)
+    assert any("across the window" in sentence for sentence in left_out)
+    assert not any("across the window" in sentence for sentence in omitted)
     assert max(schedule.length for schedule in quick) < 2049
+    middle = replace(config, num_hidden_layers=8, hidden_size=512, vocab_size=1000)
+    crossing = [schedule for schedule in plan(middle, None, quick=True)[0] if schedule.length > 2048]
+    assert len(crossing) == 1
+    assert len(crossing[0].kept(2040)) == 64
     small = replace(config, keep_window_size=8, max_position_embeddings=16)
     names = [schedule.name for schedule in plan(small, 20, quick=False)[0]]
     assert "prefill 24" not in names
+
+
+def test_a_sample_keeps_the_first_and_the_last() -> None:
+    schedule = Schedule("sampled", (100, 1, 3), (0, 2), sample=10)
+    assert schedule.kept(100)[[0, -1]].tolist() == [0, 99]
+    assert schedule.kept(3).tolist() == [0, 1, 2]
+    tokens = draw_tokens(schedule, 50, seed=0)
+    compared = schedule.compared(tokens)
+    assert compared.shape == (2, 14)
+    assert compared.sum() == 27, "row 1 starts with padding"
+
+
+def test_a_sampled_run_is_the_whole_run_at_those_positions(exported: Export) -> None:
+    checkpoint, bundle = exported()
+    whole = Schedule("whole", (30, 1, 1), (0, 3))
+    sampled = Schedule("sampled", (30, 1, 1), (0, 3), sample=7)
+    tokens = draw_tokens(whole, 257, seed=0)
+    places = [*sampled.kept(30).tolist(), 30, 31]
+    for side in (Reference(checkpoint), Candidate(bundle)):
+        expected = side.run(whole, tokens).logits[:, places]
+        np.testing.assert_allclose(side.run(sampled, tokens).logits, expected, atol=1e-5)
 
 
 def test_tokens_repeat_but_not_at_the_start() -> None:
