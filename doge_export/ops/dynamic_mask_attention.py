@@ -232,8 +232,17 @@ def _body(options: BodyOptions) -> ir.Function:
     def key_weight(values: ir.Value) -> ir.Value:
         """[batch, kv_heads, n, head_dim] -> dt [batch, kv_heads, n]"""
         flat = b.Reshape(b.Transpose(values, perm=[0, 2, 1, 3]), b.const([0, 0, -1]))
-        dt = b.Add(b.MatMul(flat, b.Transpose(x["dt_weight"], perm=[1, 0])), x["dt_bias"])
-        dt = b.Exp(b.Mul(x["A"], _softplus(b, dt, options)))
+        parts = [flat, b.Transpose(x["dt_weight"], perm=[1, 0]), x["dt_bias"], x["A"]]
+        # An error in the exponent is one of dt's size in the scores, and dt may be large: in float64
+        # the rounding of the whole chain is that of the result alone.
+        wide = options.float64 and options.dtype == ir.DataType.FLOAT
+        if wide:
+            parts = [b.Cast(part, to=ir.DataType.DOUBLE) for part in parts]
+        flat, weight, bias, scale = parts
+        soft = _softplus(b, b.Add(b.MatMul(flat, weight), bias), options, keep_wide=wide)
+        dt = b.Exp(b.Mul(scale, soft))
+        if wide:
+            dt = b.Cast(dt, to=options.dtype)
         result: ir.Value = b.Transpose(dt, perm=[0, 2, 1])
         return result
 
@@ -314,7 +323,7 @@ def _body(options: BodyOptions) -> ir.Function:
     return b.function(OPERATOR.name, dict(zip(OPERATOR.outputs, results, strict=True)), options.opset)
 
 
-def _softplus(b: BodyBuilder, x: ir.Value, options: BodyOptions) -> ir.Value:
+def _softplus(b: BodyBuilder, x: ir.Value, options: BodyOptions, keep_wide: bool) -> ir.Value:
     """softplus as torch computes it: log1p(exp(x)), and x itself above 20.
 
     onnxruntime's CPU Softplus and Log round differently in the last lanes of a row, so equal keys get
@@ -324,9 +333,10 @@ def _softplus(b: BodyBuilder, x: ir.Value, options: BodyOptions) -> ir.Value:
     if not options.float64:
         result: ir.Value = b.Softplus(x)
         return result
-    wide = b.Cast(x, to=ir.DataType.DOUBLE)
+    wide = x if keep_wide else b.Cast(x, to=ir.DataType.DOUBLE)
     soft = b.Log(b.Add(b.Exp(wide), b.const(1.0, np.float64)))
-    result = b.Cast(b.Where(b.Greater(wide, b.const(20.0, np.float64)), wide, soft), to=options.dtype)
+    soft = b.Where(b.Greater(wide, b.const(20.0, np.float64)), wide, soft)
+    result = soft if keep_wide else b.Cast(soft, to=options.dtype)
     return result
 
 
