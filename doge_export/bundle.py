@@ -27,6 +27,7 @@ from typing import Any
 
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
+from doge_export.json_file import read_object
 
 _log = logging.getLogger(__name__)
 
@@ -205,16 +206,7 @@ class Bundle:
         Raises:
             DogeExportError: the file is there and holds no JSON object.
         """
-        path = self.path / name
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise DogeExportError(f"{path} cannot be read as JSON: {error}.") from None
-        if not isinstance(raw, dict):
-            raise DogeExportError(f"{path} does not hold a JSON object.")
-        return raw
+        return read_object(self.path / name)
 
 
 def write_manifest(

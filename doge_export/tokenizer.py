@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doge_export.errors import DogeExportError
+from doge_export.json_file import read_object
 
 if TYPE_CHECKING:
     import jinja2
@@ -83,9 +84,9 @@ class Tokenizer:
         # transformers pads and truncates on request only, whatever the file says.
         backend.no_padding()
         backend.no_truncation()
-        config = _read_object(folder / "tokenizer_config.json")
+        config = read_object(folder / "tokenizer_config.json")
         if "added_tokens_decoder" not in config:  # before that key the names were in a file of their own
-            config |= _read_object(folder / "special_tokens_map.json")
+            config |= read_object(folder / "special_tokens_map.json")
         named = {key: _content(config[key]) for key in _NAMED_TOKENS if config.get(key) is not None}
         _add_missing(backend, config, named)
         if config.get("split_special_tokens"):
@@ -197,18 +198,6 @@ class TextStream:
         piece = text[self._emitted :]
         self._emitted = max(self._emitted, len(text))
         return piece
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DogeExportError(f"{path} cannot be read as JSON: {error}.") from None
-    if not isinstance(raw, dict):
-        raise DogeExportError(f"{path} does not hold a JSON object.")
-    return raw
 
 
 def _content(token: Any) -> str:

@@ -30,20 +30,17 @@ def load_model(
     with torch.device("meta"):
         model = DogeForExport(config, routing, kv_cache)
     wanted = dict(model.named_parameters())
-    names = _match(wanted, checkpoint, config)
-    state = {name: checkpoint.tensor(names[name]).to(DTYPES[dtype]) for name in wanted}
+    _check(wanted, checkpoint, config)
+    state = {name: checkpoint.tensor(name).to(DTYPES[dtype]) for name in wanted}
     rotary = type(model.rotary_embedding)(config)  # buffers are computed, not loaded
     model.load_state_dict(state, strict=True, assign=True)
     model.rotary_embedding = rotary
     return model.eval().requires_grad_(False)
 
 
-def _match(
-    wanted: dict[str, torch.nn.Parameter], checkpoint: Checkpoint, config: DogeConfig
-) -> dict[str, str]:
-    """Parameter name -> the checkpoint's tensor name, with names and shapes compared."""
+def _check(wanted: dict[str, torch.nn.Parameter], checkpoint: Checkpoint, config: DogeConfig) -> None:
+    """Hold the checkpoint's names and shapes to the model's."""
     present = checkpoint.shapes
-    names = {}
     for name, parameter in wanted.items():
         if name not in present:
             raise DogeExportError(
@@ -56,8 +53,7 @@ def _match(
                 f"{list(parameter.shape)}.",
                 "Take config.json and weights from the same checkpoint.",
             )
-        names[name] = name
-    extra = set(present) - set(names)
+    extra = set(present) - set(wanted)
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     if config.tie_word_embeddings and head in extra:  # some writers store the tied head a second time
         if not torch.equal(checkpoint.tensor(head), checkpoint.tensor(embedding)):
@@ -74,4 +70,3 @@ def _match(
             f"first {first!r}.",
             "Check is_moe, attention_bias, mlp_bias and tie_word_embeddings in config.json.",
         )
-    return names
