@@ -25,6 +25,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 Routing = Literal["token", "reference"]
 
@@ -191,11 +192,11 @@ def verify(model: Any, ids: Tensor, tolerance: float = 1e-3, strays: float = 0.0
 @torch.no_grad()
 def verify_decode(model: Any, ids: Tensor, tolerance: float = 1e-3) -> float:
     """Compare one full per-token forward with the reference decoding ids[1, n] one by one."""
-    cache, rows = None, []
+    cache, rows = DynamicCache(config=model.config), []
     with stable_topk():
         for index in range(ids.shape[1]):
-            out = model(input_ids=ids[:, index : index + 1], past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            # The cache by place: its name changed in transformers 5.24.
+            out = model(ids[:, index : index + 1], None, None, cache, use_cache=True)
             rows.append(out.logits[:, -1])
     got, _ = forward(model, ids, routing="token")
     worst = float((torch.stack(rows, dim=1) - got).abs().max())

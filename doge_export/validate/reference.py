@@ -157,12 +157,11 @@ class Reference:
                 part = slice(at, at + count)
                 at += count
                 kept = torch.from_numpy(schedule.kept(count))
-                kept = torch.from_numpy(schedule.kept(count))
                 output = model(
-                    input_ids=ids[:, part],
-                    attention_mask=mask[:, :at],
-                    position_ids=positions[:, part],
-                    past_key_values=cache,
+                    ids[:, part],
+                    mask[:, :at],
+                    positions[:, part],
+                    cache,  # by place: its name changed in transformers 5.24
                     use_cache=True,
                     logits_to_keep=kept,
                 )

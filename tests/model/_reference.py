@@ -77,10 +77,10 @@ class Pair:
         with torch.inference_mode(), stable_topk_in_torch():
             for part in calls.parts():
                 output = model(
-                    input_ids=calls.ids[:, part],
-                    attention_mask=calls.mask[:, : part.stop],
-                    position_ids=calls.positions[:, part].contiguous(),
-                    past_key_values=cache,
+                    calls.ids[:, part],
+                    calls.mask[:, : part.stop],
+                    calls.positions[:, part].contiguous(),
+                    cache,  # by place: its name changed in transformers 5.24
                     use_cache=True,
                 )
                 logits.append(output.logits)
