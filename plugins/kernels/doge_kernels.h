@@ -1,0 +1,160 @@
+// The kernels of Doge's operators on a CPU: what a runtime's glue calls. No type of any runtime is in here.
+//
+// One call is one operator. It runs on the threads that the caller lends through `Threads`, gives the same
+// result whatever their number, and keeps no state between calls: one object serves many threads at once.
+// A wrong argument throws doge::Error with one sentence; nothing has been written then.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace doge {
+
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// ONNX element types that the kernels know. int4: two's complement nibbles, the lower one first.
+enum class Dtype { none, float32, float16, bfloat16, int8, int4 };
+
+// Threads of somebody else's pool. `run` calls task(argument, i) for every i < count, in any order, on as
+// many threads at once as it likes (one is enough), and returns when all are done.
+struct Threads {
+  virtual void run(void (*task)(void* argument, size_t i), void* argument, size_t count) = 0;
+  virtual size_t count() const = 0;  // how many threads may work at once; a guess will do
+ protected:
+  ~Threads() = default;
+};
+
+// A weight matrix as the file stores it: [n, k] row-major, n outputs of k inputs each. int8 and int4 have
+// float16 scales [n, k / block], and w = scale * q; block divides k, and is a multiple of 4 (int8, at most
+// 128) or 8 (int4, at most 128).
+struct Matrix {
+  Dtype dtype = Dtype::none;  // none: the matrix is not there
+  int64_t n = 0, k = 0;
+  const void* data = nullptr;
+  const uint16_t* scales = nullptr;
+  int64_t block = 0;
+};
+
+using Vector = std::vector<float>;  // a small weight, widened; empty: not there
+
+struct Linear {
+  Matrix weight;
+  Vector bias;
+};
+
+enum class Activation { silu, gelu, gelu_tanh, relu, relu2, sigmoid, tanh };
+// By transformers' `hidden_act` names; throws Error for an unknown one.
+Activation activation_from_name(const std::string& name);
+
+struct AttentionConfig {
+  int64_t num_heads = 0, num_kv_heads = 0, head_dim = 0;
+  int64_t keep_window_size = 0;
+  int64_t sliding_window = 0;  // 0: none
+  float scale = 1.0f, epsilon = 1e-6f;
+};
+
+struct AttentionWeights {
+  Vector q_norm, k_norm;         // [head_dim]
+  Vector dt_weight;              // [kv_heads, kv_heads * head_dim]
+  Vector dt_bias, A;             // [kv_heads]
+};
+
+// What an attention call is given beside its queries, keys and values. Element type of the floating point
+// tensors: `dtype` (float32, float16 or bfloat16).
+//
+// Growing cache: `cache_position` is null, past_* have `past` positions, present_* past + sequence, and
+// `mask` has past + sequence entries a row. Static cache: past_* and present_* have `past` slots, may be
+// the same memory, and `mask` has `past` entries a row.
+struct AttentionIO {
+  Dtype dtype = Dtype::float32;
+  int64_t batch = 0, sequence = 0, past = 0;
+  const int64_t* mask = nullptr;            // [batch, past + sequence] or [batch, slots]
+  const void *cos = nullptr, *sin = nullptr;  // [batch, sequence, head_dim / 2]
+  const void *past_key = nullptr, *past_value = nullptr;  // [batch, kv_heads, past, head_dim]
+  const void* past_dt = nullptr;            // static: [batch, kv_heads, slots]
+  const int64_t* cache_position = nullptr;  // static: [batch]
+  void *present_key = nullptr, *present_value = nullptr;
+  void* present_dt = nullptr;               // growing: null, or [batch, kv_heads, keys in reach]
+  bool* keep = nullptr;                     // null, or [batch, kv_heads, sequence, keys in reach]
+};
+
+// The operator doge::DynamicMaskAttention; its specification is doge_export/ops/dynamic_mask_attention.py.
+// query [batch, sequence, heads * head_dim], key and value [batch, sequence, kv_heads * head_dim], output
+// as query, all of io.dtype.
+void dynamic_mask_attention(const AttentionConfig& config, const AttentionWeights& weights,
+                            const AttentionIO& io, const void* query, const void* key, const void* value,
+                            void* output, Threads& threads);
+
+struct RoutingConfig {
+  int64_t num_keys = 0, num_experts_per_tok = 0;
+  bool per_token = false, norm_topk_prob = false;
+};
+
+// The operator doge::ExpertRouting: router_logits [tokens, 2 * num_keys] of `dtype` -> indices
+// [tokens, num_experts_per_tok] and weights of `dtype`. `tokens` counts the whole batch.
+void expert_routing(const RoutingConfig& config, Dtype dtype, int64_t tokens, const void* router_logits,
+                    int64_t* indices, void* weights, Threads& threads);
+
+// The operator doge::DecoderLayer: a whole layer. Weights are packed when it is made.
+struct LayerWeights {
+  Vector input_layernorm, post_attention_layernorm;   // [hidden]
+  Vector input_residual, post_attention_residual;     // [hidden]
+  Linear q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
+  AttentionWeights attention;
+  Matrix router_gate;             // experts: [2 * num_keys, hidden], float
+  Matrix down_embed, up_embed;    // experts: [num_experts, hidden]; read in place, so they must outlive it
+};
+
+struct LayerConfig {
+  AttentionConfig attention;
+  RoutingConfig routing;          // num_keys 0: no experts
+  Activation activation = Activation::silu;
+  float epsilon = 1e-6f;
+};
+
+class DecoderLayer {
+ public:
+  DecoderLayer(const LayerConfig& config, const LayerWeights& weights);
+  ~DecoderLayer();
+  int64_t hidden_size() const;
+  // hidden and output: [batch, sequence, hidden] of io.dtype.
+  void run(const AttentionIO& io, const void* hidden, void* output, Threads& threads) const;
+
+ private:
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
+};
+
+// The operators doge::LMHead and doge::TopTokens: final norm, then the head.
+class Head {
+ public:
+  Head(const Vector& norm, float epsilon, const Matrix& weight);
+  ~Head();
+  int64_t hidden_size() const;
+  int64_t vocab_size() const;
+  // hidden [rows, hidden] -> logits [rows, vocab], both of `dtype`.
+  void logits(Dtype dtype, int64_t rows, const void* hidden, void* logits, Threads& threads) const;
+  // The `count` best tokens of the last position of each row, best first, ties by the lower id.
+  // hidden [batch, sequence, hidden] of `dtype` -> ids, values [batch, count].
+  void top_tokens(Dtype dtype, int64_t batch, int64_t sequence, const void* hidden, int64_t count,
+                  int64_t* ids, float* values, Threads& threads) const;
+
+ private:
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
+};
+
+// The operator doge::TokenEmbedding: rows of the table, dequantized. ids [tokens] -> output [tokens, k] of
+// `dtype`. Throws Error for an id outside the table.
+void token_embedding(const Matrix& table, Dtype dtype, int64_t tokens, const int64_t* ids, void* output);
+
+// The instruction set that the kernels use on this processor: "avx512", "avx2" or "generic".
+const char* instruction_set();
+
+}  // namespace doge
