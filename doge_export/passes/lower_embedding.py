@@ -1,11 +1,9 @@
 """The rows of a quantized embedding table are read by one node, TokenEmbedding."""
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from doge_export.ops.lowered import TOKEN_EMBEDDING, TOKEN_EMBEDDING_ROLES
-from doge_export.passes.outline import Outline, replace_by
-from doge_export.passes.simplify import number
+from doge_export.passes.outline import Outline, replace_by, tidy
 
 __all__ = ["lower_embedding"]
 
@@ -29,5 +27,4 @@ def lower_embedding(model: ir.Model) -> None:
     body = outline.function(TOKEN_EMBEDDING, TOKEN_EMBEDDING_ROLES, copies, {}, graph.opset_imports[""])
     replace_by(outline.call(TOKEN_EMBEDDING, TOKEN_EMBEDDING_ROLES, {}), [states])
     model.functions[body.identifier()] = body
-    common.RemoveUnusedNodesPass()(model)
-    number(model)
+    tidy(model)

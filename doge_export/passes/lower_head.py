@@ -1,11 +1,9 @@
 """The final norm and the head become one node, LMHead."""
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from doge_export.ops.lowered import LM_HEAD, LM_HEAD_ROLES
-from doge_export.passes.outline import Outline, replace_by
-from doge_export.passes.simplify import number
+from doge_export.passes.outline import Outline, replace_by, tidy
 
 __all__ = ["lower_head"]
 
@@ -30,5 +28,4 @@ def lower_head(model: ir.Model) -> None:
     body = outline.function(LM_HEAD, LM_HEAD_ROLES, copies, kinds, graph.opset_imports[""])
     replace_by(outline.call(LM_HEAD, LM_HEAD_ROLES, attributes), [logits])
     model.functions[body.identifier()] = body
-    common.RemoveUnusedNodesPass()(model)
-    number(model)
+    tidy(model)

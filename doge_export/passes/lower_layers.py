@@ -3,12 +3,10 @@
 from typing import Any
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from doge_export.ops import DOMAIN, VERSION
 from doge_export.ops.lowered import DECODER_LAYER, LAYER_ATTRIBUTES, LAYER_ROLES
-from doge_export.passes.outline import Outline, replace_by
-from doge_export.passes.simplify import number
+from doge_export.passes.outline import Outline, replace_by, tidy
 
 __all__ = ["lower_layers"]
 
@@ -41,8 +39,7 @@ def lower_layers(model: ir.Model, activation: str) -> None:
     assert body is not None
     model.functions[body.identifier()] = body
     graph.opset_imports[DOMAIN] = VERSION
-    common.RemoveUnusedNodesPass()(model)
-    number(model)
+    tidy(model)
 
 
 def _states(graph: ir.Graph, layers: int) -> list[ir.Value]:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 import onnx_ir as ir
 
 from doge_export.ops import DOMAIN, VERSION
+from doge_export.passes.simplify import number
 
-__all__ = ["Outline", "replace_by"]
+__all__ = ["Outline", "replace_by", "tidy"]
 
 
 class Outline:
@@ -119,6 +120,19 @@ def replace_by(node: ir.Node, old: Sequence[ir.Value]) -> None:
         output.type, output.shape = value.type, value.shape
         ir.convenience.replace_all_uses_with(value, output, replace_graph_outputs=True)
         value.name, output.name = f"{name}.replaced", name
+
+
+def tidy(model: ir.Model) -> None:
+    """Remove what nobody reads any more from the graph, but not from function bodies: there it is what
+    `expose_selection` asks for. Then number the rest."""
+    graph = model.graph
+    for node in reversed(graph):
+        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]
+    number(model)
 
 
 def _bare(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

@@ -33,6 +33,7 @@ def _quantize(graph: ir.Graph, weight: ir.Value, tensor: ir.TensorProtocol, dtyp
         for made in quantized_tensors(tensor, dtype, name, f"{name.removesuffix('.weight')}.scale")
     )
     block = choose_block(int(tensor.shape.numpy()[1]), dtype)
+    assert block is not None
     for node, place in tuple(weight.uses()):
         reader = _Reader(node, block, tensor.dtype)
         if node.op_type == "Gather":
@@ -52,29 +53,49 @@ def _quantize(graph: ir.Graph, weight: ir.Value, tensor: ir.TensorProtocol, dtyp
 class _Reader:
     """Emits, before `node`, what reads a quantized matrix in the file's `dtype`."""
 
-    def __init__(self, node: ir.Node, block: int | None, dtype: ir.DataType) -> None:
+    def __init__(self, node: ir.Node, block: int, dtype: ir.DataType) -> None:
         assert node.graph is not None
         self._graph, self._node = node.graph, node
         self._block, self._dtype = block, dtype
 
     def matrix(self, values: ir.Value, scales: ir.Value) -> ir.Value:
-        """All of it, float [n, k]."""
-        scales = self._emit("Cast", scales, to=int(ir.DataType.FLOAT))
-        result = self._emit("DequantizeLinear", values, scales, axis=-1, block_size=self._block)
-        wide = self._dtype == ir.DataType.FLOAT
-        return result if wide else self._emit("Cast", result, to=int(self._dtype))
+        """All of it, [n, k].
+
+        Not by DequantizeLinear, which onnxruntime does not fold: it would compute the matrix in every step,
+        and multiply by it as by no constant, with another rounding for one row than for many. Equal keys
+        would get unequal weights then, and the tie rule break.
+        """
+        blocks = self._emit("Reshape", self._cast(values, ir.DataType.FLOAT), self._shape(0, -1, self._block))
+        scales = self._emit("Reshape", self._cast(scales, ir.DataType.FLOAT), self._shape(0, -1, 1))
+        matrix = self._emit("Reshape", self._emit("Mul", blocks, scales), self._shape(0, -1))
+        return self._cast(matrix, self._dtype)
 
     def rows(self, values: ir.Value, scales: ir.Value) -> ir.Value:
         """Those that `node`, a Gather, wants. onnxruntime gathers no int4; it widens a constant at load."""
         ids = self._node.inputs[1]
         if values.dtype == ir.DataType.INT4:
-            values = self._emit("Cast", values, to=int(ir.DataType.INT8))
-        return self.matrix(
-            self._emit("Gather", values, ids, axis=0), self._emit("Gather", scales, ids, axis=0)
-        )
+            values = self._cast(values, ir.DataType.INT8)
+        values = self._emit("Gather", values, ids, dtype=ir.DataType.INT8, axis=0)
+        scales = self._emit("Gather", scales, ids, dtype=ir.DataType.FLOAT16, axis=0)
+        scales = self._cast(scales, ir.DataType.FLOAT)
+        rows = self._emit("DequantizeLinear", values, scales, axis=-1, block_size=self._block)
+        return self._cast(rows, self._dtype)
 
-    def _emit(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+    def _cast(self, value: ir.Value, to: ir.DataType) -> ir.Value:
+        return value if value.dtype == to else self._emit("Cast", value, dtype=to, to=int(to))
+
+    def _shape(self, *sizes: int) -> ir.Value:
+        return self._emit("Constant", dtype=ir.DataType.INT64, value=ir.tensor(list(sizes)))
+
+    def _emit(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        dtype: ir.DataType = ir.DataType.FLOAT,
+        **attributes: Any,
+    ) -> ir.Value:
         attrs = [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()]
         node = ir.Node("", op_type, inputs, attrs)
         self._graph.insert_before(self._node, node)
+        node.outputs[0].type = ir.TensorType(dtype)
         return node.outputs[0]
