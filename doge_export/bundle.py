@@ -4,6 +4,7 @@ __all__ = [
     "MANIFEST",
     "Bundle",
     "CacheSpec",
+    "DecodeSpec",
     "FileEntry",
     "Manifest",
     "TensorSpec",
@@ -65,6 +66,16 @@ class CacheSpec:
 
 
 @dataclass(frozen=True)
+class DecodeSpec:
+    """A second graph over the same weights that gives the `count` best tokens of the last position, best
+    first, in place of all logits. Its inputs are those of the first."""
+
+    file: str
+    count: int
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """What a file was when the bundle was written."""
 
@@ -85,6 +96,7 @@ class Manifest:
     cache: CacheSpec
     call: str
     files: Mapping[str, FileEntry] = field(repr=False)
+    decode: DecodeSpec | None = None
 
     @classmethod
     def from_dict(cls, raw: Any) -> "Manifest":
@@ -117,6 +129,7 @@ class Manifest:
                     _plain_name(name): FileEntry(str(entry["sha256"]), int(entry["bytes"]))
                     for name, entry in raw["files"].items()
                 },
+                decode=_decode(raw.get("decode")),
             )
         except KeyError as error:
             raise DogeExportError(f"{MANIFEST} lacks {error.args[0]!r}.", _EXPORT_AGAIN) from None
@@ -126,6 +139,12 @@ class Manifest:
 
 def _tensors(raw: Any) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(item["name"], item["dtype"], tuple(item["shape"])) for item in raw)
+
+
+def _decode(raw: Any) -> DecodeSpec | None:
+    if raw is None:
+        return None
+    return DecodeSpec(_plain_name(raw["file"]), int(raw["count"]), _tensors(raw["outputs"]))
 
 
 def _plain_name(name: str) -> str:
@@ -165,7 +184,8 @@ class Bundle:
         except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not JSON
             raise DogeExportError(f"{path / MANIFEST} cannot be read: {error}.", _EXPORT_AGAIN) from None
         manifest = Manifest.from_dict(raw)
-        for name in sorted({_MODEL, *(name for name in manifest.files if name.startswith(_MODEL))}):
+        graphs = (_MODEL, manifest.decode.file) if manifest.decode else (_MODEL,)
+        for name in sorted({*graphs, *(name for name in manifest.files if name.startswith(graphs))}):
             if not (path / name).is_file():
                 raise DogeExportError(f"{path} lacks {name}.", "Copy the whole folder, or export again.")
         return cls(path, manifest, DogeConfig.from_file(path / "config.json"))
@@ -174,6 +194,11 @@ class Bundle:
     def model_path(self) -> Path:
         """The graph; its weights may lie beside it."""
         return self.path / _MODEL
+
+    @property
+    def decode_path(self) -> Path | None:
+        """The graph that gives tokens in place of logits, where the bundle has one."""
+        return self.path / self.manifest.decode.file if self.manifest.decode else None
 
     def verify(self) -> None:
         """Compare every file with the manifest.
@@ -216,6 +241,7 @@ def write_manifest(
     graph: Mapping[str, Any],
     cache: Mapping[str, Any],
     call: str,
+    decode: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Hash every file of `folder` and write `doge_export.json` beside them.
 
@@ -232,6 +258,7 @@ def write_manifest(
         "graph": dict(graph),
         "cache": dict(cache),
         "call": call,
+        **({} if decode is None else {"decode": dict(decode)}),
         "files": {
             path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size}
             for path in paths
