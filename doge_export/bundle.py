@@ -1,6 +1,7 @@
 """The folder an export writes: model, configuration, tokenizer, and a manifest with a hash of every file."""
 
 __all__ = [
+    "DECODE",
     "MANIFEST",
     "Bundle",
     "CacheSpec",
@@ -35,6 +36,8 @@ _log = logging.getLogger(__name__)
 #: The manifest's name.
 MANIFEST = "doge_export.json"
 _MODEL = "model.onnx"
+#: The graph that gives the best tokens in the place of all logits, where the target has one.
+DECODE = "decode.onnx"
 _FORMAT = 1
 _EXPORT_AGAIN = "Export the model again."
 
@@ -67,8 +70,9 @@ class CacheSpec:
 
 @dataclass(frozen=True)
 class DecodeSpec:
-    """A second graph over the same weights that gives the `count` best tokens of the last position, best
-    first, in place of all logits. Its inputs are those of the first."""
+    """A second graph with the inputs of the first and its weights. In the place of `logits` it gives
+    `token_ids` and `token_logits` [batch, count]: the best tokens of the last position, best first, ties
+    by the lower id."""
 
     file: str
     count: int
@@ -85,7 +89,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`doge_export.json`, decoded and checked."""
+    """`doge_export.json`, decoded and checked. `decode`: None where there is no such graph."""
 
     format: int
     doge_export: str
@@ -184,8 +188,10 @@ class Bundle:
         except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not JSON
             raise DogeExportError(f"{path / MANIFEST} cannot be read: {error}.", _EXPORT_AGAIN) from None
         manifest = Manifest.from_dict(raw)
-        graphs = (_MODEL, manifest.decode.file) if manifest.decode else (_MODEL,)
-        for name in sorted({*graphs, *(name for name in manifest.files if name.startswith(graphs))}):
+        needed = {_MODEL, *(name for name in manifest.files if name.startswith(_MODEL))}
+        if manifest.decode is not None:
+            needed.add(manifest.decode.file)
+        for name in sorted(needed):
             if not (path / name).is_file():
                 raise DogeExportError(f"{path} lacks {name}.", "Copy the whole folder, or export again.")
         return cls(path, manifest, DogeConfig.from_file(path / "config.json"))
@@ -197,8 +203,8 @@ class Bundle:
 
     @property
     def decode_path(self) -> Path | None:
-        """The graph that gives tokens in place of logits, where the bundle has one."""
-        return self.path / self.manifest.decode.file if self.manifest.decode else None
+        """The graph that gives the best tokens alone, if there is one."""
+        return None if self.manifest.decode is None else self.path / self.manifest.decode.file
 
     def verify(self) -> None:
         """Compare every file with the manifest.
@@ -250,7 +256,7 @@ def write_manifest(
     from doge_export import __version__
 
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-    raw = {
+    raw: dict[str, Any] = {
         "format": _FORMAT,
         "doge_export": __version__,
         "versions": dict(versions),
@@ -258,12 +264,13 @@ def write_manifest(
         "graph": dict(graph),
         "cache": dict(cache),
         "call": call,
-        **({} if decode is None else {"decode": dict(decode)}),
         "files": {
             path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size}
             for path in paths
         },
     }
+    if decode is not None:
+        raw["decode"] = dict(decode)
     text = json.dumps(raw, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     manifest = Manifest.from_dict(json.loads(text))
     (folder / MANIFEST).write_text(text, encoding="utf-8")

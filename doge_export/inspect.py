@@ -34,7 +34,8 @@ _STANDARD = ("", "ai.onnx")
 
 @dataclass(frozen=True)
 class Parameters:
-    """The tensors of one role and one dtype."""
+    """The tensors of one role and one dtype. `bytes` holds the scales of a quantized one; they are neither
+    tensors nor parameters of the model."""
 
     role: str
     dtype: str
@@ -141,12 +142,17 @@ def _role(tensor: "onnx.TensorProto") -> str:
 
 
 def _parameters(initializers: "Iterable[onnx.TensorProto]") -> tuple[Parameters, ...]:
+    tensors = {tensor.name: tensor for tensor in initializers}
     rows: dict[tuple[str, str], list[int]] = {}
-    for tensor in initializers:
+    for tensor in tensors.values():
         dtype, bits = _dtype(tensor.data_type)
         count = math.prod(tensor.dims)
+        figures = (1, count, (count * bits + 7) // 8)
+        if (scaled := tensors.get(f"{tensor.name.removesuffix('.scale')}.weight")) is not None:
+            dtype, _ = _dtype(scaled.data_type)
+            figures = (0, 0, figures[-1])
         row = rows.setdefault((_role(tensor), dtype), [0, 0, 0])
-        for column, value in enumerate((1, count, (count * bits + 7) // 8)):
+        for column, value in enumerate(figures):
             row[column] += value
     order = [*ROLES, _UNNAMED, _OTHER]
     keys = sorted(rows, key=lambda key: (order.index(key[0]), key[1]))

@@ -23,17 +23,26 @@ def report_lines(report: "Report", every: bool = False) -> Iterator[str]:
             "the boundary (the lower position stays); the nearest of the others were "
             f"{report.nearest_margin:.1e} apart"
         )
-    dtype = report.subject.get("options", {}).get("dtype", "float32")
+    options = report.subject.get("options", {})
+    dtype = options.get("dtype", "float32")
     if report.changed_rows:
         rounding = {"float32": "1e-7", "float16": "1e-3"}.get(dtype, "1e-2")
         yield (
             f"window: {report.changed_rows} rows chose other keys or experts than the reference; keys that "
             f"changed places were at most {report.widest_change:.1e} apart ({rounding} is about one rounding)"
         )
+    if report.rounding:
+        yield (
+            f"rounding to {options.get('precision')}: KL {report.rounding['kl_divergence']:.1e} and top-1 "
+            f"agreement {report.rounding['top1_agreement']:.2%} with the weights as they were "
+            f"({report.rounding['schedule']}; no limit)"
+        )
     for sentence in report.omitted:
         yield f"left out: {sentence}"
     failed = sum(not check.passed for check in report.checks)
     passed = "exact" if dtype == "float32" else f"within the limits of {dtype}"
+    if report.rounding:
+        passed += " for its rounded weights"
     verdict = passed if report.passed else f"{failed} MISSED"
     yield (
         f"parity: {len(report.checks)} checks, {verdict}; max abs diff {report.max_abs_diff:.1e}, "
