@@ -1,12 +1,12 @@
 """Reports as people read them."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from doge_export.validate import Report
 
-__all__ = ["report_lines"]
+__all__ = ["bench_lines", "report_lines"]
 
 
 def report_lines(report: "Report", every: bool = False) -> Iterator[str]:
@@ -48,3 +48,31 @@ def report_lines(report: "Report", every: bool = False) -> Iterator[str]:
         f"parity: {len(report.checks)} checks, {verdict}; max abs diff {report.max_abs_diff:.1e}, "
         f"KL {report.kl_divergence:.1e}, top-1 agreement {report.top1_agreement:.2%}"
     )
+
+
+def bench_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """What `bench` measured: one line for the run, one a side, and one for their ratio."""
+    options = report["options"]
+    what = [str(options[key]) for key in ("precision", "dtype") if options.get(key) not in (None, "none")]
+    yield (
+        f"{report['bundle']} ({', '.join(what)}): {report['prompt_tokens']} tokens of prompt, "
+        f"{report['new_tokens']} new, {report['threads']} threads; tokens/s, best of "
+        f"{len(report['rounds'])} rounds (median)"
+    )
+    sides = {"doge-export": report, **report["against"]}
+    width = max(map(len, sides))
+    for name, figures in sides.items():
+        rates = [
+            f"{part} {figures[key]:.1f} ({figures['median'][key]:.1f})"
+            for part in ("decode", "prefill")
+            for key in (f"{part}_tokens_per_second",)
+        ]
+        yield (
+            f"{name.ljust(width)}  {', '.join(rates)}, peak memory "
+            f"{figures['peak_memory_bytes'] / 1e6:.0f} MB, loaded in {figures['load_seconds']:.2f} s"
+        )
+    for name, figures in report["against"].items():
+        yield (
+            f"{figures['ratio']:.2f} times {name} in decode, {figures['prefill_ratio']:.2f} times in "
+            f"prefill; {figures['equal_tokens']:.0%} of the tokens are the same up to the first that differs"
+        )
