@@ -51,7 +51,14 @@ void read_row(const Matrix& m, int64_t row, float* to) {
     read_floats(m.dtype, m.data, row * m.k, m.k, to);
     return;
   }
-  for (int64_t i = 0; i < m.k; i++) to[i] = element(m, row, i);
+  for (int64_t b = 0; b < m.k / m.block; b++) {
+    const float scale = half_to_float(m.scales[row * (m.k / m.block) + b]);
+    for (int64_t i = b * m.block; i < (b + 1) * m.block; i++) {
+      const int64_t at = row * m.k + i;
+      const int32_t q = m.dtype == Dtype::int8 ? static_cast<const int8_t*>(m.data)[at] : nibble(m.data, at);
+      to[i] = static_cast<float>(q) * scale;
+    }
+  }
 }
 
 Packed::Packed(const Matrix& m) : dtype_(m.dtype), n_(m.n), k_(m.k) {
