@@ -2,7 +2,11 @@
 
 __all__ = ["Session"]
 
+import logging
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,34 +15,56 @@ import onnxruntime
 
 from doge_export.bundle import Bundle
 from doge_export.errors import DogeExportError
+from doge_export.plugins import plugin_library
 from doge_export.runtime import tensors
 from doge_export.runtime.cache import Cache, new_cache
 
 #: onnxruntime's log level for errors; what it warns about is not the user's business.
 _ERRORS_ONLY = 3
 
+#: The domain of this project's operators (doge_export.ops needs torch).
+_DOMAIN = "doge"
+#: The operators that write a layer's cache, and their kernels do it in place.
+_CACHE_WRITERS = ("DecoderLayer", "DynamicMaskAttention")
+
+_log = logging.getLogger(__name__)
+_warned: set[str] = set()
+
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded graph. It holds no state of a conversation, so that one serves many caches."""
+    """A loaded graph. It holds no state of a conversation, so that one serves many caches.
+
+    `library` is the native library that was registered; `kernels` counts the nodes that run on its kernels,
+    by operator. A node of ours that is not among them runs on the body that the file has for it.
+    """
 
     bundle: Bundle
     _session: Any = field(repr=False)
     _logits_dtype: str = field(repr=False)
+    library: Path | None = None
+    kernels: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, bundle: Bundle, threads: int | None = None) -> "Session":
+    def open(cls, bundle: Bundle, threads: int | None = None, native: bool = True) -> "Session":
         """Load the graph with `threads` threads, or as many as onnxruntime chooses.
 
+        The native library is registered where it is there; where it is missing, and the graph could use it,
+        one warning is logged. `native` False leaves it out.
+
         Raises:
-            DogeExportError: onnxruntime refuses the graph, or it is not the one that the manifest describes.
+            DogeExportError: onnxruntime refuses the graph or the library, or it is not the graph that the
+                manifest describes.
         """
         if threads is not None and threads < 1:
             raise DogeExportError(f"{threads} threads cannot run anything.", "Give 1 or more.")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
+            options.add_session_config_entry("doge_export.threads", str(threads))  # for the library
+        library = _register(options, bundle) if native else None
         try:
             session = onnxruntime.InferenceSession(
                 str(bundle.model_path), options, providers=["CPUExecutionProvider"]
@@ -70,11 +96,13 @@ class Session:
             if spec.dtype not in tensors.ELEMENT_TYPES:
                 raise DogeExportError(f"{spec.name} is {spec.dtype}, which this version cannot feed.")
         dtype = next(spec.dtype for spec in manifest.outputs if spec.name == "logits")
-        return cls(bundle, session, dtype)
+        return cls(bundle, session, dtype, library, _kernels(session))
 
     def new_cache(self, batch: int) -> Cache:
         """An empty cache for `batch` rows."""
-        return new_cache(self.bundle.manifest, batch)
+        writers = sum(self.kernels.get(name, 0) for name in _CACHE_WRITERS)
+        layers = self.bundle.manifest.cache.layers
+        return new_cache(self.bundle.manifest, batch, in_place=writers == layers)
 
     def step(
         self,
@@ -127,6 +155,42 @@ class Session:
             if "allocate memory" in str(error):
                 raise MemoryError from error
             raise
+
+
+def _register(options: Any, bundle: Bundle) -> Path | None:
+    """Give `options` the native library where it is there."""
+    try:
+        library = plugin_library()
+    except DogeExportError as error:
+        if _uses_our_operators(bundle) and error.message not in _warned:
+            _warned.add(error.message)
+            _log.warning("%s The graph runs without its kernels, and slower.", error.message)
+        return None
+    try:
+        options.register_custom_ops_library(str(library))
+    except Exception as error:
+        raise DogeExportError(
+            f"onnxruntime {onnxruntime.__version__} cannot use the native library {library}: "
+            f"{_first_line(error)}.",
+            "`make setup` builds it again; it needs onnxruntime 1.17 or newer.",
+        ) from error
+    return library
+
+
+def _uses_our_operators(bundle: Bundle) -> bool:
+    import onnx  # late: only who lacks the library pays for it
+
+    try:
+        model = onnx.load(bundle.model_path, load_external_data=False)
+    except Exception:  # onnxruntime will say what is wrong with it
+        return False
+    return any(node.domain == _DOMAIN for node in model.graph.node)
+
+
+def _kernels(session: Any) -> dict[str, int]:
+    """Operator of ours -> its nodes that onnxruntime has not replaced by their bodies."""
+    nodes = (node for part in session.get_provider_graph_assignment_info() for node in part.get_nodes())
+    return dict(Counter(node.op_type for node in nodes if node.domain == _DOMAIN))
 
 
 def _first_line(error: Exception) -> str:

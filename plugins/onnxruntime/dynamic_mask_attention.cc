@@ -1,4 +1,6 @@
 // doge::DynamicMaskAttention. Its weights may be constant or computed.
+#include <vector>
+
 #include "attention_inputs.h"
 
 namespace doge::ort {
@@ -71,9 +73,12 @@ class Attention final : public Kernel {
       if (batch == 0) return;
       throw Error("The first three outputs cannot be left out.");
     }
-    if (io.cache_position != nullptr && io.present_dt == nullptr)
-      throw Error("With a static cache the output present_dt cannot be left out.");
     if (batch == 0) return;
+    std::vector<unsigned char> unwanted;  // a static cache's dt is written even where nobody reads it
+    if (io.cache_position != nullptr && io.present_dt == nullptr) {
+      unwanted.resize(static_cast<size_t>(batch * config.num_kv_heads * keys) * sizeof(float));
+      io.present_dt = unwanted.data();
+    }
     doge::dynamic_mask_attention(config, weights, io, query.data, key.data, value.data, output, call);
   }
 

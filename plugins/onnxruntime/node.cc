@@ -73,9 +73,15 @@ ElementType Node::output_type(size_t index) const {
   return type;
 }
 
+void Node::check_attribute(Status* status, const char* name, const char* kind) const {
+  if (status == nullptr) return;
+  api_.ReleaseStatus(status);
+  throw Error(std::string("The attribute ") + name + " is missing, or is not " + kind + ".");
+}
+
 int64_t Node::integer(const char* name, int64_t lowest, int64_t highest) const {
   int64_t value = 0;
-  check(api_, api_.KernelInfoGetAttribute_int64(info_, name, &value));
+  check_attribute(api_.KernelInfoGetAttribute_int64(info_, name, &value), name, "a whole number");
   if (value < lowest || value > highest)
     throw Error(std::string("The attribute ") + name + " is " + std::to_string(value) + ", outside " +
                 range(lowest, highest) + ".");
@@ -84,14 +90,15 @@ int64_t Node::integer(const char* name, int64_t lowest, int64_t highest) const {
 
 float Node::number(const char* name) const {
   float value = 0;
-  check(api_, api_.KernelInfoGetAttribute_float(info_, name, &value));
+  check_attribute(api_.KernelInfoGetAttribute_float(info_, name, &value), name, "a number");
   if (!std::isfinite(value)) throw Error(std::string("The attribute ") + name + " is not finite.");
   return value;
 }
 
 std::string Node::text(const char* name) const {
   size_t size = 0;
-  check(api_, api_.KernelInfoGetAttribute_string(info_, name, static_cast<char*>(nullptr), &size));
+  Status* status = api_.KernelInfoGetAttribute_string(info_, name, static_cast<char*>(nullptr), &size);
+  check_attribute(status, name, "a string");
   std::string value(size, '\0');
   if (size > 0) {
     check(api_, api_.KernelInfoGetAttribute_string(info_, name, value.data(), &size));

@@ -46,6 +46,8 @@ class Node {
   size_t threads() const;
 
  private:
+  void check_attribute(Status* status, const char* name, const char* kind) const;
+
   const Runtime& runtime_;
   const Api& api_;
   const KernelInfo* info_;

@@ -38,7 +38,11 @@ def test_every_slot_member_and_value_is_the_header_s(script: ModuleType, headers
     [
         ("X(KernelContext_ParallelFor, 274,", "X(KernelContext_ParallelFor, 275,", "ParallelFor has moved"),
         ("90, Status*, const KernelContext*, size_t,", "90, Status*, const KernelContext*,", "otherwise"),
-        ("  MemoryType (*GetInputMemoryType)(const CustomOp*, size_t);\n", "", "VariadicInputMinArity has mo"),
+        (
+            "  MemoryType (*GetInputMemoryType)(const CustomOp*, size_t);\n",
+            "",
+            "VariadicInputMinArity has mo",
+        ),
         ("kInt4 = 22", "kInt4 = 21", "INT4 has another value"),
     ],
     ids=["slot", "arguments", "member", "value"],
