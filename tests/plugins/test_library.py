@@ -26,7 +26,7 @@ def _register(newest: int) -> list[tuple[int, str]]:
         return 1
 
     table = (ctypes.c_void_p * 300)(ctypes.cast(create_status, ctypes.c_void_p).value)
-    get_api = _GET_API(lambda version: ctypes.addressof(table) if version <= newest else None)
+    get_api = _GET_API(lambda version: ctypes.addressof(table) if version <= newest else 0)
     base = _Base(get_api, _GET_VERSION(lambda: b"1.2.3"))
     register = ctypes.CDLL(str(plugin_library())).RegisterCustomOps
     register.restype = ctypes.c_void_p
@@ -59,7 +59,7 @@ def test_it_needs_nothing_that_a_plain_linux_lacks() -> None:
 
 
 def test_a_session_may_outlive_everything_at_exit() -> None:
-    """The order in which the libraries are torn down is not ours: a session that nobody closes is no crash."""
+    """The order in which libraries are torn down is not ours: a session left open is no crash."""
     code = (
         "from tests.plugins._models import decoder_layer\n"
         "node = decoder_layer()\n"
