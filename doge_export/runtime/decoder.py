@@ -1,4 +1,4 @@
-"""Decoding with a cache that is written in place: one conversation on the graph that gives the best tokens."""
+"""Decoding with a cache written in place: one conversation on the graph that gives the best tokens."""
 
 __all__ = ["TokenDecoder"]
 
@@ -13,7 +13,7 @@ from doge_export.runtime import tensors
 
 Ids = npt.NDArray[np.int64]
 
-#: A cache without a fixed length starts with this many slots and doubles: a copy now and then, not at each step.
+#: A cache without a fixed length starts with this many slots and doubles: a copy now and then.
 _SLOTS = 256
 
 
@@ -30,7 +30,7 @@ class TokenDecoder:
         self._cache: dict[str, npt.NDArray[Any]] = {}
         self._slots = 0
         self._steady: Any = None
-        self._one: dict[str, Ids] = {}
+        self._one: list[Ids] = []
         self._best: tuple[Ids, npt.NDArray[np.float32]] = (np.empty(0, np.int64), np.empty(0, np.float32))
         self._mask = np.empty((batch, 0), np.int64)
         self.length = 0
@@ -60,11 +60,17 @@ class TokenDecoder:
             self._run(self._bind(input_ids, position_ids, np.full(self._batch, self.length, np.int64)))
         else:
             if self._steady is None:
-                self._one = {name: np.empty((self._batch, 1), np.int64) for name in ("input_ids", "position_ids")}
+                self._one = {
+                    name: np.empty((self._batch, 1), np.int64) for name in ("input_ids", "position_ids")
+                }
                 self._one["cache_position"] = np.empty(self._batch, np.int64)
                 self._steady = self._bind(*self._one.values())
             one = self._one
-            one["input_ids"][:], one["position_ids"][:], one["cache_position"][:] = input_ids, position_ids, self.length
+            one["input_ids"][:], one["position_ids"][:], one["cache_position"][:] = (
+                input_ids,
+                position_ids,
+                self.length,
+            )
             self._run(self._steady)
         self.length += sequence
         return self._best
@@ -76,7 +82,9 @@ class TokenDecoder:
                 f"The bundle's static cache holds {capacity} tokens, and this needs {needed}.",
                 f"Export with --max-length {needed} or more, or with --kv-cache growing.",
             )
-        slots = capacity if capacity is not None else max(_SLOTS, 2 * self._slots, -(-needed // _SLOTS) * _SLOTS)
+        slots = (
+            capacity if capacity is not None else max(_SLOTS, 2 * self._slots, -(-needed // _SLOTS) * _SLOTS)
+        )
         for name in self._spec.cache.inputs:
             spec = self._specs[name]
             shape = [size if isinstance(size, int) else slots for size in spec.shape]
