@@ -101,13 +101,13 @@ class TokenDecoder:
     def _bind(self, input_ids: Ids, position_ids: Ids, cache_position: Ids) -> Any:
         binding = self._graph.io_binding()
         numbers = {
-            "input_ids": input_ids,
-            "position_ids": position_ids,
+            "input_ids": np.ascontiguousarray(input_ids),
+            "position_ids": np.ascontiguousarray(position_ids),
             "cache_position": cache_position,
             "attention_mask": self._mask,
         }
         for name, array in numbers.items():
-            tensors.bind(binding.bind_input, name, "int64", np.ascontiguousarray(array))
+            tensors.bind(binding.bind_input, name, "int64", array)
         cache = self._spec.cache
         for name, output in zip(cache.inputs, cache.outputs, strict=True):
             dtype = self._specs[name].dtype

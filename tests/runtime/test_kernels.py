@@ -10,7 +10,7 @@ import pytest
 from doge_export import plugin_library
 from doge_export.errors import DogeExportError
 from doge_export.runtime import GenerationOptions, Session, generate
-from doge_export.runtime import session as module
+from doge_export.runtime import graph as module
 from tests.runtime._toy import write_toy_bundle
 
 STATIC = {"kv_cache": "static", "max_length": 40}
