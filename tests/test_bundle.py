@@ -34,6 +34,23 @@ def test_open_reads_manifest_and_config(bundle):
     bundle.verify()
 
 
+def test_a_second_graph_is_optional_and_must_be_there_if_named(bundle):
+    assert bundle.manifest.decode is None and bundle.decode_path is None
+    assert "decode" not in json.loads((bundle.path / MANIFEST).read_text())
+    outputs = [{"name": "token_ids", "dtype": "int64", "shape": ["batch", 7]}]
+    decode = {"file": "decode.onnx", "count": 7, "outputs": outputs}
+    write_manifest(bundle.path, **_arguments(bundle), decode=decode)
+    with pytest.raises(DogeExportError, match=r"lacks decode\.onnx"):
+        Bundle.open(bundle.path)
+    (bundle.path / "decode.onnx").write_bytes(b"graph")
+    opened = Bundle.open(bundle.path)
+    assert opened.decode_path == bundle.path / "decode.onnx"
+    assert opened.manifest.decode.count == 7
+    assert opened.manifest.decode.outputs[0].shape == ("batch", 7)
+    with pytest.raises(DogeExportError, match="not a file of the bundle"):
+        write_manifest(bundle.path, **_arguments(bundle), decode={**decode, "file": "../decode.onnx"})
+
+
 def test_manifest_has_the_hash_of_every_file_and_no_other(bundle):
     raw = json.loads((bundle.path / MANIFEST).read_text())
     there = {path.name for path in bundle.path.iterdir()} - {MANIFEST}

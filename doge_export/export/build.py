@@ -9,7 +9,6 @@ import onnx_ir as ir
 from doge_export.export.graph import export_graph
 from doge_export.model import DogeForExport
 from doge_export.ops import BodyOptions
-from doge_export.ops.lowered import DECODER_LAYER, LM_HEAD, TOKEN_EMBEDDING, TOP_TOKENS
 from doge_export.passes import (
     attach_bodies,
     in_place_cache,
@@ -22,6 +21,7 @@ from doge_export.passes import (
     top_tokens,
 )
 from doge_export.targets import OPSETS, Target
+from doge_export.targets.lowered import DECODER_LAYER, LM_HEAD, TOKEN_EMBEDDING, TOP_TOKENS
 
 __all__ = ["GraphFile", "build_graph", "save_graph"]
 
@@ -34,8 +34,6 @@ _DTYPES = {
 
 #: TopTokens gives this many candidates, or the whole vocabulary where that is smaller.
 _COUNT = 64
-#: Kernels read weights where they lie in the file.
-_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,6 @@ def save_graph(
         external_data="model.onnx.data",
         size_threshold_bytes=1024,
         max_workers=1,
-        alignment=_ALIGNMENT,
-        align_threshold=0,
         callback=lambda tensor, info: progress(tensor.nbytes),
     )
     if graph.count is None:

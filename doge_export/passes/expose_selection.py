@@ -4,7 +4,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from doge_export.ops import DOMAIN, OPERATORS
-from doge_export.ops.lowered import DECODER_LAYER
+from doge_export.targets.lowered import DECODER_LAYER
 
 __all__ = ["expose_selection"]
 

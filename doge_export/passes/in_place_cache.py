@@ -4,8 +4,8 @@ import onnx_ir as ir
 
 from doge_export.ops import DOMAIN, BodyOptions
 from doge_export.ops.dynamic_mask_attention import OPERATOR
-from doge_export.ops.lowered import DECODER_LAYER, LAYER_ROLES
 from doge_export.targets import OPSETS
+from doge_export.targets.lowered import DECODER_LAYER, LAYER_ROLES
 
 __all__ = ["in_place_cache"]
 
@@ -36,8 +36,9 @@ def in_place_cache(model: ir.Model, options: BodyOptions) -> None:
     body = OPERATOR.body(options)
     del body.outputs[4:]
     model.functions[body.identifier()] = body
-    for owner in (graph, *model.functions.values()):
-        owner.opset_imports[""] = OPSETS["static"]
+    graph.opset_imports[""] = OPSETS["static"]
+    for function in model.functions.values():
+        function.opset_imports[""] = OPSETS["static"]
 
 
 def _batch(graph: ir.Graph) -> str:

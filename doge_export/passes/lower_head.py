@@ -2,8 +2,8 @@
 
 import onnx_ir as ir
 
-from doge_export.ops.lowered import LM_HEAD, LM_HEAD_ROLES
 from doge_export.passes.outline import Outline, replace_by, tidy
+from doge_export.targets.lowered import LM_HEAD, LM_HEAD_ROLES
 
 __all__ = ["lower_head"]
 

@@ -5,12 +5,18 @@ from typing import Any
 import onnx_ir as ir
 
 from doge_export.ops import DOMAIN, VERSION
-from doge_export.ops.lowered import DECODER_LAYER, LAYER_ATTRIBUTES, LAYER_ROLES
 from doge_export.passes.outline import Outline, replace_by, tidy
+from doge_export.targets.lowered import DECODER_LAYER, LAYER_ATTRIBUTES, LAYER_ROLES
 
 __all__ = ["lower_layers"]
 
 _KINDS = {int: ir.AttributeType.INT, float: ir.AttributeType.FLOAT, str: ir.AttributeType.STRING}
+#: What the attention reads that comes from outside, in the order of its inputs. Weights say by their names
+#: what they are; the bias alone may be a constant of zeros.
+_ATTENTION_ROLES = (
+    *(None, None, None, "past_key", "past_value", "attention_mask", "cos", "sin"),
+    *(None, None, None, "dt_proj.bias", None, "past_dt", "cache_position"),
+)
 _OUTPUTS = ("output", "present_key", "present_value", "present_dt")  # hidden_states is an input's name
 
 
@@ -55,17 +61,12 @@ def _states(graph: ir.Graph, layers: int) -> list[ir.Value]:
 
 
 def _outline(layer: int, attention: ir.Node, graph: ir.Graph, states: list[ir.Value]) -> Outline:
-    named = dict(
-        zip(attention.inputs[3:8], ("past_key", "past_value", "attention_mask", "cos", "sin"), strict=True)
-    )
-    for place, role in ((11, "dt_proj.bias"), (13, "past_dt"), (14, "cache_position")):
-        if len(attention.inputs) > place:
-            named[attention.inputs[place]] = role
+    named = dict(zip(attention.inputs, _ATTENTION_ROLES, strict=False))
     named[states[layer]] = "hidden_states"
     prefix = f"model.layers.{layer}."
 
     def role_of(value: ir.Value) -> str | None:
-        if value in named:
+        if named.get(value) is not None:
             return named[value]
         name = value.name or ""
         if not value.is_initializer() or not name.startswith(prefix):

@@ -29,7 +29,12 @@ def _quantize(graph: ir.Graph, weight: ir.Value, tensor: ir.TensorProtocol, dtyp
     name = weight.name
     assert name is not None
     values, scales = (
-        ir.Value(name=made.name, type=ir.TensorType(made.dtype), shape=ir.Shape(made.shape), const_value=made)
+        ir.Value(
+            name=made.name,
+            type=ir.TensorType(made.dtype),
+            shape=ir.Shape(made.shape.numpy()),
+            const_value=made,
+        )
         for made in quantized_tensors(tensor, dtype, name, f"{name.removesuffix('.weight')}.scale")
     )
     block = choose_block(int(tensor.shape.numpy()[1]), dtype)
@@ -42,12 +47,13 @@ def _quantize(graph: ir.Graph, weight: ir.Value, tensor: ir.TensorProtocol, dtyp
         else:
             assert node.op_type == "Transpose", f"{name} is read by {node.op_type}"
             node.replace_input_with(place, reader.matrix(values, scales))
-    # In the weight's place, so that the file has its tensors in the checkpoint's order.
+    # The values in the weight's place, the scales after all that is wider: so the file has no padding, and
+    # still every number at a multiple of its size, for a kernel that reads it there.
     stored = list(graph.initializers.values())
     graph.initializers.clear()
     for value in stored:
-        for kept in (values, scales) if value is weight else (value,):
-            graph.initializers.add(kept)
+        graph.initializers.add(values if value is weight else value)
+    graph.initializers.add(scales)
 
 
 class _Reader:

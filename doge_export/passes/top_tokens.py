@@ -4,7 +4,7 @@ import onnx_ir as ir
 
 from doge_export.ops import DOMAIN
 from doge_export.ops.function import BodyBuilder
-from doge_export.ops.lowered import LM_HEAD, TOP_TOKENS
+from doge_export.targets.lowered import LM_HEAD, TOP_TOKENS
 
 __all__ = ["top_tokens"]
 

@@ -60,17 +60,11 @@ class TokenDecoder:
             self._run(self._bind(input_ids, position_ids, np.full(self._batch, self.length, np.int64)))
         else:
             if self._steady is None:
-                self._one = {
-                    name: np.empty((self._batch, 1), np.int64) for name in ("input_ids", "position_ids")
-                }
-                self._one["cache_position"] = np.empty(self._batch, np.int64)
-                self._steady = self._bind(*self._one.values())
-            one = self._one
-            one["input_ids"][:], one["position_ids"][:], one["cache_position"][:] = (
-                input_ids,
-                position_ids,
-                self.length,
-            )
+                shapes = ((self._batch, 1), (self._batch, 1), (self._batch,))
+                self._one = [np.empty(shape, np.int64) for shape in shapes]
+                self._steady = self._bind(*self._one)
+            ids, positions, slot = self._one
+            ids[:], positions[:], slot[:] = input_ids, position_ids, self.length
             self._run(self._steady)
         self.length += sequence
         return self._best

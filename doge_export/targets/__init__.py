@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from doge_export.errors import DogeExportError
-from doge_export.ops.lowered import DECODER_LAYER, LM_HEAD, TOKEN_EMBEDDING, TOP_TOKENS
+from doge_export.targets.lowered import DECODER_LAYER, LM_HEAD, TOKEN_EMBEDDING, TOP_TOKENS
 
 __all__ = ["OPSETS", "TARGETS", "Target", "get_target"]
 
@@ -17,7 +17,7 @@ class Target:
     """One place a bundle is made for.
 
     `branches`: it runs If. `float64`: it has float64 arithmetic. `dtypes`: what it can compute in.
-    `kernels`: the operators of `doge_export.ops.lowered` that our library computes there; a graph is
+    `kernels`: the operators of `doge_export.targets.lowered` that our library computes there; a graph is
     lowered to these. `precisions`: what its weights may be stored in, by the names of `--precision`.
     """
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from doge_export.bundle import Bundle
 from doge_export.cli.app import run
+from doge_export.inspect import inspect_bundle
 
 Export = Callable[..., tuple[Path, Any]]
 
@@ -38,6 +40,7 @@ def test_export_validates_and_writes_a_whole_bundle(
     assert set(files(output)) == {
         "model.onnx",
         "model.onnx.data",
+        "decode.onnx",
         "config.json",
         "generation_config.json",
         "doge_export.json",
@@ -92,6 +95,7 @@ def test_recipe_is_read_overruled_and_written(checkpoint: Path, tmp_path: Path) 
     assert tomllib.loads(written.read_text()) == {
         "target": "ort-cpu",
         "dtype": "float32",
+        "precision": "fp32",
         "kv_cache": "static",
         "routing": "reference",
         "max_length": 30,
@@ -99,6 +103,30 @@ def test_recipe_is_read_overruled_and_written(checkpoint: Path, tmp_path: Path) 
     again = ["export", "-m", str(checkpoint), "-o", str(tmp_path / "again"), "--no-validate"]
     assert run([*again, "--recipe", str(written)]) == 0
     assert files(tmp_path / "again") == files(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4", "int8-head4"])
+def test_a_precision_is_validated_recorded_and_repeated(
+    precision: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, summary = tmp_path / "bundle", tmp_path / "summary.json"
+    arguments = ["export", "-m", str(checkpoint), "-o", str(output), "--json", str(summary)]
+    assert run([*arguments, "--precision", precision]) == 0
+    printed = capsys.readouterr().out
+    assert f"{precision} weights" in printed and f"rounding to {precision}: KL" in printed
+    assert "exact for its rounded weights" in printed
+    manifest = json.loads((output / "doge_export.json").read_text())
+    assert manifest["options"]["precision"] == precision
+    assert manifest["decode"]["file"] == "decode.onnx" and manifest["decode"]["count"] == 64
+    assert [spec["name"] for spec in manifest["decode"]["outputs"]][:2] == ["token_ids", "token_logits"]
+    written = json.loads(summary.read_text())
+    assert 0 <= written["validation"]["rounding"]["kl_divergence"] < 1
+    assert written["validation"]["max_abs_diff"] <= 1e-4
+    found = inspect_bundle(Bundle.open(output), load=False).as_dict()["parameters"]
+    assert (found["bytes"], found["total"]) == (written["bytes"], written["parameters"])
+    again = ["export", "-m", str(checkpoint), "-o", str(tmp_path / "again"), "--no-validate"]
+    assert run([*again, "--recipe", str(output / "recipe.toml")]) == 0
+    assert files(tmp_path / "again") == files(output)
 
 
 def spoil_nothing(folder: Path) -> None:
@@ -139,6 +167,8 @@ def only_pickle(folder: Path) -> None:
         (spoil_nothing, ["--target", "tensorrt"], "not built in this version"),
         (spoil_nothing, ["--target", "toaster"], "no target"),
         (spoil_nothing, ["--recipe", "none.toml"], "There is no recipe"),
+        (spoil_nothing, ["--precision", "int3"], "does not exist"),
+        (spoil_nothing, ["--precision", "int8", "--target", "onnx"], "takes no --precision int8"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(

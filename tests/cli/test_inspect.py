@@ -29,6 +29,7 @@ WEIGHTS = {
     "constant_4": ("constants", np.zeros((1, 9), np.float32)),
     "model.norm.weight": ("norms", np.zeros(4, np.float32)),
 }
+SCALES = np.zeros((1, 2), np.float16)
 
 
 @pytest.fixture
@@ -39,6 +40,7 @@ def bundle(tmp_path) -> Bundle:
     model.graph.initializer.append(
         helper.make_tensor("model.layers.1.mlp.up_proj.weight", onnx.TensorProto.INT4, [3], [1, 2, 3])
     )
+    model.graph.initializer.append(numpy_helper.from_array(SCALES, "model.layers.1.mlp.up_proj.scale"))
     body = [helper.make_node("Identity", ["x"], ["y"])]
     opsets = [helper.make_opsetid("", 21)]
     model.functions.append(helper.make_function("doge", "Same", ["x"], ["y"], body, opsets))
@@ -70,7 +72,7 @@ def test_parameters_by_role_and_dtype(bundle):
     for role, array in (item for item in WEIGHTS.values() if item[0] != "constants"):
         row = expected.setdefault((role, str(array.dtype)), [0, 0, 0])
         row[:] = [row[0] + 1, row[1] + array.size, row[2] + array.nbytes]
-    expected["mlp", "int4"] = [1, 3, 2]
+    expected["mlp", "int4"] = [1, 3, 2 + SCALES.nbytes]  # scales weigh, and are no parameters
     assert {
         key: [row.tensors, row.parameters, row.bytes] for key, row in rows.items() if row.role != "constants"
     } == expected

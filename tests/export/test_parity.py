@@ -70,10 +70,15 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 
 
 def compare(
-    checkpoint: Path, bundle: Any, schedules: list[Schedule], per_token: bool = False
+    checkpoint: Path,
+    bundle: Any,
+    schedules: list[Schedule],
+    per_token: bool = False,
+    precision: str = "fp32",
 ) -> Iterator[tuple[str, float, float]]:
     """(schedule, max abs diff over real positions, share of equal selections)."""
-    reference, candidate = Reference(checkpoint, per_token=per_token), Candidate(bundle)
+    reference = Reference(checkpoint, per_token=per_token, precision=precision)
+    candidate = Candidate(bundle)
     for seed, schedule in enumerate(schedules):
         tokens = draw_tokens(schedule, bundle.config.vocab_size, seed)
         expected, got = reference.run(schedule, tokens), candidate.run(schedule, tokens)
@@ -179,6 +184,24 @@ def test_half_precision_checkpoint_in_float32(dtype: str, exported: Export) -> N
     checkpoint, bundle = exported(dtype=dtype)
     for schedule, difference, _ in compare(checkpoint, bundle, [LENGTHS[-1], BATCH]):
         assert difference <= 1e-4, (schedule, difference)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4", "int8-head4"])
+@pytest.mark.parametrize("name", ["experts", "heads 4/4, biases, untied"])
+def test_rounded_weights(precision: str, name: str, exported: Export) -> None:
+    """Against the reference with the same weights: ties included, since equal keys stay equal."""
+    checkpoint, bundle = exported({"precision": precision}, **CONFIGURATIONS[name])
+    for schedule, difference, agreement in compare(checkpoint, bundle, TABLE, precision=precision):
+        assert difference <= 1e-4, (schedule, difference)
+        assert agreement == 1.0, (schedule, agreement)
+
+
+@pytest.mark.parametrize("name", ["dense", "heads 4/4, biases, untied"])
+def test_a_graph_that_is_not_lowered(name: str, exported: Export) -> None:
+    checkpoint, bundle = exported({"target": "onnx"}, **CONFIGURATIONS[name])
+    for schedule, difference, agreement in compare(checkpoint, bundle, TABLE):
+        assert difference <= 1e-4, (schedule, difference)
+        assert agreement == 1.0, (schedule, agreement)
 
 
 @pytest.mark.parametrize("changes", [{}, {"is_moe": True}])

@@ -1,4 +1,5 @@
-"""A built graph: repeatable bytes, nothing of the machine, every weight stored once and ready for MatMul."""
+"""A graph that is not lowered: repeatable bytes, nothing of the machine, every weight stored once and ready
+for MatMul."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,7 @@ def make_model(kv_cache: str, **changes: Any) -> DogeForExport:
 def build(kv_cache: str, **changes: Any) -> tuple[DogeForExport, GraphFile]:
     model = make_model(kv_cache, **changes)
     slots = SLOTS if kv_cache == "static" else None
-    return model, build_graph(model, get_target("ort-cpu"), "float32", "reference", slots)
+    return model, build_graph(model, get_target("onnx"), "float32", "reference", slots)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from doge_export.bundle import Bundle, write_manifest
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
+from doge_export.render import report_lines
 from doge_export.validate import Check, Report, validate
 from doge_export.validate.candidate import Candidate
 from doge_export.validate.reference import Reference
@@ -73,6 +74,35 @@ def test_a_changed_weight_is_found(exported: Export, tmp_path: Path) -> None:
         norm.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(norm) * 1.01, norm.name))
 
     assert not validate(tampered(bundle, tmp_path / "changed", change), checkpoint).passed
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_rounded_weights_are_judged_by_their_own_model(precision: str, exported: Export) -> None:
+    checkpoint, bundle = exported({"precision": precision}, is_moe=True)
+    report = validate(bundle, checkpoint)
+    assert report.passed and report.max_abs_diff <= 1e-4
+    assert {check.limit for check in report.checks} == {1e-3, 1.0}
+    assert report.rounding["kl_divergence"] > 1e-5 > report.kl_divergence
+    assert report.to_dict()["rounding"] == report.rounding
+    assert any("no limit" in line for line in report_lines(report))
+
+
+def test_a_changed_scale_is_found(exported: Export, tmp_path: Path) -> None:
+    checkpoint, bundle = exported({"precision": "int8"}, is_moe=True)
+
+    def change(model: onnx.ModelProto) -> None:
+        name = "model.layers.0.mlp.down_proj.scale"
+        (scale,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+        scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float16(1.01), name))
+
+    assert not validate(tampered(bundle, tmp_path / "changed", change), checkpoint).passed
+
+
+def test_an_unknown_precision_is_refused(exported: Export) -> None:
+    checkpoint, bundle = exported()
+    options = {**bundle.manifest.options, "precision": "int3"}
+    with pytest.raises(DogeExportError, match="does not know"):
+        validate(replace(bundle, manifest=replace(bundle.manifest, options=options)), checkpoint)
 
 
 def test_a_damaged_bundle_and_a_stranger_are_refused(exported: Export, tmp_path: Path) -> None:

@@ -1,19 +1,20 @@
 """The operators of a lowered graph: whole parts of the model, for runtimes that have kernels for them.
 
-Every node has the string attribute `inputs`: the roles of its inputs, comma separated, in their order. What
-is not there has no role. A weight's role is its name in the layer; `<role>.scale` are the float16 scales of a
-quantized one (w = scale * q, blocks along the last axis), `<role>.bias` its bias. Matrices are [outputs,
-inputs] as in the checkpoint. A node's function body is its specification: what `passes` cut out of the graph.
+They are of the domain `doge`, and each has a body of standard operators in the file: what `passes` cut out
+of the graph. Every node has the string attribute `inputs`: the roles of its inputs, comma separated, in
+their order; what is not there has no role. A weight's role is its name in the layer; `<role>.scale` are the
+float16 scales of a quantized one (w = scale * q, in blocks along the last axis), `<role>.bias` its bias.
+Matrices are [outputs, inputs], as in the checkpoint.
 
 | operator | outputs | attributes beside `inputs` |
 |---|---|---|
-| DecoderLayer | hidden_states, present_key, present_value, present_dt (static cache only) | those of `LAYER_ATTRIBUTES` |
+| DecoderLayer | hidden_states, present_key, present_value, present_dt if static | `LAYER_ATTRIBUTES` |
 | LMHead | logits [batch, sequence, vocab] | epsilon |
-| TopTokens | token_ids int64 and token_logits float32 [batch, count] of the last position | epsilon, count |
+| TopTokens | of the last position: token_ids int64, token_logits float32 [batch, count] | epsilon, count |
 | TokenEmbedding | hidden_states [batch, sequence, hidden] | |
 
-TopTokens gives the best tokens first, ties by the lower id. TokenEmbedding stands for quantized tables only: a
-float table is a plain Gather.
+TopTokens has the inputs of LMHead and gives the best tokens first, ties by the lower id. TokenEmbedding
+stands for quantized tables only: a float table is read by a plain Gather.
 """
 
 __all__ = [

@@ -1,0 +1,119 @@
+"""Rounding per block: how far off it may be, what must come out exactly, the block, the bytes."""
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from doge_export.errors import DogeExportError
+from doge_export.quantize import choose_block, dequantize, quantize, quantized_tensors
+
+LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "block"),
+    [
+        ("int8", 128, 128),
+        ("int8", 256, 128),
+        ("int8", 192, 96),
+        ("int8", 684, 76),
+        ("int8", 48, 48),
+        ("int8", 12, 12),
+        ("int8", 4 * 131, 4),
+        ("int8", 6, None),
+        ("int8", 257, None),
+        ("int4", 256, 32),
+        ("int4", 48, 24),
+        ("int4", 8 * 131, 8),
+        ("int4", 12, None),
+        ("int4", 684, None),
+    ],
+)
+def test_the_block_is_the_largest_that_divides(dtype: str, width: int, block: int | None) -> None:
+    assert choose_block(width, dtype) == block
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@given(
+    seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 5), blocks=st.integers(1, 3), power=st.integers(-8, 8)
+)
+def test_no_number_is_further_off_than_half_a_step(
+    dtype: str, seed: int, rows: int, blocks: int, power: int
+) -> None:
+    """A step is the scale. In int4 the far end of the other side is cut: there it may be a whole one."""
+    size = {"int8": 128, "int4": 32}[dtype]
+    weight = np.random.default_rng(seed).normal(0, 2.0**power, (rows, blocks * size)).astype(np.float32)
+    quantized = quantize(weight, dtype)
+    lowest, highest = LIMITS[dtype]
+    values = quantized.values.astype(np.int8)
+    assert values.min() >= lowest and values.max() <= highest
+    assert quantized.scales.dtype == np.float16 and quantized.scales.shape == (rows, blocks)
+    step = np.abs(quantized.scales.astype(np.float64))[..., None]
+    error = np.abs(dequantize(quantized).astype(np.float64) - weight).reshape(rows, blocks, size)
+    cut = (values == highest).reshape(error.shape) if dtype == "int4" else np.zeros(error.shape, bool)
+    assert (error <= step * np.where(cut, 1.01, 0.5001)).all()
+
+
+def test_the_extreme_takes_the_extreme_value() -> None:
+    weight = np.zeros((2, 32), np.float32)
+    weight[0, 3], weight[0, 4], weight[1, 5], weight[1, 6] = 2.0, -1.0, -4.0, 4.0
+    values = quantize(weight, "int4").values.astype(np.int8)
+    assert (values[0, 3], values[0, 4]) == (-8, 4), "a negative scale: the largest number is hit"
+    assert (values[1, 5], values[1, 6]) == (-8, 7), "the first of two, the other is cut"
+    np.testing.assert_array_equal(quantize(weight, "int4").scales[:, 0], np.float16([-0.25, 0.5]))
+    assert quantize(weight, "int8").values[1, 5:7].tolist() == [-127, 127]
+
+
+def test_zeros_stay_zeros() -> None:
+    for dtype in LIMITS:
+        quantized = quantize(np.zeros((3, 64), np.float32), dtype)
+        assert not quantized.values.astype(np.int8).any()
+        assert not quantized.scales.view(np.uint16).any(), "no negative zero"
+        assert not dequantize(quantized).any()
+
+
+def test_what_is_on_the_grid_is_kept() -> None:
+    rng = np.random.default_rng(0)
+    for dtype, (lowest, highest) in LIMITS.items():
+        values = rng.integers(lowest, highest + 1, (4, 32))
+        values[:, 0] = lowest
+        weight = (values * 0.125).astype(np.float32)
+        np.testing.assert_array_equal(dequantize(quantize(weight, dtype)), weight)
+
+
+@pytest.mark.parametrize("source", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_rounded_as_its_float32(source: object) -> None:
+    weight = np.random.default_rng(1).normal(size=(3, 64)).astype(source)
+    for dtype in LIMITS:
+        first, second = quantize(weight, dtype), quantize(weight.astype(np.float32), dtype)
+        np.testing.assert_array_equal(first.values, second.values)
+        np.testing.assert_array_equal(first.scales, second.scales)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e30])
+def test_what_has_no_scale_is_refused(wrong: float) -> None:
+    weight = np.ones((2, 32), np.float32)
+    weight[1, 7] = wrong
+    for dtype in LIMITS:
+        with pytest.raises(DogeExportError, match=f"cannot be stored in {dtype}"):
+            quantize(weight, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_the_tensors_are_made_when_read_and_packed_low_nibble_first(dtype: str) -> None:
+    weight = np.random.default_rng(2).normal(size=(3, 40)).astype(np.float32)
+    values, scales = quantized_tensors(ir.tensor(weight), dtype, "w", "s")
+    expected = quantize(weight, dtype)
+    assert (values.name, scales.name) == ("w", "s")
+    assert list(values.shape.numpy()) == [3, 40]
+    assert list(scales.shape.numpy()) == list(expected.scales.shape)
+    assert scales.tobytes() == expected.scales.tobytes()
+    if dtype == "int8":
+        assert values.dtype == ir.DataType.INT8 and values.tobytes() == expected.values.tobytes()
+        return
+    assert values.dtype == ir.DataType.INT4 and values.nbytes == 60
+    nibbles = expected.values.astype(np.int8).reshape(-1, 2) & 15
+    assert values.tobytes() == (nibbles[:, 0] | nibbles[:, 1] << 4).astype(np.uint8).tobytes()
