@@ -1,9 +1,11 @@
 """The folder an export writes: model, configuration, tokenizer, and a manifest with a hash of every file."""
 
 __all__ = [
+    "DECODE",
     "MANIFEST",
     "Bundle",
     "CacheSpec",
+    "DecodeSpec",
     "FileEntry",
     "Manifest",
     "TensorSpec",
@@ -34,6 +36,8 @@ _log = logging.getLogger(__name__)
 #: The manifest's name.
 MANIFEST = "doge_export.json"
 _MODEL = "model.onnx"
+#: The graph that gives the best tokens in the place of all logits, where the target has one.
+DECODE = "decode.onnx"
 _FORMAT = 1
 _EXPORT_AGAIN = "Export the model again."
 
@@ -65,6 +69,17 @@ class CacheSpec:
 
 
 @dataclass(frozen=True)
+class DecodeSpec:
+    """A second graph with the inputs of the first and its weights. In the place of `logits` it gives
+    `token_ids` and `token_logits` [batch, count]: the best tokens of the last position, best first, ties
+    by the lower id."""
+
+    file: str
+    count: int
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """What a file was when the bundle was written."""
 
@@ -74,7 +89,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`doge_export.json`, decoded and checked."""
+    """`doge_export.json`, decoded and checked. `decode`: None where there is no such graph."""
 
     format: int
     doge_export: str
@@ -85,6 +100,7 @@ class Manifest:
     cache: CacheSpec
     call: str
     files: Mapping[str, FileEntry] = field(repr=False)
+    decode: DecodeSpec | None = None
 
     @classmethod
     def from_dict(cls, raw: Any) -> "Manifest":
@@ -117,6 +133,7 @@ class Manifest:
                     _plain_name(name): FileEntry(str(entry["sha256"]), int(entry["bytes"]))
                     for name, entry in raw["files"].items()
                 },
+                decode=_decode(raw.get("decode")),
             )
         except KeyError as error:
             raise DogeExportError(f"{MANIFEST} lacks {error.args[0]!r}.", _EXPORT_AGAIN) from None
@@ -126,6 +143,12 @@ class Manifest:
 
 def _tensors(raw: Any) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(item["name"], item["dtype"], tuple(item["shape"])) for item in raw)
+
+
+def _decode(raw: Any) -> DecodeSpec | None:
+    if raw is None:
+        return None
+    return DecodeSpec(_plain_name(raw["file"]), int(raw["count"]), _tensors(raw["outputs"]))
 
 
 def _plain_name(name: str) -> str:
@@ -165,7 +188,10 @@ class Bundle:
         except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not JSON
             raise DogeExportError(f"{path / MANIFEST} cannot be read: {error}.", _EXPORT_AGAIN) from None
         manifest = Manifest.from_dict(raw)
-        for name in sorted({_MODEL, *(name for name in manifest.files if name.startswith(_MODEL))}):
+        needed = {_MODEL, *(name for name in manifest.files if name.startswith(_MODEL))}
+        if manifest.decode is not None:
+            needed.add(manifest.decode.file)
+        for name in sorted(needed):
             if not (path / name).is_file():
                 raise DogeExportError(f"{path} lacks {name}.", "Copy the whole folder, or export again.")
         return cls(path, manifest, DogeConfig.from_file(path / "config.json"))
@@ -174,6 +200,11 @@ class Bundle:
     def model_path(self) -> Path:
         """The graph; its weights may lie beside it."""
         return self.path / _MODEL
+
+    @property
+    def decode_path(self) -> Path | None:
+        """The graph that gives the best tokens alone, if there is one."""
+        return None if self.manifest.decode is None else self.path / self.manifest.decode.file
 
     def verify(self) -> None:
         """Compare every file with the manifest.
@@ -216,6 +247,7 @@ def write_manifest(
     graph: Mapping[str, Any],
     cache: Mapping[str, Any],
     call: str,
+    decode: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Hash every file of `folder` and write `doge_export.json` beside them.
 
@@ -224,7 +256,7 @@ def write_manifest(
     from doge_export import __version__
 
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-    raw = {
+    raw: dict[str, Any] = {
         "format": _FORMAT,
         "doge_export": __version__,
         "versions": dict(versions),
@@ -237,6 +269,8 @@ def write_manifest(
             for path in paths
         },
     }
+    if decode is not None:
+        raw["decode"] = dict(decode)
     text = json.dumps(raw, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     manifest = Manifest.from_dict(json.loads(text))
     (folder / MANIFEST).write_text(text, encoding="utf-8")

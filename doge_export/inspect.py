@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doge_export.bundle import Bundle
@@ -35,7 +36,8 @@ _OURS = "doge"
 
 @dataclass(frozen=True)
 class Parameters:
-    """The tensors of one role and one dtype."""
+    """The tensors of one role and one dtype. `bytes` holds the scales of a quantized one; they are neither
+    tensors nor parameters of the model."""
 
     role: str
     dtype: str
@@ -61,7 +63,7 @@ class Operators:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Everything `inspect` shows."""
+    """Everything `inspect` shows. `operators` are those of model.onnx, `decode` those of decode.onnx."""
 
     bundle: Bundle
     parameters: tuple[Parameters, ...]
@@ -69,6 +71,7 @@ class Inspection:
     operators: tuple[Operators, ...]
     onnxruntime: str | None
     library: str | None = None
+    decode: tuple[Operators, ...] = ()
 
     @property
     def total(self) -> int:
@@ -97,6 +100,7 @@ class Inspection:
             },
             "opsets": self.opsets,
             "operators": [asdict(row) for row in self.operators],
+            "decode_operators": [asdict(row) for row in self.decode],
             "files": [
                 {"name": name, **asdict(entry), "verified": True} for name, entry in manifest.files.items()
             ],
@@ -116,16 +120,12 @@ def inspect_bundle(
     Raises:
         DogeExportError: a file is not what the manifest says, or onnxruntime refuses the graph.
     """
-    import onnx
-
     advance("Hashing files")
     bundle.verify()
     advance("Reading the graph")
-    try:
-        model = onnx.load(bundle.model_path, load_external_data=False)
-    except Exception as error:  # protobuf's errors differ between its implementations
-        raise DogeExportError(f"{bundle.model_path} is not an ONNX file: {error}.") from None
-    version = session = None
+    model = _read(bundle.model_path)
+    decode = _read(bundle.decode_path) if bundle.decode_path else None
+    session = version = None
     if load:
         advance("Loading in onnxruntime")
         import onnxruntime
@@ -138,10 +138,20 @@ def inspect_bundle(
         bundle,
         _parameters(model.graph.initializer),
         {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-        _operators(model, session.kernels if session else None),
+        _operators(model, session.kernels() if session else None),
         version,
         str(session.library) if session and session.library else None,
+        _operators(decode, session.kernels(tokens=True) if session else None) if decode else (),
     )
+
+
+def _read(path: Path) -> "onnx.ModelProto":
+    import onnx
+
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's errors differ between its implementations
+        raise DogeExportError(f"{path} is not an ONNX file: {error}.") from None
 
 
 def _role(tensor: "onnx.TensorProto") -> str:
@@ -150,12 +160,17 @@ def _role(tensor: "onnx.TensorProto") -> str:
 
 
 def _parameters(initializers: "Iterable[onnx.TensorProto]") -> tuple[Parameters, ...]:
+    tensors = {tensor.name: tensor for tensor in initializers}
     rows: dict[tuple[str, str], list[int]] = {}
-    for tensor in initializers:
+    for tensor in tensors.values():
         dtype, bits = _dtype(tensor.data_type)
         count = math.prod(tensor.dims)
+        figures = (1, count, (count * bits + 7) // 8)
+        if (scaled := tensors.get(f"{tensor.name.removesuffix('.scale')}.weight")) is not None:
+            dtype, _ = _dtype(scaled.data_type)
+            figures = (0, 0, figures[-1])
         row = rows.setdefault((_role(tensor), dtype), [0, 0, 0])
-        for column, value in enumerate((1, count, (count * bits + 7) // 8)):
+        for column, value in enumerate(figures):
             row[column] += value
     order = [*ROLES, _UNNAMED, _OTHER]
     keys = sorted(rows, key=lambda key: (order.index(key[0]), key[1]))

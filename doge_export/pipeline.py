@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doge_export import presets
-from doge_export.bundle import Bundle, new_folder, write_manifest
+from doge_export.bundle import DECODE, Bundle, new_folder, write_manifest
 from doge_export.checkpoint import Checkpoint
 from doge_export.errors import DogeExportError
 from doge_export.init import write_checkpoint
+from doge_export.quantize import stored_bytes
 from doge_export.recipe import RECIPE, ExportOptions
-from doge_export.shapes import parameter_count
+from doge_export.shapes import parameter_count, tensor_shapes
 from doge_export.tokenizer import copy_tokenizer_files
 
 if TYPE_CHECKING:
@@ -47,10 +48,11 @@ def plan_export(model: str, options: ExportOptions) -> dict[str, Any]:
     else:
         config = Checkpoint.open(presets.resolve_model(model)).config
     width = {"float32": 4}.get(options.dtype, 2)
+    tied = config.tie_word_embeddings
     return {
         "model": model,
         "parameters": parameter_count(config),
-        "bytes": parameter_count(config) * width,
+        "bytes": stored_bytes(tensor_shapes(config), options.precision, tied, width),
         "options": _resolved(options, config.max_position_embeddings),
         "opset": options.opset,
     }
@@ -87,7 +89,12 @@ def export_model(
         torch_model = load_model(checkpoint, options.dtype, options.routing, options.kv_cache)
         progress(0, "building the graph")
         graph = build_graph(
-            torch_model, options.target_data, options.dtype, options.routing, resolved["max_length"]
+            torch_model,
+            options.target_data,
+            options.dtype,
+            options.routing,
+            resolved["max_length"],
+            options.precision,
         )
         progress(0, "writing the weights")
         save_graph(graph, folder, lambda written: progress(written, "writing the weights"))
@@ -196,7 +203,7 @@ def _manifest(
         for name in ("torch", "transformers", "onnx", "onnxscript", "onnx-ir")
     }
     return {
-        "options": {**resolved, "precision": "none", "opset": opset},
+        "options": {**resolved, "opset": opset},
         "versions": versions,
         "graph": {"inputs": inputs, "outputs": outputs},
         "cache": {
@@ -210,7 +217,20 @@ def _manifest(
             "outputs": [spec["name"] for spec in outputs if spec["name"].startswith("present.")],
         },
         "call": _CALL[model.kv_cache],
+        "decode": _decode(graph.count, outputs),
     }
+
+
+def _decode(count: int | None, outputs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The second graph: as the first, but for what it says of the last position."""
+    if count is None:
+        return None
+    best = [
+        {"name": name, "dtype": dtype, "shape": ["batch", count]}
+        for name, dtype in (("token_ids", "int64"), ("token_logits", "float32"))
+    ]
+    others = [spec for spec in outputs if spec["name"] != "logits"]
+    return {"file": DECODE, "count": count, "outputs": [*best, *others]}
 
 
 def _spec(value: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from doge_export.errors import DogeExportError
+from doge_export.quantize import PRECISIONS
 from doge_export.targets import OPSETS, Target, get_target
 
 __all__ = ["RECIPE", "ExportOptions"]
@@ -15,6 +16,7 @@ __all__ = ["RECIPE", "ExportOptions"]
 RECIPE = "recipe.toml"
 _CHOICES = {
     "dtype": ("float32", "float16", "bfloat16"),
+    "precision": tuple(PRECISIONS),
     "kv_cache": tuple(OPSETS),
     "routing": ("reference", "per-token"),
 }
@@ -26,13 +28,15 @@ _KINDS: dict[type, str] = {int: "whole number", str: "text"}
 class ExportOptions:
     """What decides the bytes of a bundle, beside the checkpoint.
 
-    target: where it is to run. dtype: of weights, arithmetic and cache. kv_cache: "growing" or
-    "static". routing: "reference" mixes tokens as transformers does, "per-token" does not.
-    max_length: the slots of a static cache; None takes the model's max_position_embeddings.
+    target: where it is to run. dtype: of weights, arithmetic and cache. precision: what the large
+    matrices are stored in; "fp32" leaves them in `dtype`. kv_cache: "growing" or "static". routing:
+    "reference" mixes tokens as transformers does, "per-token" does not. max_length: the slots of a static
+    cache; None takes the model's max_position_embeddings.
     """
 
     target: str = "ort-cpu"
     dtype: str = "float32"
+    precision: str = "fp32"
     kv_cache: str = "growing"
     routing: str = "reference"
     max_length: int | None = None
@@ -86,6 +90,11 @@ class ExportOptions:
                 f"--target {target.name} cannot compute in {self.dtype}: "
                 "onnxruntime's CPU provider has no kernels for it.",
                 f"Choose --dtype {_any(target.dtypes)}, or --target onnx for another runtime.",
+            )
+        if self.precision not in target.precisions:
+            raise DogeExportError(
+                f"--target {target.name} takes no --precision {self.precision}: there are no kernels for it.",
+                "Leave --precision out, or choose --target ort-cpu.",
             )
         length = self.max_length
         if length is not None:

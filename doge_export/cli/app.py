@@ -17,6 +17,7 @@ COMMANDS = {
     "validate": "doge_export.cli.validate",
     "inspect": "doge_export.cli.inspect",
     "generate": "doge_export.cli.generate",
+    "bench": "doge_export.cli.bench",
 }
 
 

@@ -22,6 +22,11 @@ from doge_export.cli._shared import progress, write_json
     metavar="float32|float16|bfloat16",
     help="Of weights, arithmetic and cache.  [default: float32]",
 )
+@click.option(
+    "--precision",
+    metavar="fp32|int8|int4|int8-head4",
+    help="What the matrices are stored in; fp32 leaves them in --dtype.  [default: fp32]",
+)
 @click.option("--kv-cache", metavar="growing|static", help="[default: growing]")
 @click.option("--routing", metavar="reference|per-token",
               help="How experts are routed; per-token does not mix tokens as the reference does.  "
@@ -41,6 +46,7 @@ def command(
     output: Path,
     target: str | None,
     dtype: str | None,
+    precision: str | None,
     kv_cache: str | None,
     routing: str | None,
     max_length: int | None,
@@ -54,7 +60,7 @@ def command(
 
     \b
     doge-export export -m doge-tiny -o out/doge-tiny
-    doge-export export -m path/to/Doge-20M -o out/doge-20m --dtype float16
+    doge-export export -m path/to/Doge-20M -o out/doge-20m --precision int8
     doge-export export -m path/to/Doge-20M-MoE -o out/moe --routing per-token --kv-cache static
     """
     from doge_export.bundle import check_output
@@ -63,7 +69,13 @@ def command(
     from doge_export.render import report_lines
 
     options = ExportOptions.resolve(
-        recipe, target=target, dtype=dtype, kv_cache=kv_cache, routing=routing, max_length=max_length
+        recipe,
+        target=target,
+        dtype=dtype,
+        precision=precision,
+        kv_cache=kv_cache,
+        routing=routing,
+        max_length=max_length,
     )
     check_output(output, force)
     plan = plan_export(model, options)
@@ -86,12 +98,16 @@ def command(
     if json_to != "-":
         click.echo(
             f"{output}: {plan['parameters'] / 1e6:.2f} M parameters, {options.dtype}, "
-            f"{options.kv_cache} cache"
+            f"{_rounding(options.precision)}{options.kv_cache} cache"
         )
         for line in report_lines(report) if report else ["not validated"]:
             click.echo(line)
     if report is not None and not report.passed:
         ctx.exit(1)
+
+
+def _rounding(precision: str) -> str:
+    return "" if precision == "fp32" else f"{precision} weights, "
 
 
 def _say_plan(plan: dict[str, object], output: Path, json_to: str | None) -> None:

@@ -9,7 +9,17 @@ import onnx_ir as ir
 from doge_export.export.graph import export_graph
 from doge_export.model import DogeForExport
 from doge_export.ops import BodyOptions
-from doge_export.passes import attach_bodies, pretranspose, simplify
+from doge_export.ops.lowered import DECODER_LAYER, LM_HEAD, TOKEN_EMBEDDING, TOP_TOKENS
+from doge_export.passes import (
+    attach_bodies,
+    lower_embedding,
+    lower_head,
+    lower_layers,
+    pretranspose,
+    quantize_weights,
+    simplify,
+    top_tokens,
+)
 from doge_export.targets import OPSETS, Target
 
 __all__ = ["GraphFile", "build_graph", "save_graph"]
@@ -21,19 +31,36 @@ _DTYPES = {
 }
 
 
+#: TopTokens gives this many candidates, or the whole vocabulary where that is smaller.
+_COUNT = 64
+#: Kernels read weights where they lie in the file.
+_ALIGNMENT = 64
+
+
 @dataclass(frozen=True)
 class GraphFile:
-    """A graph ready to be written, and what its function bodies were specialised for."""
+    """A graph ready to be written, and what its function bodies were specialised for. `count`: how many
+    tokens `decode.onnx` gives; None where there shall be no such file."""
 
     model: ir.Model
     options: BodyOptions
+    count: int | None = None
 
 
 def build_graph(
-    model: DogeForExport, target: Target, dtype: str, routing: str, max_length: int | None = None
+    model: DogeForExport,
+    target: Target,
+    dtype: str,
+    routing: str,
+    max_length: int | None = None,
+    precision: str = "fp32",
 ) -> GraphFile:
-    """The finished ONNX model of `model` for `target`; `max_length` are the slots of a static cache."""
-    config = model.config
+    """The finished ONNX model of `model` for `target`; `max_length` are the slots of a static cache.
+
+    A target with kernels gets the graph lowered to them, with the weights as the checkpoint has them or
+    in `precision`; another one gets them as MatMul reads them.
+    """
+    config, kernels = model.config, target.kernels
     options = BodyOptions(
         dtype=_DTYPES[dtype],
         opset=OPSETS[model.kv_cache],
@@ -45,21 +72,39 @@ def build_graph(
         float64=target.float64,
     )
     exported = export_graph(model, options.opset, max_length)
-    pretranspose(exported)  # before folding, which would take small weights for constants
+    if DECODER_LAYER not in kernels:
+        pretranspose(exported)
     simplify(exported)
+    quantize_weights(exported, precision, config.tie_word_embeddings)
     attach_bodies(exported, options)
-    return GraphFile(exported, options)
+    if TOKEN_EMBEDDING in kernels:
+        lower_embedding(exported)
+    if DECODER_LAYER in kernels:
+        lower_layers(exported, config.hidden_act)
+    if LM_HEAD in kernels:
+        lower_head(exported)
+    count = min(_COUNT, config.vocab_size) if {LM_HEAD, TOP_TOKENS} <= kernels else None
+    return GraphFile(exported, options, count)
 
 
 def save_graph(
     graph: GraphFile, folder: Path, progress: Callable[[int], None] = lambda written: None
 ) -> None:
-    """Write `model.onnx` and `model.onnx.data`; `progress` gets the bytes of each tensor written."""
+    """Write `model.onnx` and `model.onnx.data`, and `decode.onnx`, which reads the same weights.
+
+    `progress` gets the bytes of each tensor written.
+    """
     ir.save(
         graph.model,
         folder / "model.onnx",
         external_data="model.onnx.data",
         size_threshold_bytes=1024,
         max_workers=1,
+        alignment=_ALIGNMENT,
+        align_threshold=0,
         callback=lambda tensor, info: progress(tensor.nbytes),
     )
+    if graph.count is not None:
+        decode = ir.load(folder / "model.onnx")  # knows where each weight lies
+        top_tokens(decode, graph.count)
+        ir.save(decode, folder / "decode.onnx")

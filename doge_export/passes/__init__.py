@@ -3,7 +3,23 @@
 from doge_export.passes.attach_bodies import attach_bodies
 from doge_export.passes.emulate_bfloat16 import emulate_bfloat16
 from doge_export.passes.expose_selection import expose_selection
+from doge_export.passes.lower_embedding import lower_embedding
+from doge_export.passes.lower_head import lower_head
+from doge_export.passes.lower_layers import lower_layers
 from doge_export.passes.pretranspose import pretranspose
+from doge_export.passes.quantize_weights import quantize_weights
 from doge_export.passes.simplify import simplify
+from doge_export.passes.top_tokens import top_tokens
 
-__all__ = ["attach_bodies", "emulate_bfloat16", "expose_selection", "pretranspose", "simplify"]
+__all__ = [
+    "attach_bodies",
+    "emulate_bfloat16",
+    "expose_selection",
+    "lower_embedding",
+    "lower_head",
+    "lower_layers",
+    "pretranspose",
+    "quantize_weights",
+    "simplify",
+    "top_tokens",
+]

@@ -1,24 +1,31 @@
 """Make the graph say which keys and experts it chose: extra outputs, for validation only."""
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from doge_export.ops import DOMAIN, OPERATORS
+from doge_export.ops.lowered import DECODER_LAYER
 
 __all__ = ["expose_selection"]
+
+_CHOOSING = {operator.name for operator in OPERATORS}
 
 
 def expose_selection(model: ir.Model) -> tuple[list[str], list[str]]:
     """Add each layer's `keep` mask and expert `indices` to the graph's outputs.
 
     Returns the names of the key masks (bool [batch, kv_heads, sequence, keys]) and of the expert
-    indices (int64 [batch * sequence, num_experts_per_tok]), layer by layer.
+    indices (int64 [batch * sequence, num_experts_per_tok]), layer by layer. Lowered layers are taken
+    apart for it.
     """
+    common.InlinePass(lambda function: function.name == DECODER_LAYER)(model)
     for function in model.functions.values():
-        _declare(function, "keep")
+        if function.name in _CHOOSING:
+            _declare(function, "keep")
     masks: list[str] = []
     experts: list[str] = []
     for node in model.graph:
-        if node.domain != DOMAIN:
+        if node.domain != DOMAIN or node.op_type not in _CHOOSING:
             continue
         if node.op_type == "DynamicMaskAttention":
             before = len(node.outputs)

@@ -1,6 +1,8 @@
 """Fold what is constant, merge what is equal, and leave nothing of the machine that exported."""
 
+import contextlib
 import logging
+from collections.abc import Generator
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -8,44 +10,78 @@ from onnxscript import optimizer
 
 from doge_export.ops import DOMAIN
 
-__all__ = ["simplify"]
+__all__ = ["number", "simplify"]
+
+_WEIGHTS = ("model.", "lm_head.")
 
 
 def simplify(model: ir.Model) -> None:
     """Constant folding, common subexpressions, dead nodes; then repeatable names and no metadata.
 
-    The exporter's metadata holds source lines and paths, which would make two machines' files differ.
+    Weights are no constants: they keep their names and shapes, even where two are equal. The exporter's
+    metadata holds source lines and paths, which would make two machines' files differ.
     """
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    optimizer.optimize(model, inline=False, onnx_shape_inference=False, num_iterations=3)
-    ir.passes.Sequential(
-        common.CommonSubexpressionEliminationPass(),
-        common.RemoveUnusedNodesPass(),
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.DeduplicateInitializersPass(),
-        common.RemoveUnusedOpsetsPass(),
-        common.ClearMetadataAndDocStringPass(),
-    )(model)
+    with _unknown_weights(model.graph):
+        optimizer.optimize(model, inline=False, onnx_shape_inference=False, num_iterations=3)
+        ir.passes.Sequential(
+            common.CommonSubexpressionEliminationPass(),
+            common.RemoveUnusedNodesPass(),
+            common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            common.DeduplicateInitializersPass(),
+            common.RemoveUnusedOpsetsPass(),
+            common.ClearMetadataAndDocStringPass(),
+        )(model)
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()  # the pass above leaves these
-    interface = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
-    constants = 0
-    for name, value in list(model.graph.initializers.items()):
-        if "." not in name:  # not a parameter: a constant that was lifted
-            del model.graph.initializers[name]
-            value.name = f"constant_{constants}"
-            model.graph.initializers[value.name] = value
-            constants += 1
-    for index, node in enumerate(model.graph):
-        node.name = f"{node.op_type}_{index}"
+    for node in model.graph:
         if node.domain == DOMAIN:
             _drop_unused_outputs(node)
-        for place, output in enumerate(node.outputs):
-            if output.name not in interface:
-                output.name = f"{node.op_type.lower()}_{index}_{place}"
+        for output in node.outputs:
+            if not output.is_graph_output():
                 output.shape = None  # symbolic names of the exporter's own
+    number(model)
     model.producer_name, model.producer_version = "doge_export", ""
     model.graph.name = "doge"
+
+
+def number(model: ir.Model) -> None:
+    """Names that follow from the order in the graph: of nodes, of their outputs, and of constants."""
+    initializers = model.graph.initializers
+    constants = [value for name, value in initializers.items() if "." not in name]  # a weight has a path
+    for value in constants:
+        assert value.name is not None
+        del initializers[value.name]
+    for index, value in enumerate(constants):
+        value.name = f"constant_{index}"
+        initializers[value.name] = value
+    for index, node in enumerate(model.graph):
+        node.name = f"{node.op_type}_{index}"
+        for place, output in enumerate(node.outputs):
+            if not output.is_graph_output():
+                output.name = f"{node.op_type.lower()}_{index}_{place}"
+
+
+@contextlib.contextmanager
+def _unknown_weights(graph: ir.Graph) -> Generator[None]:
+    """While this lasts, the weights are inputs: nothing can fold or merge what it does not know."""
+    weights = {name: value for name, value in graph.initializers.items() if name.startswith(_WEIGHTS)}
+    tensors = {name: value.const_value for name, value in weights.items()}
+    for name, value in weights.items():
+        del graph.initializers[name]
+        value.const_value = None
+        graph.inputs.append(value)
+    yield
+    others = list(graph.initializers.values())
+    graph.initializers.clear()
+    for name, value in weights.items():
+        graph.inputs.remove(value)
+        value.const_value, value.name = tensors[name], name
+        if value.uses():
+            graph.initializers[name] = value
+    for value in others:
+        assert value.name is not None
+        graph.initializers[value.name] = value
 
 
 def _drop_unused_outputs(node: ir.Node) -> None:

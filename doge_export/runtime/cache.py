@@ -66,7 +66,7 @@ class GrowingCache:
 
     def advanced(self, presents: Sequence[Any], sequence: int) -> Self:
         """See Cache."""
-        return replace(self, past=tuple(presents), length=self.length + sequence)
+        return type(self)(self.manifest, tuple(presents), self.length + sequence)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 __all__ = ["Completion", "Event", "Generation", "Statistics", "generate", "stream"]
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +18,9 @@ from doge_export.runtime.stopping import RowText
 from doge_export.tokenizer import Tokenizer
 
 _MAX_NEW_TOKENS = 100
+
+#: What a session's step takes: input_ids, attention_mask, position_ids, cache.
+_Step = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], Cache]
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,8 @@ def stream(
         return
     rows = len(prompts)
     input_ids, attention_mask = _left_padded(prompts, options.pad_token_id)
+    few = options.candidates is not None and options.candidates <= session.candidates
+    session.load(tokens=few)  # its seconds are not prefill's
     cache = session.new_cache(rows)
     limit = _limit(cache, input_ids.shape[1], options.max_new_tokens)
     sampler = Sampler(options, rows)
@@ -129,11 +134,8 @@ def stream(
     position_ids = np.clip(np.cumsum(attention_mask, axis=1) - 1, 0, None)
     for count in range(1, limit + 1):
         started = time.perf_counter()
-        logits, cache = session.step(input_ids, attention_mask, position_ids, cache)
-        # A row that has ended goes on with padding, as in transformers: it does not disturb the others.
-        chosen = np.full((rows, 1), options.pad_token_id, np.int64)
-        for row in open_rows:
-            chosen[row, 0] = sampler.choose(row, logits[row, -1], seen[row])
+        step = (input_ids, attention_mask, position_ids, cache)
+        tokens, cache = _next_tokens(session, step, sampler, {row: seen[row] for row in open_rows}, few)
         seconds = time.perf_counter() - started
         if count == 1:
             statistics.prefill_tokens += sum(map(len, prompts))
@@ -141,8 +143,10 @@ def stream(
         else:
             statistics.decode_tokens += len(open_rows)
             statistics.decode_seconds += seconds
+        # A row that has ended goes on with padding, as in transformers: it does not disturb the others.
+        input_ids = np.full((rows, 1), options.pad_token_id, np.int64)
         for row in sorted(open_rows):
-            token = int(chosen[row, 0])
+            input_ids[row, 0] = token = tokens[row]
             seen[row].append(token)
             event = _event(row, token, texts[row], options, last=count == limit)
             if event.finish_reason is not None:
@@ -150,9 +154,30 @@ def stream(
             yield event
         if not open_rows:
             return
-        input_ids = chosen
         attention_mask = np.concatenate([attention_mask, np.ones((rows, 1), np.int64)], axis=1)
         position_ids = position_ids[:, -1:] + 1
+
+
+def _next_tokens(
+    session: Session, step: _Step, sampler: Sampler, rows: Mapping[int, Sequence[int]], few: bool
+) -> tuple[dict[int, int], Cache]:
+    """The next token of each of `rows` (row -> the ids before it), and the cache after the step.
+
+    With `few` it comes from the best tokens alone, and from all logits only where those leave it open.
+    """
+    tokens: dict[int, int] = {}
+    if few:
+        token_ids, token_logits, cache = session.step_tokens(*step)
+        for row in rows:
+            token = sampler.choose_among(row, token_ids[row], token_logits[row])
+            if token is not None:
+                tokens[row] = token
+    if len(tokens) < len(rows):
+        logits, cache = session.step(*step)
+        for row, seen in rows.items():
+            if row not in tokens:
+                tokens[row] = sampler.choose(row, logits[row, -1], seen)
+    return tokens, cache
 
 
 def _event(row: int, token: int, text: RowText, options: GenerationOptions, last: bool) -> Event:

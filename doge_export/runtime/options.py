@@ -72,6 +72,18 @@ class GenerationOptions:
         """Whether the most likely token is taken each time."""
         return self.temperature == 0
 
+    @property
+    def candidates(self) -> int | None:
+        """How many of the best tokens are enough to choose the next one as from all; None: it takes all.
+
+        Equals of the k-th best stay in the choice, so that one token more must show that they end.
+        """
+        if self.repetition_penalty != 1.0:
+            return None
+        if self.greedy:
+            return 1
+        return self.top_k + 1 if self.top_k > 0 else None
+
     @classmethod
     def for_bundle(cls, bundle: Bundle, **changes: Any) -> "GenerationOptions":
         """The defaults of the bundle with `changes`; a change to None is none.

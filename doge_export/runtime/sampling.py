@@ -3,6 +3,7 @@
 __all__ = ["Sampler", "process", "repetition_penalty", "temperature", "top_k", "top_p"]
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from doge_export.runtime.options import GenerationOptions
 Scores = npt.NDArray[np.float32]
 
 _REMOVED = np.float32(-np.inf)
+_NOTHING_SEEN = np.empty(0, np.int64)
 
 
 def repetition_penalty(scores: Scores, seen: npt.NDArray[np.int64], penalty: float) -> Scores:
@@ -75,6 +77,7 @@ class Sampler:
 
     def __init__(self, options: GenerationOptions, rows: int) -> None:
         self._options = options
+        self._all_but_top_p = replace(options, top_p=1.0)
         seeds = np.random.SeedSequence(options.seed).spawn(rows)
         self._generators = [np.random.default_rng(seed) for seed in seeds]
 
@@ -83,6 +86,26 @@ class Sampler:
         scores = process(logits.astype(np.float32, copy=False), np.asarray(seen, np.int64), self._options)
         if self._options.greedy:
             return int(np.argmax(scores))
+        return self._draw(row, scores)
+
+    def choose_among(self, row: int, token_ids: npt.NDArray[np.int64], token_logits: Scores) -> int | None:
+        """The token that `choose` would take from all logits, from the best ones [count], best first.
+
+        Needs `options.candidates` of them. None where it cannot be known: equals of the k-th best may go on
+        behind the last one. Nothing was drawn then.
+        """
+        options = self._options
+        if options.greedy:
+            return int(token_ids[0])
+        order = np.argsort(token_ids)  # as in all logits: sums and equals depend on the order
+        scores = process(token_logits[order], _NOTHING_SEEN, self._all_but_top_p)
+        if (scores > _REMOVED).all():
+            return None
+        if options.top_p < 1.0:
+            scores = top_p(scores, options.top_p)
+        return int(token_ids[order[self._draw(row, scores)]])
+
+    def _draw(self, row: int, scores: Scores) -> int:
         kept = np.flatnonzero(scores > _REMOVED)
         total = np.cumsum(_softmax(scores[kept]), dtype=np.float64)
         drawn = self._generators[row].random() * total[-1]

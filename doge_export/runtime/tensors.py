@@ -1,13 +1,19 @@
-"""onnxruntime tensors of any type a graph may use, and their numbers as float32."""
+"""onnxruntime tensors of any type a graph may use, and their numbers as float32.
 
-__all__ = ["ELEMENT_TYPES", "empty", "from_array", "to_float32", "zeros"]
+A tensor here is what onnxruntime's own `OrtValue` wraps: the wrapping costs more than the rest of a small
+model's step in Python. The methods that take it are public, its type is in an inner module only. It owns
+its memory, except where `empty` made it.
+"""
 
-from collections.abc import Sequence
+__all__ = ["ELEMENT_TYPES", "empty", "from_array", "run", "to_float32", "zeros"]
+
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+from onnxruntime.capi import _pybind_state as capi
 
 #: dtype name -> ONNX element type (TensorProto.DataType), bytes of one element.
 ELEMENT_TYPES: dict[str, tuple[int, int]] = {
@@ -27,19 +33,26 @@ _STORAGE: dict[str, npt.DTypeLike] = {
 
 
 def zeros(dtype: str, shape: Sequence[int]) -> Any:
-    """A tensor of zeros in CPU memory."""
-    return _wrap(np.zeros(shape, _STORAGE[dtype]), dtype)
-
-
-def empty(dtype: str, shape: Sequence[int]) -> tuple[Any, npt.NDArray[Any]]:
-    """A tensor to write into, and the array that shares its memory."""
-    array = np.empty(shape, _STORAGE[dtype])
-    return _wrap(array, dtype), array
+    """A tensor of zeros."""
+    array = np.zeros(shape, _STORAGE[dtype])
+    tensor = capi.OrtValue.ortvalue_from_shape_and_onnx_type(array.shape, ELEMENT_TYPES[dtype][0], _CPU)
+    tensor.update_inplace(array)
+    return tensor
 
 
 def from_array(array: npt.NDArray[np.int64]) -> Any:
-    """An int64 tensor over the array's memory."""
-    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array, dtype=np.int64))
+    """An int64 tensor with the array's numbers."""
+    tensor = capi.OrtValue.ortvalue_from_shape_and_type(array.shape, np.int64, _CPU)
+    tensor.update_inplace(np.ascontiguousarray(array, np.int64))
+    return tensor
+
+
+def empty(dtype: str, shape: Sequence[int]) -> tuple[Any, npt.NDArray[Any]]:
+    """A tensor to write into, and the array that shares its memory and must outlive it."""
+    array = np.empty(shape, _STORAGE[dtype])
+    if dtype == "bfloat16":
+        return capi.OrtValue.ortvalue_from_numpy_with_onnx_type(array, ELEMENT_TYPES[dtype][0]), array
+    return capi.OrtValue.ortvalue_from_numpy(array, _CPU), array
 
 
 def to_float32(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
@@ -49,8 +62,26 @@ def to_float32(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
     return array.astype(np.float32, copy=False)
 
 
-def _wrap(array: npt.NDArray[Any], dtype: str) -> Any:
-    if dtype == "bfloat16":
-        element_type = ELEMENT_TYPES[dtype][0]
-        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, element_type)
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+def run(
+    session: Any,
+    inputs: Sequence[str],
+    values: Iterable[Any],
+    outputs: Sequence[str],
+    into: Iterable[Any] = (),
+) -> list[Any]:
+    """Run with tensors in the order of `inputs`; the results in that of `outputs`.
+
+    `into`: tensors to write the outputs to, all of them or none. This is the shortest way into onnxruntime
+    from Python: an IOBinding costs 1 us for each name that is bound anew, and a cache has many.
+    """
+    feeds, fetches = capi.OrtValueVector(), capi.OrtValueVector()
+    for value in values:
+        feeds.push_back(value)
+    for value in into:
+        fetches.push_back(value)
+    session.run_with_ortvaluevector(_OPTIONS, inputs, feeds, outputs, fetches, [_CPU] * len(outputs))
+    return [fetches[index] for index in range(len(outputs))]
+
+
+_CPU = onnxruntime.OrtDevice.make("cpu", 0)._get_c_device()
+_OPTIONS = onnxruntime.RunOptions()

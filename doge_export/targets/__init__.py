@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from doge_export.errors import DogeExportError
+from doge_export.ops.lowered import DECODER_LAYER, LM_HEAD, TOKEN_EMBEDDING, TOP_TOKENS
 
 __all__ = ["OPSETS", "TARGETS", "Target", "get_target"]
 
@@ -16,19 +17,30 @@ class Target:
     """One place a bundle is made for.
 
     `branches`: it runs If. `float64`: it has float64 arithmetic. `dtypes`: what it can compute in.
+    `kernels`: the operators of `doge_export.ops.lowered` that our library computes there; a graph is
+    lowered to these. `precisions`: what its weights may be stored in, by the names of `--precision`.
     """
 
     name: str
     dtypes: tuple[str, ...]
     branches: bool
     float64: bool
+    kernels: frozenset[str] = frozenset()
+    precisions: tuple[str, ...] = ("fp32",)
 
 
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         # onnxruntime's CPU provider has no bfloat16 arithmetic at all (1.32.0).
-        Target("ort-cpu", dtypes=("float32", "float16"), branches=True, float64=True),
+        Target(
+            "ort-cpu",
+            dtypes=("float32", "float16"),
+            branches=True,
+            float64=True,
+            kernels=frozenset({DECODER_LAYER, LM_HEAD, TOP_TOKENS, TOKEN_EMBEDDING}),
+            precisions=("fp32", "int8", "int4", "int8-head4"),
+        ),
         # TensorRT builds both branches of an If, and a top-k of the whole window fails in a short context.
         Target("onnx", dtypes=("float32", "float16", "bfloat16"), branches=False, float64=True),
     )

@@ -1,9 +1,10 @@
 """Run every schedule on both sides and turn the differences into checks."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from doge_export.bundle import Bundle
 from doge_export.checkpoint import Checkpoint
 from doge_export.errors import DogeExportError
+from doge_export.quantize import PRECISIONS
 from doge_export.validate.candidate import Candidate
 from doge_export.validate.reference import Reference, Run
 from doge_export.validate.report import Check, Report
@@ -27,6 +29,9 @@ TOLERANCES: dict[str, dict[str, float]] = {
     # Measured (docs/parity.md): KL up to 1e-3 on the fixtures, 4e-3 on random weights; a frozen window 1e-2.
     "bfloat16": {"kl_divergence": 1e-2, "top1_agreement": 0.9},
 }
+
+#: What float32 logits may differ by where the weights are stored in fewer bits; both sides have the same.
+_ROUNDED_LIMIT = 1e-3
 
 #: dtype -> how far below the reference's best logit, relative to it, a choice may lie and still agree. Of
 #: bfloat16, two steps: its logits often tie, and one position is all that some schedules have.
@@ -49,6 +54,9 @@ def validate(
 ) -> Report:
     """Compare `bundle` with transformers' model of the checkpoint it was exported from.
 
+    Where the bundle's weights are rounded to fewer bits, so are the reference's: the graph is judged for
+    what it computes with them, and what the rounding costs is a figure without a limit.
+
     `tolerance` overrides the largest absolute difference of float32 logits. `quick` leaves out what
     would take the reference more than seconds, and says so in `omitted`. `advance` is told of every
     finished schedule.
@@ -60,6 +68,13 @@ def validate(
     manifest = bundle.manifest
     dtype = str(manifest.options["dtype"])
     per_token = manifest.options["routing"] == "per-token"
+    precision = str(manifest.options.get("precision", "fp32"))
+    precision = {"none": "fp32"}.get(precision, precision)  # as older bundles call it
+    if precision not in PRECISIONS:
+        raise DogeExportError(
+            f"{bundle.path} has the precision {precision!r}, which this version does not know.",
+            "Use the doge-export that wrote it.",
+        )
     if Checkpoint.open(reference_folder).config != bundle.config:
         raise DogeExportError(
             f"The config.json of {reference_folder} is not the one that {bundle.path} was exported from.",
@@ -67,7 +82,7 @@ def validate(
         )
     schedules, omitted = plan(bundle.config, manifest.cache.max_length, quick)
     calls = [(schedule, draw_tokens(schedule, bundle.config.vocab_size, seed)) for schedule in schedules]
-    runs = _reference_runs(reference_folder, dtype, per_token, calls)
+    runs = _reference_runs(reference_folder, dtype, per_token, precision, calls)
     if quick:  # what it runs is small: keep it, and let go of the reference before the candidate loads
         runs = iter(list(runs))
         gc.collect()  # its hooks refer back to it
@@ -75,6 +90,8 @@ def validate(
     if candidate.emulated:
         omitted = [*omitted, _EMULATED]
     limits = dict(TOLERANCES[dtype])
+    if precision != "fp32" and "max_abs_diff" in limits:
+        limits["max_abs_diff"] = _ROUNDED_LIMIT
     if tolerance is not None and "max_abs_diff" in limits:
         limits["max_abs_diff"] = tolerance
     report = Report(
@@ -104,19 +121,37 @@ def validate(
         advance(1, schedule.name)
     report.kl_divergence = float(np.max(divergences, initial=0.0))
     report.top1_agreement = float(np.min(agreements, initial=1.0))
+    if precision != "fp32":
+        report.rounding = _rounding(Reference(reference_folder, dtype, per_token), candidate, calls)
     return report
 
 
 def _reference_runs(
-    folder: Path, dtype: str, per_token: bool, calls: list[tuple[Schedule, Tokens]]
+    folder: Path, dtype: str, per_token: bool, precision: str, calls: list[tuple[Schedule, Tokens]]
 ) -> Iterator[Run]:
     """Each schedule in the reference, which lives as long as this does."""
-    reference = Reference(folder, dtype, per_token)
+    reference = Reference(folder, dtype, per_token, precision)
     for schedule, tokens in calls:
         yield reference.run(schedule, tokens)
 
 
+def _rounding(
+    reference: Reference, candidate: Candidate, calls: list[tuple[Schedule, Tokens]]
+) -> Mapping[str, Any]:
+    """What the rounding of the weights costs, on the shortest schedule that says enough."""
+    lengths = sorted(((schedule.length, at) for at, (schedule, _) in enumerate(calls)))
+    at = next((at for length, at in lengths if length >= _ENOUGH), lengths[-1][1])
+    schedule, tokens = calls[at]
+    expected, got = reference.run(schedule, tokens, record=False), candidate.run(schedule, tokens)
+    figures = _figures(expected, got, schedule.compared(tokens))
+    return {
+        "schedule": schedule.name,
+        **{name: figures[name] for name in ("kl_divergence", "top1_agreement")},
+    }
+
+
 _ROWS = 128  # compared at a time
+_ENOUGH = 32  # tokens
 _LABELS = {
     "max_abs_diff": "max abs diff of logits",
     "selection": "same keys and experts",

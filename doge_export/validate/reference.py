@@ -27,6 +27,7 @@ from doge_export.checkpoint import Checkpoint
 from doge_export.errors import DogeExportError
 from doge_export.model.load import DTYPES
 from doge_export.ops.topk import stable_topk
+from doge_export.quantize import dequantize, quantize, stored_dtype
 from doge_export.validate.schedules import Schedule, Tokens
 
 __all__ = ["Reference", "Run", "Ties", "even_lanes", "even_rows", "pinned"]
@@ -109,9 +110,12 @@ class Reference:
     """A checkpoint in transformers. `dtype` rounds the weights first, as an export in that dtype does; the
     arithmetic stays float32, but for bfloat16. That has so few numbers that most keys at the window's
     boundary tie, and by the tie rule: only a judge that computes in bfloat16 knows which (docs/parity.md).
+    `precision` rounds the matrices after that, as it does in an export.
     """
 
-    def __init__(self, folder: Path, dtype: str = "float32", per_token: bool = False) -> None:
+    def __init__(
+        self, folder: Path, dtype: str = "float32", per_token: bool = False, precision: str = "fp32"
+    ) -> None:
         self.config = Checkpoint.open(folder).config
         from transformers import DogeForCausalLM
         from transformers.utils import logging as transformers_logging
@@ -124,6 +128,7 @@ class Reference:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise DogeExportError(f"transformers cannot load {folder}: {error}") from error
+        _round_weights(model, precision, self.config.tie_word_embeddings)
         self.model = (model if dtype == "bfloat16" else model.float()).eval()
         self._keys: list[npt.NDArray[np.bool_]] = []
         self._experts: list[npt.NDArray[np.int64]] = []
@@ -194,6 +199,16 @@ class Reference:
         scores = (x[..., :, None] + y[..., None, :]).flatten(-2)
         experts = (index_x[..., :, None] * module.num_keys + index_y[..., None, :]).flatten(-2)
         self._experts.append(experts.gather(-1, stable_topk(scores, module.top_k)[1]).numpy())
+
+
+def _round_weights(model: Any, precision: str, tied: bool) -> None:
+    """Let the model's parameters be what an export in `precision` computes with, in the model's dtype."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            stored = stored_dtype(name, tuple(parameter.shape), precision, tied)
+            if stored is not None:
+                rounded = dequantize(quantize(parameter.float().numpy(), stored))
+                parameter.copy_(torch.from_numpy(rounded))
 
 
 def _own_halves(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:

@@ -123,3 +123,52 @@ def test_a_seed_repeats_the_draws_and_rows_differ():
     assert draws(1, 0, 1) == draws(1, 0, 3)  # neighbours change nothing
     assert draws(1, 0, 3) != draws(1, 1, 3)
     assert draws(1, 0, 1) != draws(2, 0, 1)
+
+
+def _best(logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    ids = np.argsort(-logits, kind="stable")[:count].astype(np.int64)
+    return ids, logits[ids]
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.4, 0.0])
+@pytest.mark.parametrize(("temperature", "top_k"), [(0.7, 1), (1.0, 7), (3.0, 50), (0.0, 5)])
+@pytest.mark.parametrize("digits", [1, 7], ids=["ties", "no-ties"])
+def test_the_best_tokens_are_chosen_from_as_from_all(temperature, top_k, top_p, digits):
+    options = GenerationOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=3)
+    assert options.candidates == (1 if temperature == 0 else top_k + 1)
+    among, full = Sampler(options, 1), Sampler(options, 1)
+    unknown = 0
+    for seed in range(100):
+        logits = np.round(_logits(seed), digits)
+        expected = full.choose(0, logits, [0])
+        found = among.choose_among(0, *_best(logits, 64))
+        if found is None:
+            unknown += 1
+            found = among.choose(0, logits, [0])  # draws what the other has drawn
+        assert found == expected
+    assert unknown < 20
+
+
+def test_equals_that_may_go_on_are_told():
+    options = GenerationOptions(temperature=1.0, top_k=2, seed=0)
+    ids = np.array([4, 9, 11], np.int64)
+    assert Sampler(options, 1).choose_among(0, ids, np.array([3, 2, 2], np.float32)) is None
+    assert Sampler(options, 1).choose_among(0, ids, np.array([3, 2, 1], np.float32)) in (4, 9)
+    # apart in the logits, equal once divided
+    steps = np.float32(1.9) + np.arange(8, dtype=np.float32) * np.float32(2**-23)
+    divided = sampling.temperature(steps, 1.8)
+    at = int(np.flatnonzero(np.diff(divided) == 0)[0])
+    close = np.array([3, steps[at + 1], steps[at]], np.float32)
+    assert close[1] > close[2]
+    hot = GenerationOptions(temperature=1.8, top_k=2, seed=0)
+    assert Sampler(hot, 1).choose_among(0, ids, close) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [({}, 1), ({"top_k": 9}, 1), ({"temperature": 1.0}, None), ({"temperature": 1.0, "top_k": 9}, 10),
+     ({"repetition_penalty": 1.1}, None), ({"temperature": 1.0, "top_p": 0.5}, None)],
+    ids=str,
+)  # fmt: skip
+def test_how_many_tokens_are_enough(changes, count):
+    assert GenerationOptions(**changes).candidates == count

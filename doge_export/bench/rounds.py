@@ -1,0 +1,150 @@
+"""Rounds of decoding, ours and the reference's in turns, and what they add up to."""
+
+__all__ = ["bench"]
+
+import contextlib
+import logging
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from doge_export import presets
+from doge_export.bench.machine import describe, usable_cpus
+from doge_export.bench.process import Worker
+from doge_export.bundle import Bundle
+from doge_export.checkpoint import Checkpoint
+from doge_export.errors import DogeExportError
+
+_log = logging.getLogger(__name__)
+
+_OURS, _REFERENCE = "doge_export.bench.worker", "doge_export.bench.reference"
+_SETTLE = 0.05  # seconds in which the threads of the side before stop spinning
+
+
+def bench(
+    bundle: Path | str,
+    reference: str | None = None,
+    *,
+    prompt_tokens: int = 32,
+    new_tokens: int = 128,
+    threads: int | None = None,
+    rounds: int = 5,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda step: None,
+) -> dict[str, Any]:
+    """Measure greedy decoding of random prompts, batch 1; with a `reference` transformers' beside it.
+
+    Each side lives in a process of its own, so that the memory is its own too, and they take turns, so that
+    a change of the machine's speed meets both. Rates are those of the best round, the medians lie beside
+    them. A round before the first is not counted. `threads`: as many as there are processors, if None.
+
+    Raises:
+        DogeExportError: the bundle is damaged, its cache too short, the reference of another shape, or
+            transformers is not installed.
+    """
+    opened = Bundle.open(bundle)
+    _check(opened, prompt_tokens, new_tokens, rounds)
+    threads = usable_cpus() if threads is None else threads
+    if threads < 1:
+        raise DogeExportError(f"{threads} threads cannot run anything.", "Give 1 or more.")
+    sides: dict[str, tuple[str, dict[str, Any]]] = {"ours": (_OURS, {"bundle": str(opened.path)})}
+    if reference is not None:
+        folder = _reference_folder(opened, reference)
+        sides["transformers"] = (_REFERENCE, {"checkpoint": str(folder)})
+    generator = np.random.default_rng(seed)
+    prompts = generator.integers(0, opened.config.vocab_size, (rounds + 1, prompt_tokens)).tolist()
+
+    with contextlib.ExitStack() as stack:
+        workers, loaded = {}, {}
+        for name, (module, arguments) in sides.items():
+            progress(f"loading {name}")
+            workers[name] = stack.enter_context(Worker(module))
+            loaded[name] = workers[name].call("open", threads=threads, **arguments)
+            for sentence in loaded[name].get("warnings", ()):
+                _log.warning("%s", sentence)
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+        for number, prompt in enumerate(prompts):
+            for name, worker in workers.items():
+                progress(f"round {number} of {rounds}, {name}" if number else f"warming up {name}")
+                time.sleep(_SETTLE)
+                run = worker.call("round", prompt=prompt, new_tokens=new_tokens)
+                if number:
+                    runs[name].append(run)
+        memory = {name: worker.call("memory") for name, worker in workers.items()}
+
+    figures = {name: _figures(runs[name], loaded[name], memory[name]) for name in sides}
+    report = {
+        "bundle": str(opened.path),
+        "options": dict(opened.manifest.options),
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "threads": threads,
+        "seed": seed,
+        "graph": loaded["ours"]["graph"],
+        **figures["ours"],
+        "against": {},
+        "machine": describe(),
+        "versions": {key: value for side in loaded.values() for key, value in side["versions"].items()},
+    }
+    if "transformers" in figures:
+        theirs = figures["transformers"]
+        theirs["ratio"] = _ratio(figures["ours"], theirs, "decode_tokens_per_second")
+        theirs["prefill_ratio"] = _ratio(figures["ours"], theirs, "prefill_tokens_per_second")
+        theirs["equal_tokens"] = _equal_tokens(runs["ours"], runs["transformers"])
+        report["against"] = {"transformers": theirs}
+    return report
+
+
+def _check(bundle: Bundle, prompt_tokens: int, new_tokens: int, rounds: int) -> None:
+    for name, value, least in (
+        ("--prompt-tokens", prompt_tokens, 1),
+        ("--new-tokens", new_tokens, 2),  # the first one is prefill's
+        ("--rounds", rounds, 1),
+    ):
+        if value < least:
+            raise DogeExportError(f"{name} {value} is too few.", f"Give at least {least}.")
+    slots, needed = bundle.manifest.cache.max_length, prompt_tokens + new_tokens - 1
+    if slots is not None and needed > slots:
+        raise DogeExportError(
+            f"A prompt of {prompt_tokens} tokens and {new_tokens} new ones need {needed} slots, and the "
+            f"bundle's static cache holds {slots}.",
+            "Ask for fewer, or export with a larger --max-length.",
+        )
+
+
+def _reference_folder(bundle: Bundle, reference: str) -> Path:
+    folder = presets.resolve_model(reference)
+    if Checkpoint.open(folder).config != bundle.config:
+        raise DogeExportError(
+            f"The config.json of {folder} is not the one that {bundle.path} was exported from.",
+            "Give --reference the checkpoint of this bundle.",
+        )
+    return folder
+
+
+def _figures(runs: Sequence[dict[str, Any]], loaded: dict[str, Any], memory: int) -> dict[str, Any]:
+    rates: dict[str, Any] = {"median": {}}
+    for part in ("decode", "prefill"):
+        found = [run[f"{part}_tokens"] / run[f"{part}_seconds"] for run in runs]
+        rates[f"{part}_tokens_per_second"] = max(found)
+        rates["median"][f"{part}_tokens_per_second"] = statistics.median(found)
+    rounds = [{key: value for key, value in run.items() if key != "tokens"} for run in runs]
+    return {**rates, "peak_memory_bytes": memory, "load_seconds": loaded["seconds"], "rounds": rounds}
+
+
+def _ratio(ours: dict[str, Any], theirs: dict[str, Any], key: str) -> float:
+    return float(ours[key] / theirs[key])
+
+
+def _equal_tokens(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> float:
+    """The share of new tokens up to the first that differs: whether both do the same work."""
+    equal = total = 0
+    for one, other in zip(ours, theirs, strict=True):
+        pairs = list(zip(one["tokens"], other["tokens"], strict=True))
+        total += len(pairs)
+        equal += next((at for at, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    return equal / total

@@ -1,0 +1,78 @@
+"""`python -m doge_export.bench.worker`: a bundle in our runtime, without torch, measured on request."""
+
+__all__ = ["Ours", "timed"]
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from doge_export.bench.serve import peak_memory, serve
+from doge_export.bundle import Bundle
+from doge_export.runtime import GenerationOptions, Session, stream
+
+
+class Ours:
+    """The bundle, opened once; every round starts a text of its own."""
+
+    session: Session
+
+    def open(self, bundle: str, threads: int) -> dict[str, Any]:
+        """Load the graph that greedy decoding uses."""
+        told = _Warnings()
+        logging.getLogger("doge_export").addHandler(told)
+        opened = Bundle.open(Path(bundle))
+        started = time.perf_counter()
+        self.session = Session.open(opened, threads)
+        tokens = self.session.candidates > 0
+        self.session.load(tokens)
+        return {
+            "seconds": time.perf_counter() - started,
+            "graph": (opened.decode_path if tokens and opened.decode_path else opened.model_path).name,
+            "warnings": told.sentences,
+            "versions": {"onnxruntime": version("onnxruntime"), "numpy": version("numpy")},
+        }
+
+    def round(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:
+        """Greedy decoding, end-of-text tokens taken for any other."""
+        options = GenerationOptions(max_new_tokens=new_tokens)
+        return timed(prompt, (event.token for event in stream(self.session, [prompt], options)))
+
+    def memory(self) -> int:
+        """Peak resident bytes so far."""
+        return peak_memory()
+
+
+def timed(prompt: Sequence[int], tokens: Iterable[int]) -> dict[str, Any]:
+    """Take all `tokens`: the seconds up to the first are prefill's, the others are decode's."""
+    found: list[int] = []
+    first = started = time.perf_counter()
+    for token in tokens:
+        if not found:
+            first = time.perf_counter()
+        found.append(token)
+    return {
+        "prefill_tokens": len(prompt),
+        "prefill_seconds": first - started,
+        "decode_tokens": len(found) - 1,
+        "decode_seconds": time.perf_counter() - first,
+        "tokens": found,
+    }
+
+
+class _Warnings(logging.Handler):
+    """Keeps what is said, for the host to say it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.sentences: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.sentences.append(record.getMessage())
+
+
+if __name__ == "__main__":
+    ours = Ours()
+    serve({"open": ours.open, "round": ours.round, "memory": ours.memory})

@@ -1,0 +1,87 @@
+"""Every decoder layer becomes one node, DecoderLayer, with the layer itself as its function body."""
+
+from typing import Any
+
+import onnx_ir as ir
+
+from doge_export.ops import DOMAIN, VERSION
+from doge_export.ops.lowered import DECODER_LAYER, LAYER_ATTRIBUTES, LAYER_ROLES
+from doge_export.passes.outline import Outline, replace_by, tidy
+
+__all__ = ["lower_layers"]
+
+_KINDS = {int: ir.AttributeType.INT, float: ir.AttributeType.FLOAT, str: ir.AttributeType.STRING}
+_OUTPUTS = ("output", "present_key", "present_value", "present_dt")  # hidden_states is an input's name
+
+
+def lower_layers(model: ir.Model, activation: str) -> None:
+    """Put a DecoderLayer in the place of each layer; all share one body, and differ in their weights alone.
+
+    `activation` is the config's `hidden_act`: the graph has it taken apart already.
+    """
+    graph = model.graph
+    attentions = [node for node in graph if node.op_type == "DynamicMaskAttention"]
+    states = _states(graph, len(attentions))
+    kinds = {name: _KINDS[of] for name, of in LAYER_ATTRIBUTES.items()}
+    body: ir.Function | None = None
+    for layer, attention in enumerate(attentions):
+        outline = _outline(layer, attention, graph, states)
+        made = [states[layer + 1], *attention.outputs[1:]]
+        copies = dict(zip(_OUTPUTS, [outline.copy(value) for value in made], strict=False))
+        attributes = _attributes(outline, activation)
+        function = outline.function(DECODER_LAYER, LAYER_ROLES, copies, kinds, graph.opset_imports[""])
+        if body is None:
+            body = function
+        assert ir.to_proto(body) == ir.to_proto(function), f"layer {layer} computes something else"
+        node = outline.call(DECODER_LAYER, LAYER_ROLES, attributes, len(made))
+        replace_by(node, made)
+        states[layer + 1] = node.outputs[0]
+    assert body is not None
+    model.functions[body.identifier()] = body
+    graph.opset_imports[DOMAIN] = VERSION
+    tidy(model)
+
+
+def _states(graph: ir.Graph, layers: int) -> list[ir.Value]:
+    """What each layer is given and what the last one gives: what the RMSNorms at their doors read."""
+    doors = [f"model.layers.{layer}.input_layernorm.weight" for layer in range(layers)]
+    states = []
+    for name in (*doors, "model.norm.weight"):
+        ((norm, _),) = graph.initializers[name].uses()
+        value = norm.inputs[0]
+        assert value is not None
+        states.append(value)
+    return states
+
+
+def _outline(layer: int, attention: ir.Node, graph: ir.Graph, states: list[ir.Value]) -> Outline:
+    named = dict(
+        zip(attention.inputs[3:8], ("past_key", "past_value", "attention_mask", "cos", "sin"), strict=True)
+    )
+    for place, role in ((11, "dt_proj.bias"), (13, "past_dt"), (14, "cache_position")):
+        if len(attention.inputs) > place:
+            named[attention.inputs[place]] = role
+    named[states[layer]] = "hidden_states"
+    prefix = f"model.layers.{layer}."
+
+    def role_of(value: ir.Value) -> str | None:
+        if value in named:
+            return named[value]
+        name = value.name or ""
+        if not value.is_initializer() or not name.startswith(prefix):
+            return None
+        name = name.removeprefix(prefix).removesuffix(".weight")
+        return name.removeprefix("self_attn.").removeprefix("mlp.")
+
+    # The batch and the sequence are read off input_ids, for want of a reason to read them off anything else.
+    return Outline(role_of, like={graph.inputs[0]: states[layer]})
+
+
+def _attributes(outline: Outline, activation: str) -> dict[str, Any]:
+    """The layer's attributes are those of the nodes within it."""
+    found: dict[str, Any] = {name: 0 for name in LAYER_ATTRIBUTES} | {"activation": activation}
+    for node in outline.nodes:
+        for name, attribute in node.attributes.items():
+            if name in LAYER_ATTRIBUTES and (node.domain == DOMAIN or name == "epsilon"):
+                found[name] = attribute.value
+    return found

@@ -1,0 +1,101 @@
+"""Store the large matrices in int8 or int4 with float16 scales, and dequantize them where they are read."""
+
+from typing import Any
+
+import onnx_ir as ir
+
+from doge_export.quantize import choose_block, quantized_tensors, stored_dtype
+
+__all__ = ["quantize_weights"]
+
+
+def quantize_weights(model: ir.Model, precision: str, tied: bool) -> None:
+    """Replace each matrix that `precision` rounds by its values, under its own name, and its scales, under
+    the name with `scale` in the place of `weight`. Done when the file is written, one tensor at a time.
+
+    The matrices are as the checkpoint has them, [outputs, inputs], read by Transpose and by Gather.
+    """
+    graph = model.graph
+    for name, weight in list(graph.initializers.items()):
+        tensor = weight.const_value
+        assert tensor is not None
+        dtype = stored_dtype(name, tuple(map(int, tensor.shape.numpy())), precision, tied)
+        if dtype is None:
+            continue
+        _quantize(graph, weight, tensor, dtype)
+
+
+def _quantize(graph: ir.Graph, weight: ir.Value, tensor: ir.TensorProtocol, dtype: str) -> None:
+    name = weight.name
+    assert name is not None
+    values, scales = (
+        ir.Value(name=made.name, type=ir.TensorType(made.dtype), shape=ir.Shape(made.shape), const_value=made)
+        for made in quantized_tensors(tensor, dtype, name, f"{name.removesuffix('.weight')}.scale")
+    )
+    block = choose_block(int(tensor.shape.numpy()[1]), dtype)
+    assert block is not None
+    for node, place in tuple(weight.uses()):
+        reader = _Reader(node, block, tensor.dtype)
+        if node.op_type == "Gather":
+            ir.convenience.replace_all_uses_with(node.outputs[0], reader.rows(values, scales))
+            graph.remove(node, safe=True)
+        else:
+            assert node.op_type == "Transpose", f"{name} is read by {node.op_type}"
+            node.replace_input_with(place, reader.matrix(values, scales))
+    # In the weight's place, so that the file has its tensors in the checkpoint's order.
+    stored = list(graph.initializers.values())
+    graph.initializers.clear()
+    for value in stored:
+        for kept in (values, scales) if value is weight else (value,):
+            graph.initializers.add(kept)
+
+
+class _Reader:
+    """Emits, before `node`, what reads a quantized matrix in the file's `dtype`."""
+
+    def __init__(self, node: ir.Node, block: int, dtype: ir.DataType) -> None:
+        assert node.graph is not None
+        self._graph, self._node = node.graph, node
+        self._block, self._dtype = block, dtype
+
+    def matrix(self, values: ir.Value, scales: ir.Value) -> ir.Value:
+        """All of it, [n, k].
+
+        Not by DequantizeLinear, which onnxruntime does not fold: it would compute the matrix in every step,
+        and multiply by it as by no constant, with another rounding for one row than for many. Equal keys
+        would get unequal weights then, and the tie rule break.
+        """
+        blocks = self._emit("Reshape", self._cast(values, ir.DataType.FLOAT), self._shape(0, -1, self._block))
+        scales = self._emit("Reshape", self._cast(scales, ir.DataType.FLOAT), self._shape(0, -1, 1))
+        matrix = self._emit("Reshape", self._emit("Mul", blocks, scales), self._shape(0, -1))
+        return self._cast(matrix, self._dtype)
+
+    def rows(self, values: ir.Value, scales: ir.Value) -> ir.Value:
+        """Those that `node`, a Gather, wants. onnxruntime gathers no int4; it widens a constant at load."""
+        ids = self._node.inputs[1]
+        if values.dtype == ir.DataType.INT4:
+            values = self._cast(values, ir.DataType.INT8)
+        values = self._emit("Gather", values, ids, dtype=ir.DataType.INT8, axis=0)
+        scales = self._emit("Gather", scales, ids, dtype=ir.DataType.FLOAT16, axis=0)
+        scales = self._cast(scales, ir.DataType.FLOAT)
+        rows = self._emit("DequantizeLinear", values, scales, axis=-1, block_size=self._block)
+        return self._cast(rows, self._dtype)
+
+    def _cast(self, value: ir.Value, to: ir.DataType) -> ir.Value:
+        return value if value.dtype == to else self._emit("Cast", value, dtype=to, to=int(to))
+
+    def _shape(self, *sizes: int) -> ir.Value:
+        return self._emit("Constant", dtype=ir.DataType.INT64, value=ir.tensor(list(sizes)))
+
+    def _emit(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        dtype: ir.DataType = ir.DataType.FLOAT,
+        **attributes: Any,
+    ) -> ir.Value:
+        attrs = [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()]
+        node = ir.Node("", op_type, inputs, attrs)
+        self._graph.insert_before(self._node, node)
+        node.outputs[0].type = ir.TensorType(dtype)
+        return node.outputs[0]

@@ -1,0 +1,22 @@
+"""Weights in fewer bits: one algorithm a file, and the table of what `--precision` means."""
+
+from doge_export.quantize.precisions import PRECISIONS, Precision, stored_bytes, stored_dtype
+from doge_export.quantize.round_to_nearest import (
+    Quantized,
+    choose_block,
+    dequantize,
+    quantize,
+    quantized_tensors,
+)
+
+__all__ = [
+    "PRECISIONS",
+    "Precision",
+    "Quantized",
+    "choose_block",
+    "dequantize",
+    "quantize",
+    "quantized_tensors",
+    "stored_bytes",
+    "stored_dtype",
+]

@@ -1,0 +1,118 @@
+"""Round to nearest, per block of a row: w = scale * q, symmetric, with float16 scales.
+
+A block is `choose_block` neighbours of a row. int8: scale = largest magnitude / 127, q in -127..127.
+int4: scale = the number of largest magnitude / -8, so that this number is hit on its own side, q in -8..7;
+its scale may be negative. q is rounded with the scale as float16 has it, half to even.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from doge_export.errors import DogeExportError
+
+__all__ = ["Quantized", "choose_block", "dequantize", "quantize", "quantized_tensors"]
+
+
+@dataclass(frozen=True)
+class _Format:
+    """`element`: numpy's type, one number an element. A block has at most `largest` numbers, a multiple of
+    `step`, which is what kernels read at once. scale = extreme / divisor, q in lowest..highest."""
+
+    element: Any
+    onnx: ir.DataType
+    largest: int
+    step: int
+    divisor: float
+    lowest: int
+    highest: int
+
+
+_FORMATS: dict[str, _Format] = {
+    "int8": _Format(np.int8, ir.DataType.INT8, 128, 4, 127.0, -127, 127),
+    "int4": _Format(ml_dtypes.int4, ir.DataType.INT4, 32, 8, -8.0, -8, 7),
+}
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """`values` int8 or ml_dtypes.int4 [n, k], `scales` float16 [n, k / block]."""
+
+    values: npt.NDArray[Any]
+    scales: npt.NDArray[np.float16]
+
+
+def choose_block(width: int, dtype: str) -> int | None:
+    """The block of rows of `width` numbers: the largest that divides them; None where none does."""
+    form = _FORMATS[dtype]
+    sizes = range(form.largest, 0, -form.step)
+    return next((size for size in sizes if width % size == 0), None)
+
+
+def quantize(weight: npt.NDArray[Any], dtype: str) -> Quantized:
+    """`weight` [n, k] in "int8" or "int4"; `choose_block` must know a block for k.
+
+    Raises:
+        DogeExportError: a weight is not finite, or so large that float16 has no scale for it.
+    """
+    blocks, scales = _blocks_and_scales(weight, dtype)
+    form = _FORMATS[dtype]
+    step = scales.astype(np.float32)[..., None]
+    values = np.divide(blocks, step, out=np.zeros_like(blocks), where=step != 0)
+    np.clip(np.rint(values, out=values), form.lowest, form.highest, out=values)
+    return Quantized(values.astype(np.int8).astype(form.element, copy=False).reshape(weight.shape), scales)
+
+
+def dequantize(quantized: Quantized) -> npt.NDArray[np.float32]:
+    """scale * q, float32 [n, k]."""
+    values, scales = quantized.values, quantized.scales
+    blocks = values.astype(np.float32).reshape(*scales.shape, -1)
+    result: npt.NDArray[np.float32] = (blocks * scales.astype(np.float32)[..., None]).reshape(values.shape)
+    return result
+
+
+def quantized_tensors(
+    weight: ir.TensorProtocol, dtype: str, name: str, scale_name: str
+) -> tuple[ir.TensorProtocol, ir.TensorProtocol]:
+    """What the file stores for `weight` [n, k]: values and scales, made each time they are read."""
+    form = _FORMATS[dtype]
+    rows, width = (int(size) for size in weight.shape.numpy())
+    block = choose_block(width, dtype)
+    assert block is not None
+
+    def values() -> ir.TensorProtocol:
+        return ir.Tensor(quantize(weight.numpy(), dtype).values, dtype=form.onnx, name=name)
+
+    def scales() -> ir.TensorProtocol:
+        return ir.Tensor(_blocks_and_scales(weight.numpy(), dtype)[1], name=scale_name)
+
+    shape = ir.Shape([rows, width // block])
+    return (
+        ir.LazyTensor(values, dtype=form.onnx, shape=ir.Shape([rows, width]), name=name),
+        ir.LazyTensor(scales, dtype=ir.DataType.FLOAT16, shape=shape, name=scale_name),
+    )
+
+
+def _blocks_and_scales(
+    weight: npt.NDArray[Any], dtype: str
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float16]]:
+    """float32 [n, k / block, block] and float16 [n, k / block]."""
+    form, block = _FORMATS[dtype], choose_block(weight.shape[1], dtype)
+    assert block is not None
+    blocks = weight.astype(np.float32).reshape(len(weight), -1, block)
+    places = np.abs(blocks).argmax(-1)[..., None]  # NaN counts as the largest
+    extremes = np.take_along_axis(blocks, places, -1)[..., 0]
+    if form.divisor > 0:
+        extremes = np.abs(extremes)
+    with np.errstate(over="ignore"):
+        scales = (extremes / np.float32(form.divisor)).astype(np.float16)
+    if not np.isfinite(scales).all():
+        raise DogeExportError(
+            f"A weight of {float(extremes[~np.isfinite(scales)][0])!r} cannot be stored in {dtype}.",
+            "Export with --precision fp32.",
+        )
+    return blocks, scales + np.float16(0)  # 0 / -8 is -0: two blocks of zeros shall look alike
