@@ -7,7 +7,7 @@ namespace {
 
 class HeadKernel : public Kernel {
  public:
-  explicit HeadKernel(Node& node) : element_(node.element()) {
+  HeadKernel(Node& node, bool only_top_tokens) : element_(node.element()) {
     node.read_roles({"hidden_states", "norm", "lm_head", "lm_head.scale"});
     // Its type is the one that says which of the entries of this operator a node gets.
     if (node.place("hidden_states") != 0) throw Error("The first input must be hidden_states.");
@@ -16,7 +16,8 @@ class HeadKernel : public Kernel {
     const Tensor norm = node.weight("norm");
     const int64_t hidden = norm.shape.rank() == 1 ? norm.shape[0] : 0;
     if (hidden < 1) throw Error("norm has the shape " + norm.shape.text() + ".");
-    head_ = std::make_unique<Head>(node.vector("norm", {hidden}), epsilon, node.matrix("lm_head", 0, hidden));
+    head_ = std::make_unique<Head>(node.vector("norm", {hidden}), epsilon, node.matrix("lm_head", 0, hidden),
+                                   only_top_tokens);
   }
 
  protected:
@@ -34,7 +35,7 @@ class HeadKernel : public Kernel {
 
 class AllLogits final : public HeadKernel {
  public:
-  using HeadKernel::HeadKernel;
+  explicit AllLogits(Node& node) : HeadKernel(node, false) {}
 
   void run(Call& call) const override {
     const Tensor states = hidden(call);
@@ -48,7 +49,7 @@ class AllLogits final : public HeadKernel {
 class BestTokens final : public HeadKernel {
  public:
   explicit BestTokens(Node& node)
-      : HeadKernel(node), count_(node.integer("count", 1, head_->vocab_size())) {}
+      : HeadKernel(node, true), count_(node.integer("count", 1, head_->vocab_size())) {}
 
   void run(Call& call) const override {
     const Tensor states = hidden(call);

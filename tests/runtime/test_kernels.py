@@ -10,7 +10,7 @@ import pytest
 from doge_export import plugin_library
 from doge_export.errors import DogeExportError
 from doge_export.runtime import GenerationOptions, Session, generate
-from doge_export.runtime import session as module
+from doge_export.runtime import graph as module
 from tests.runtime._toy import write_toy_bundle
 
 STATIC = {"kv_cache": "static", "max_length": 40}
@@ -43,7 +43,7 @@ def test_nodes_of_ours_run_on_kernels(exported, options, moe):
     _, bundle = exported(options, is_moe=moe)
     native, plain = Session.open(bundle, threads=1), Session.open(bundle, threads=1, native=False)
     assert native.library == plugin_library() and plain.library is None
-    assert native.kernels() and plain.kernels() == {}
+    assert native.kernels and plain.kernels == {}
     np.testing.assert_allclose(_logits(native), _logits(plain), rtol=1e-4, atol=1e-4)
 
 
@@ -57,7 +57,7 @@ def test_a_static_cache_is_one_set_of_buffers_with_kernels(exported):
 
 def test_a_static_cache_of_standard_operators_is_never_shared(tmp_path):
     session = Session.open(write_toy_bundle(tmp_path, "static"))
-    assert session.library is not None and session.kernels() == {}
+    assert session.library is not None and session.kernels == {}
     cache = session.new_cache(1)
     assert all(past is not present for past, present in zip(cache.past, cache.present, strict=True))
 
@@ -68,7 +68,7 @@ def test_a_missing_library_is_one_warning_a_process(exported, missing, caplog):
     sessions = [Session.open(bundle, threads=1) for _ in range(2)]
     assert len([record for record in caplog.records if record.name == module.__name__]) == 1
     assert "libdoge_export.so" in caplog.text and "without its kernels" in caplog.text
-    assert all(session.library is None and session.kernels() == {} for session in sessions)
+    assert all(session.library is None and session.kernels == {} for session in sessions)
     options = GenerationOptions(max_new_tokens=3)
     assert len(generate(sessions[0], [[3, 4, 5]], options).completions[0].ids) in (1, 2, 3)
 
