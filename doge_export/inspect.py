@@ -138,10 +138,10 @@ def inspect_bundle(
         bundle,
         _parameters(model.graph.initializer),
         {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-        _operators(model, session.kernels() if session else None),
+        _operators(model, session.kernels if session else None),
         version,
         str(session.library) if session and session.library else None,
-        _operators(decode, session.kernels(tokens=True) if session else None) if decode else (),
+        _operators(decode, session.decode_kernels if session else None) if decode else (),
     )
 
 
