@@ -7,8 +7,9 @@ MODEL ?= doge-tiny
 .DEFAULT_GOAL := help
 # plugins/editable fills with what pip builds there.
 SOURCES := $(shell find plugins -path plugins/editable -prune -o -type f -print) plugins/editable/CMakeLists.txt
+JOBS := $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help setup plugins export test ctest check-abi lint format bench fixtures clean
+.PHONY: help setup plugins export test ctest sanitize check-abi lint format bench fixtures clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -25,7 +26,7 @@ setup: $(STAMP) ## Create .venv and install everything into it
 
 plugins: ## Build the native library again, in place, and the kernels' tests
 	cmake -S plugins -B build/plugins -DDOGE_OUTPUT_DIRECTORY=$(CURDIR)/doge_export/native
-	cmake --build build/plugins --parallel
+	cmake --build build/plugins --parallel $(JOBS)
 
 export: $(STAMP) ## Export the trained fixture, validate it and let it write a few words
 	mkdir -p out
@@ -33,15 +34,22 @@ export: $(STAMP) ## Export the trained fixture, validate it and let it write a f
 	$(BIN)/doge-export validate out/$(MODEL) --reference $(MODEL)
 	$(BIN)/doge-export generate out/$(MODEL) -p "My fellow citizens" --max-new-tokens 60 --seed 1
 
-test: lint ctest check-abi ## Lint, check types and layers, and run the tests
+test: lint ctest sanitize check-abi ## Lint, check types and layers, and run the tests
 	$(BIN)/python -m pytest
 
-# Once as it is shipped, once under AddressSanitizer and UBSan.
-ctest: plugins ## Run the kernels' tests, with sanitizers too
+ctest: plugins ## Run the kernels' own tests
 	ctest --test-dir build/plugins --output-on-failure --no-tests=error
+
+# The same under AddressSanitizer and UBSan, and onnxruntime with a library that was built with them. What
+# Python and onnxruntime never free is not ours to judge, so leaks are looked for in the kernels' tests alone.
+SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell $(or $(CXX),g++) -print-file-name=lib$(name).so))
+sanitize: $(STAMP) ## Run the kernels' tests and the library's with sanitizers
 	cmake -S plugins -B build/sanitize -DDOGE_SANITIZE=ON
-	cmake --build build/sanitize --parallel
+	cmake --build build/sanitize --parallel $(JOBS)
 	ctest --test-dir build/sanitize --output-on-failure --no-tests=error
+	DOGE_TEST_LIBRARY=build/sanitize/libdoge_export.so LD_PRELOAD="$(SANITIZERS)" \
+		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -q tests/plugins \
+		--ignore tests/plugins/test_library.py --ignore tests/plugins/test_abi.py
 
 check-abi: ## Hold our copy of ONNX Runtime's ABI to the real header, where npm can fetch it
 	$(PYTHON) scripts/check_ort_abi.py || test $$? -eq 77

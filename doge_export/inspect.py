@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doge_export.bundle import Bundle
@@ -62,7 +63,7 @@ class Operators:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Everything `inspect` shows."""
+    """Everything `inspect` shows. `operators` are those of model.onnx, `decode` those of decode.onnx."""
 
     bundle: Bundle
     parameters: tuple[Parameters, ...]
@@ -70,6 +71,7 @@ class Inspection:
     operators: tuple[Operators, ...]
     onnxruntime: str | None
     library: str | None = None
+    decode: tuple[Operators, ...] = ()
 
     @property
     def total(self) -> int:
@@ -98,6 +100,7 @@ class Inspection:
             },
             "opsets": self.opsets,
             "operators": [asdict(row) for row in self.operators],
+            "decode_operators": [asdict(row) for row in self.decode],
             "files": [
                 {"name": name, **asdict(entry), "verified": True} for name, entry in manifest.files.items()
             ],
@@ -117,16 +120,12 @@ def inspect_bundle(
     Raises:
         DogeExportError: a file is not what the manifest says, or onnxruntime refuses the graph.
     """
-    import onnx
-
     advance("Hashing files")
     bundle.verify()
     advance("Reading the graph")
-    try:
-        model = onnx.load(bundle.model_path, load_external_data=False)
-    except Exception as error:  # protobuf's errors differ between its implementations
-        raise DogeExportError(f"{bundle.model_path} is not an ONNX file: {error}.") from None
-    version = session = None
+    model = _read(bundle.model_path)
+    decode = _read(bundle.decode_path) if bundle.decode_path else None
+    session = version = None
     if load:
         advance("Loading in onnxruntime")
         import onnxruntime
@@ -142,7 +141,17 @@ def inspect_bundle(
         _operators(model, session.kernels if session else None),
         version,
         str(session.library) if session and session.library else None,
+        _operators(decode, session.decode_kernels if session else None) if decode else (),
     )
+
+
+def _read(path: Path) -> "onnx.ModelProto":
+    import onnx
+
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's errors differ between its implementations
+        raise DogeExportError(f"{path} is not an ONNX file: {error}.") from None
 
 
 def _role(tensor: "onnx.TensorProto") -> str:

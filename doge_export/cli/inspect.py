@@ -60,7 +60,6 @@ def _show(found: "Inspection") -> None:
     for name, text in plain:
         console.print(f"{name:12} {text}", markup=False, soft_wrap=True)
     standard = [row for row in found.operators if row.domain == _STANDARD]
-    custom = [row for row in found.operators if row.domain != _STANDARD]
     total = sum(row.bytes for row in found.parameters)
     for title, table in (
         _table("inputs", ("name", "dtype", "shape"), _specs(manifest.inputs)),
@@ -70,11 +69,8 @@ def _show(found: "Inspection") -> None:
             ("role", "dtype", "tensors", "parameters", "bytes"),
             [(r.role, r.dtype, r.tensors, f"{r.parameters:,}", f"{r.bytes:,}") for r in found.parameters],
         ),
-        _table(
-            "custom operators",
-            ("domain", "name", "nodes", "body in the file", "runs on"),
-            [(r.domain, r.name, r.count, "yes" if r.body else "no", _place(r)) for r in custom],
-        ),
+        _custom("custom operators", found.operators),
+        *([_custom("custom operators of decode.onnx", found.decode)] if found.decode else []),
         _table(
             f"standard operators, {sum(row.count for row in standard)} nodes",
             ("name", "nodes"),
@@ -88,6 +84,13 @@ def _show(found: "Inspection") -> None:
     ):
         console.print(title, style="bold", markup=False)
         console.print(table)
+
+
+def _custom(title: str, rows: "Iterable[Operators]") -> tuple[str, "Table"]:
+    columns = ("domain", "name", "nodes", "body in the file", "runs on")
+    custom = [row for row in rows if row.domain != _STANDARD]
+    cells = [(r.domain, r.name, r.count, "yes" if r.body else "no", _place(r)) for r in custom]
+    return _table(title, columns, cells)
 
 
 def _place(row: "Operators") -> str:

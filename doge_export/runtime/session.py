@@ -81,6 +81,11 @@ class Session:
         """Operator -> its nodes, of the graph for `step`, that run on native kernels. Loads the graph."""
         return self._graph(tokens=False).kernels
 
+    @property
+    def decode_kernels(self) -> Mapping[str, int]:
+        """The same of the graph for `decoder`; the bundle must have one."""
+        return self._graph(tokens=True).kernels
+
     def load(self, tokens: bool = False) -> None:
         """Load the graph for `step`, or for `decoder`, now and not at the first step.
 

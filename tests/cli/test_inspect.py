@@ -124,18 +124,35 @@ def test_the_library_and_what_runs_on_its_kernels(bundle, capsys):
     assert str(plugin_library()) in out and "bodies" in out
 
 
+LAYERS = 2
+
+
+def test_both_graphs_of_a_bundle_run_on_kernels(exported, capsys):
+    _, made = exported()
+    assert main(["inspect", str(made.path), "--json", "-"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    for key, last in (("operators", "LMHead"), ("decode_operators", "TopTokens")):
+        ours = {row["name"]: row for row in data[key] if row["domain"] == "doge"}
+        assert {name: (row["count"], row["kernels"], row["body"]) for name, row in ours.items()} == {
+            "DecoderLayer": (LAYERS, LAYERS, True),
+            last: (1, 1, True),
+        }
+    assert main(["inspect", str(made.path)]) == 0
+    out = capsys.readouterr().out
+    assert "custom operators of decode.onnx" in out and "kernels" in out and "bodies" not in out
+
+
 def test_without_the_library_everything_runs_on_bodies(exported, capsys, monkeypatch, tmp_path):
     _, made = exported()
-    for library, kernels, words in ((None, 2, "kernels"), (tmp_path / "none.so", 0, "bodies")):
-        if library is not None:
-            monkeypatch.setattr("doge_export.plugins._LIBRARY", library)
-        assert main(["inspect", str(made.path), "--json", "-"]) == 0
-        data = json.loads(capsys.readouterr().out)
-        row = next(row for row in data["operators"] if row["domain"] == "doge")
-        assert (row["kernels"], row["count"]) == (kernels, 2)
-        assert main(["inspect", str(made.path)]) == 0
-        out = capsys.readouterr().out
-        assert words in out and ("missing: bodies run" in out) == (library is not None)
+    monkeypatch.setattr("doge_export.plugins._LIBRARY", tmp_path / "none.so")
+    assert main(["inspect", str(made.path), "--json", "-"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    rows = [row for row in (*data["operators"], *data["decode_operators"]) if row["domain"] == "doge"]
+    assert data["library"] is None
+    assert [row["kernels"] for row in rows] == [0] * 4
+    assert main(["inspect", str(made.path)]) == 0
+    out = capsys.readouterr().out
+    assert "missing: bodies run" in out and "bodies" in out
 
 
 def test_json(bundle, capsys):

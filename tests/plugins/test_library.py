@@ -9,7 +9,7 @@ from doge_export import plugin_library
 
 _CREATE_STATUS = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
 _GET_API = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
-_GET_VERSION = ctypes.CFUNCTYPE(ctypes.c_char_p)
+_GET_VERSION = ctypes.CFUNCTYPE(ctypes.c_void_p)
 
 
 class _Base(ctypes.Structure):
@@ -23,11 +23,12 @@ def _register(newest: int) -> list[tuple[int, str]]:
     @_CREATE_STATUS
     def create_status(code: int, text: bytes) -> int:
         made.append((code, text.decode()))
-        return 1
+        return 1  # nobody looks into it
 
     table = (ctypes.c_void_p * 300)(ctypes.cast(create_status, ctypes.c_void_p).value)
     get_api = _GET_API(lambda version: ctypes.addressof(table) if version <= newest else 0)
-    base = _Base(get_api, _GET_VERSION(lambda: b"1.2.3"))
+    version = ctypes.create_string_buffer(b"1.2.3")
+    base = _Base(get_api, _GET_VERSION(lambda: ctypes.addressof(version)))
     register = ctypes.CDLL(str(plugin_library())).RegisterCustomOps
     register.restype = ctypes.c_void_p
     assert bool(register(None, ctypes.byref(base))) == bool(made)
