@@ -5,19 +5,27 @@ STAMP := .venv/.installed
 MODEL ?= doge-tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export test lint format bench fixtures clean
+# plugins/editable fills with what pip builds there.
+SOURCES := $(shell find plugins -path plugins/editable -prune -o -type f -print) plugins/editable/CMakeLists.txt
+
+.PHONY: help setup plugins export test ctest check-abi lint format bench fixtures clean
 
 help: ## Show these targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
 		printf '  make %-10s %s\n' "$$name" "$$text"; done
 
-# Installed again only when pyproject.toml changes. The stamp comes last, so a broken install is repeated.
-$(STAMP): pyproject.toml
+# Installed again only when pyproject.toml or the C++ sources change: pip builds the native library too. The
+# stamp comes last, so a broken install is repeated.
+$(STAMP): pyproject.toml $(SOURCES)
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[export,dev]'
 	touch $@
 
 setup: $(STAMP) ## Create .venv and install everything into it
+
+plugins: ## Build the native library again, in place, and the kernels' tests
+	cmake -S plugins -B build/plugins -DDOGE_OUTPUT_DIRECTORY=$(CURDIR)/doge_export/native
+	cmake --build build/plugins --parallel
 
 export: $(STAMP) ## Export the trained fixture, validate it and let it write a few words
 	mkdir -p out
@@ -25,8 +33,18 @@ export: $(STAMP) ## Export the trained fixture, validate it and let it write a f
 	$(BIN)/doge-export validate out/$(MODEL) --reference $(MODEL)
 	$(BIN)/doge-export generate out/$(MODEL) -p "My fellow citizens" --max-new-tokens 60 --seed 1
 
-test: lint ## Lint, check types and layers, and run the tests
+test: lint ctest check-abi ## Lint, check types and layers, and run the tests
 	$(BIN)/python -m pytest
+
+# Once as it is shipped, once under AddressSanitizer and UBSan.
+ctest: plugins ## Run the kernels' tests, with sanitizers too
+	ctest --test-dir build/plugins --output-on-failure --no-tests=error
+	cmake -S plugins -B build/sanitize -DDOGE_SANITIZE=ON
+	cmake --build build/sanitize --parallel
+	ctest --test-dir build/sanitize --output-on-failure --no-tests=error
+
+check-abi: ## Hold our copy of ONNX Runtime's ABI to the real header, where npm can fetch it
+	$(PYTHON) scripts/check_ort_abi.py || test $$? -eq 77
 
 lint: $(STAMP) ## Ruff, mypy and the import contracts
 	$(BIN)/ruff check .
@@ -51,6 +69,6 @@ fixtures: $(STAMP) ## Fetch the corpus and train the fixtures again (an hour on 
 		--out models/doge-tiny-moe --work build/train-moe --compile \
 		--steps 900 --warmup 50 --decay 400 --batch 4 --part 1 --lr 1.5e-3 --balance 0.001 --seed 20261124
 
-clean: ## Remove what was built; .venv stays
+clean: ## Remove what was built; .venv and the native library, which belongs to it, stay
 	rm -rf build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find doge_export scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -70,13 +70,15 @@ class CacheSpec:
 
 @dataclass(frozen=True)
 class DecodeSpec:
-    """A second graph with the inputs of the first and its weights. In the place of `logits` it gives
-    `token_ids` and `token_logits` [batch, count]: the best tokens of the last position, best first, ties
-    by the lower id."""
+    """A second graph with the weights of the first. In the place of `logits` it gives `token_ids` and
+    `token_logits` [batch, count]: the best tokens of the last position, best first, ties by the lower id.
+    Its cache is of fixed buffers; without max_length, of any number of slots."""
 
     file: str
     count: int
+    inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    cache: CacheSpec
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,6 @@ class Manifest:
                 "Use the doge-export that wrote it, or export the model again.",
             )
         try:
-            cache = {key: raw["cache"][key] for key in CacheSpec.__dataclass_fields__}
-            cache["inputs"], cache["outputs"] = tuple(cache["inputs"]), tuple(cache["outputs"])
             return cls(
                 format=found,
                 doge_export=raw["doge_export"],
@@ -127,7 +127,7 @@ class Manifest:
                 options=dict(raw["options"]),
                 inputs=_tensors(raw["graph"]["inputs"]),
                 outputs=_tensors(raw["graph"]["outputs"]),
-                cache=CacheSpec(**cache),
+                cache=_cache(raw["cache"]),
                 call=raw["call"],
                 files={
                     _plain_name(name): FileEntry(str(entry["sha256"]), int(entry["bytes"]))
@@ -148,7 +148,14 @@ def _tensors(raw: Any) -> tuple[TensorSpec, ...]:
 def _decode(raw: Any) -> DecodeSpec | None:
     if raw is None:
         return None
-    return DecodeSpec(_plain_name(raw["file"]), int(raw["count"]), _tensors(raw["outputs"]))
+    inputs, outputs = _tensors(raw["inputs"]), _tensors(raw["outputs"])
+    return DecodeSpec(_plain_name(raw["file"]), int(raw["count"]), inputs, outputs, _cache(raw["cache"]))
+
+
+def _cache(raw: Any) -> CacheSpec:
+    values = {key: raw[key] for key in CacheSpec.__dataclass_fields__}
+    values["inputs"], values["outputs"] = tuple(values["inputs"]), tuple(values["outputs"])
+    return CacheSpec(**values)
 
 
 def _plain_name(name: str) -> str:

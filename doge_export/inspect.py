@@ -4,7 +4,7 @@ __all__ = ["ROLES", "Inspection", "Operators", "Parameters", "inspect_bundle"]
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ ROLES: dict[str, tuple[str, ...]] = {
 _UNNAMED = "unnamed"
 _OTHER = "constants"
 _STANDARD = ("", "ai.onnx")
+_OURS = "doge"
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,17 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Operators:
-    """How often an operator occurs, subgraphs included. `body`: the file says what it computes."""
+    """How often an operator occurs, subgraphs included. `body`: the file says what it computes.
+
+    `kernels`: how many of them onnxruntime runs on kernels of the native library, the others on bodies;
+    None for a standard operator, and where the graph was not loaded.
+    """
 
     domain: str
     name: str
     count: int
     body: bool
+    kernels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Inspection:
     opsets: dict[str, int]
     operators: tuple[Operators, ...]
     onnxruntime: str | None
+    library: str | None = None
 
     @property
     def total(self) -> int:
@@ -96,6 +103,7 @@ class Inspection:
             ],
             "loaded": self.onnxruntime is not None,
             "onnxruntime": self.onnxruntime,
+            "library": self.library,
         }
 
 
@@ -118,21 +126,22 @@ def inspect_bundle(
         model = onnx.load(bundle.model_path, load_external_data=False)
     except Exception as error:  # protobuf's errors differ between its implementations
         raise DogeExportError(f"{bundle.model_path} is not an ONNX file: {error}.") from None
-    version = None
+    version = session = None
     if load:
         advance("Loading in onnxruntime")
         import onnxruntime
 
         from doge_export.runtime.session import Session
 
-        Session.open(bundle)
+        session = Session.open(bundle)
         version = onnxruntime.__version__
     return Inspection(
         bundle,
         _parameters(model.graph.initializer),
         {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-        _operators(model),
+        _operators(model, session.kernels if session else None),
         version,
+        str(session.library) if session and session.library else None,
     )
 
 
@@ -171,11 +180,19 @@ def _dtype(data_type: int) -> tuple[str, int]:
     return known, packed.get(known) or onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize * 8
 
 
-def _operators(model: "onnx.ModelProto") -> tuple[Operators, ...]:
+def _operators(model: "onnx.ModelProto", kernels: Mapping[str, int] | None) -> tuple[Operators, ...]:
+    def native(domain: str, name: str) -> int | None:
+        if kernels is None or domain != _OURS:
+            return None
+        # a body may hold nodes of ours too, and they are no nodes of the graph
+        return min(kernels.get(name, 0), counts[domain, name])
+
     bodies = {(function.domain, function.name) for function in model.functions}
     counts = Counter((node.domain, node.op_type) for node in _nodes(model.graph.node))
     return tuple(
-        Operators(domain or "ai.onnx", name, counts[domain, name], (domain, name) in bodies)
+        Operators(
+            domain or "ai.onnx", name, counts[domain, name], (domain, name) in bodies, native(domain, name)
+        )
         # our own first: whether their bodies are there is what one looks for
         for domain, name in sorted(counts, key=lambda key: (key[0] in _STANDARD, key))
     )

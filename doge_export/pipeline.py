@@ -20,6 +20,8 @@ from doge_export.shapes import parameter_count, tensor_shapes
 from doge_export.tokenizer import copy_tokenizer_files
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from doge_export.export import GraphFile
     from doge_export.model import DogeForExport
     from doge_export.validate import Report
@@ -97,12 +99,12 @@ def export_model(
             options.precision,
         )
         progress(0, "writing the weights")
-        save_graph(graph, folder, lambda written: progress(written, "writing the weights"))
+        decode = save_graph(graph, folder, lambda written: progress(written, "writing the weights"))
         _write_sidecars(checkpoint, folder)
         options.write(folder / RECIPE)
         progress(0, "hashing")
-        write_manifest(folder, **_manifest(torch_model, graph, resolved, options.opset))
-        del torch_model, graph  # the weights, before the reference brings its own
+        write_manifest(folder, **_manifest(torch_model, graph, decode, resolved, options.opset))
+        del torch_model, graph, decode  # the weights, before the reference brings its own
         gc.collect()
         report = None
         if validate:
@@ -193,44 +195,55 @@ def _write_sidecars(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _manifest(
-    model: "DogeForExport", graph: "GraphFile", resolved: dict[str, Any], opset: int
+    model: "DogeForExport",
+    graph: "GraphFile",
+    decode: "ir.Model | None",
+    resolved: dict[str, Any],
+    opset: int,
 ) -> dict[str, Any]:
-    config = model.config
-    inputs = [_spec(value) for value in graph.model.graph.inputs]
-    outputs = [_spec(value) for value in graph.model.graph.outputs]
     versions = {
         name: importlib.metadata.version(name).split("+")[0]
         for name in ("torch", "transformers", "onnx", "onnxscript", "onnx-ir")
     }
+    interface = _interface(graph.model)
     return {
         "options": {**resolved, "opset": opset},
         "versions": versions,
-        "graph": {"inputs": inputs, "outputs": outputs},
-        "cache": {
-            "kind": model.kv_cache,
-            "layers": config.num_hidden_layers,
-            "kv_heads": config.num_key_value_heads,
-            "head_dim": config.head_dim,
-            "dtype": resolved["dtype"],
-            "max_length": resolved["max_length"],
-            "inputs": [spec["name"] for spec in inputs if spec["name"].startswith("past_")],
-            "outputs": [spec["name"] for spec in outputs if spec["name"].startswith("present.")],
-        },
+        "graph": interface,
+        "cache": _cache(model, interface, model.kv_cache, resolved),
         "call": _CALL[model.kv_cache],
-        "decode": _decode(graph.count, outputs),
+        "decode": None if decode is None else _decode(model, graph, decode, resolved),
     }
 
 
-def _decode(count: int | None, outputs: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The second graph: as the first, but for what it says of the last position."""
-    if count is None:
-        return None
-    best = [
-        {"name": name, "dtype": dtype, "shape": ["batch", count]}
-        for name, dtype in (("token_ids", "int64"), ("token_logits", "float32"))
-    ]
-    others = [spec for spec in outputs if spec["name"] != "logits"]
-    return {"file": DECODE, "count": count, "outputs": [*best, *others]}
+def _decode(
+    model: "DogeForExport", graph: "GraphFile", decode: "ir.Model", resolved: dict[str, Any]
+) -> dict[str, Any]:
+    interface = _interface(decode)
+    cache = _cache(model, interface, "static", resolved)
+    return {"file": DECODE, "count": graph.count, **interface, "cache": cache, "call": _CALL["static"]}
+
+
+def _interface(model: "ir.Model") -> dict[str, Any]:
+    graph = model.graph
+    return {"inputs": [_spec(v) for v in graph.inputs], "outputs": [_spec(v) for v in graph.outputs]}
+
+
+def _cache(
+    model: "DogeForExport", interface: dict[str, Any], kind: str, resolved: dict[str, Any]
+) -> dict[str, Any]:
+    config = model.config
+    names = {key: [spec["name"] for spec in specs] for key, specs in interface.items()}
+    return {
+        "kind": kind,
+        "layers": config.num_hidden_layers,
+        "kv_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "dtype": resolved["dtype"],
+        "max_length": resolved["max_length"],
+        "inputs": [name for name in names["inputs"] if name.startswith("past_")],
+        "outputs": [name for name in names["outputs"] if name.startswith("present.")],
+    }
 
 
 def _spec(value: Any) -> dict[str, Any]:
@@ -246,9 +259,10 @@ _CALL = {
         "0. Feed each present.N back as past_key_values.N."
     ),
     "static": (
-        "Start with past_key_values of zeros, max_length slots each. cache_position [batch] is the slot of "
+        "Start with past_key_values of zeros, max_length slots each, or as many as wanted where there is no "
+        "max_length. cache_position [batch] is the slot of "
         "the first new token of each row; new tokens take the slots from there on. attention_mask "
-        "[batch, max_length] is 1 for every slot that holds a real token, the new ones included. "
+        "[batch, slots] is 1 for every slot that holds a real token, the new ones included. "
         "position_ids = cumsum(mask) - 1 of the new tokens, at least 0. Feed each present.N back as "
         "past_key_values.N; both may be one buffer."
     ),

@@ -56,6 +56,13 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
-def test_there_is_no_native_library_yet() -> None:
-    with pytest.raises(doge_export.DogeExportError, match="not built in this version"):
+def test_the_native_library_is_built() -> None:
+    """`make setup` builds it, so that it is never missing where tests run."""
+    library = doge_export.plugin_library()
+    assert library.is_file() and library.is_absolute()
+
+
+def test_a_missing_library_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("doge_export.plugins._LIBRARY", tmp_path / "libdoge_export.so")
+    with pytest.raises(doge_export.DogeExportError, match=r"missing.*make setup"):
         doge_export.plugin_library()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from doge_export.bundle import TensorSpec
-    from doge_export.inspect import Inspection
+    from doge_export.inspect import Inspection, Operators
 
 _STANDARD = "ai.onnx"
 
@@ -55,6 +55,7 @@ def _show(found: "Inspection") -> None:
         ("cache", f"{cache.kind}, {heads}, {cache.dtype}{length}"),
         ("opsets", _pairs(found.opsets)),
         ("onnxruntime", "not tried" if found.onnxruntime is None else f"{found.onnxruntime} loads it"),
+        ("library", "not tried" if found.onnxruntime is None else found.library or "missing: bodies run"),
     ]
     for name, text in plain:
         console.print(f"{name:12} {text}", markup=False, soft_wrap=True)
@@ -71,8 +72,8 @@ def _show(found: "Inspection") -> None:
         ),
         _table(
             "custom operators",
-            ("domain", "name", "nodes", "body in the file"),
-            [(r.domain, r.name, r.count, "yes" if r.body else "no") for r in custom],
+            ("domain", "name", "nodes", "body in the file", "runs on"),
+            [(r.domain, r.name, r.count, "yes" if r.body else "no", _place(r)) for r in custom],
         ),
         _table(
             f"standard operators, {sum(row.count for row in standard)} nodes",
@@ -87,6 +88,15 @@ def _show(found: "Inspection") -> None:
     ):
         console.print(title, style="bold", markup=False)
         console.print(table)
+
+
+def _place(row: "Operators") -> str:
+    """What onnxruntime runs the nodes on, as it reports it."""
+    if row.kernels is None:
+        return "-"
+    if row.kernels in (0, row.count):
+        return "kernels" if row.kernels else "bodies"
+    return f"kernels {row.kernels}, bodies {row.count - row.kernels}"
 
 
 def _pairs(values: Any) -> str:

@@ -1,7 +1,7 @@
 """The steps from a loaded model to a file: graph, passes, bodies, and the weights beside it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,6 +12,7 @@ from doge_export.ops import BodyOptions
 from doge_export.ops.lowered import DECODER_LAYER, LM_HEAD, TOKEN_EMBEDDING, TOP_TOKENS
 from doge_export.passes import (
     attach_bodies,
+    in_place_cache,
     lower_embedding,
     lower_head,
     lower_layers,
@@ -89,10 +90,13 @@ def build_graph(
 
 def save_graph(
     graph: GraphFile, folder: Path, progress: Callable[[int], None] = lambda written: None
-) -> None:
+) -> ir.Model | None:
     """Write `model.onnx` and `model.onnx.data`, and `decode.onnx`, which reads the same weights.
 
-    `progress` gets the bytes of each tensor written.
+    `decode.onnx` gives the best tokens, and its cache is written in place: a growing one becomes one of as
+    many slots as the caller likes. `progress` gets the bytes of each tensor written.
+
+    Returns: the graph of `decode.onnx`, or None where there is none.
     """
     ir.save(
         graph.model,
@@ -104,7 +108,11 @@ def save_graph(
         align_threshold=0,
         callback=lambda tensor, info: progress(tensor.nbytes),
     )
-    if graph.count is not None:
-        decode = ir.load(folder / "model.onnx")  # knows where each weight lies
-        top_tokens(decode, graph.count)
-        ir.save(decode, folder / "decode.onnx")
+    if graph.count is None:
+        return None
+    decode = ir.load(folder / "model.onnx")  # knows where each weight lies
+    if not graph.options.static:
+        in_place_cache(decode, replace(graph.options, static=True, opset=OPSETS["static"]))
+    top_tokens(decode, graph.count)
+    ir.save(decode, folder / "decode.onnx")
+    return decode

@@ -3,6 +3,7 @@
 from doge_export.passes.attach_bodies import attach_bodies
 from doge_export.passes.emulate_bfloat16 import emulate_bfloat16
 from doge_export.passes.expose_selection import expose_selection
+from doge_export.passes.in_place_cache import in_place_cache
 from doge_export.passes.lower_embedding import lower_embedding
 from doge_export.passes.lower_head import lower_head
 from doge_export.passes.lower_layers import lower_layers
@@ -15,6 +16,7 @@ __all__ = [
     "attach_bodies",
     "emulate_bfloat16",
     "expose_selection",
+    "in_place_cache",
     "lower_embedding",
     "lower_head",
     "lower_layers",

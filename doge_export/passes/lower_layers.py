@@ -55,7 +55,9 @@ def _states(graph: ir.Graph, layers: int) -> list[ir.Value]:
 
 
 def _outline(layer: int, attention: ir.Node, graph: ir.Graph, states: list[ir.Value]) -> Outline:
-    named = dict(zip(attention.inputs[3:8], ("past_key", "past_value", "attention_mask", "cos", "sin"), strict=True))
+    named = dict(
+        zip(attention.inputs[3:8], ("past_key", "past_value", "attention_mask", "cos", "sin"), strict=True)
+    )
     for place, role in ((11, "dt_proj.bias"), (13, "past_dt"), (14, "cache_position")):
         if len(attention.inputs) > place:
             named[attention.inputs[place]] = role

@@ -51,8 +51,8 @@ class GrowingCache:
     capacity: int | None = None
 
     @classmethod
-    def empty(cls, manifest: Manifest, batch: int) -> Self:
-        """The cache before the first token."""
+    def empty(cls, manifest: Manifest, batch: int, in_place: bool = False) -> Self:
+        """The cache before the first token. What grows cannot be written in place."""
         return cls(manifest, _allocate(manifest, batch, slots=0))
 
     def inputs(self, attention_mask: npt.NDArray[np.int64], sequence: int) -> Mapping[str, Any]:
@@ -74,7 +74,8 @@ class StaticCache:
     """Buffers of a fixed number of slots; each step writes at `cache_position`.
 
     The graph reads one set of buffers and writes the other, and they change roles after the step: an
-    operator may still read a slot that another one has overwritten when both are the same memory.
+    operator may still read a slot that another one has overwritten when both are the same memory. Where
+    the native kernels run there is one set only: they write the new slots and nothing else.
     """
 
     manifest: Manifest
@@ -85,12 +86,13 @@ class StaticCache:
     length: int = 0
 
     @classmethod
-    def empty(cls, manifest: Manifest, batch: int) -> Self:
-        """The cache before the first token."""
+    def empty(cls, manifest: Manifest, batch: int, in_place: bool = False) -> Self:
+        """The cache before the first token; `in_place`: the graph may write where it reads."""
         slots = manifest.cache.max_length
         if slots is None:
             raise DogeExportError("The manifest gives the static cache no max_length.", "Export it again.")
-        past, present = (_allocate(manifest, batch, slots) for _ in range(2))
+        past = _allocate(manifest, batch, slots)
+        present = past if in_place else _allocate(manifest, batch, slots)
         return cls(manifest, slots, batch, past, present)
 
     def inputs(self, attention_mask: npt.NDArray[np.int64], sequence: int) -> Mapping[str, Any]:
@@ -121,15 +123,15 @@ class StaticCache:
 
 
 class _CacheKind(Protocol):
-    def empty(self, manifest: Manifest, batch: int) -> Cache: ...
+    def empty(self, manifest: Manifest, batch: int, in_place: bool = False) -> Cache: ...
 
 
 #: The manifest's cache kind -> its class.
 CACHES: dict[str, _CacheKind] = {"growing": GrowingCache, "static": StaticCache}
 
 
-def new_cache(manifest: Manifest, batch: int) -> Cache:
-    """An empty cache of the bundle's kind.
+def new_cache(manifest: Manifest, batch: int, in_place: bool = False) -> Cache:
+    """An empty cache of the bundle's kind; `in_place`: the graph may write a fixed buffer where it reads it.
 
     Raises:
         DogeExportError: the kind or its dtype is not known to this version.
@@ -140,7 +142,7 @@ def new_cache(manifest: Manifest, batch: int) -> Cache:
             f"The bundle's cache is of the kind {kind!r}, which this version cannot run.",
             f"Kinds: {', '.join(CACHES)}.",
         )
-    return CACHES[kind].empty(manifest, batch)
+    return CACHES[kind].empty(manifest, batch, in_place)
 
 
 def _allocate(manifest: Manifest, batch: int, slots: int) -> tuple[Any, ...]:

@@ -3,24 +3,20 @@
 __all__ = ["Completion", "Event", "Generation", "Statistics", "generate", "stream"]
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from doge_export.errors import DogeExportError
-from doge_export.runtime.cache import Cache
+from doge_export.runtime.next_tokens import next_tokens
 from doge_export.runtime.options import GenerationOptions
-from doge_export.runtime.sampling import Sampler
 from doge_export.runtime.session import Session
 from doge_export.runtime.stopping import RowText
 from doge_export.tokenizer import Tokenizer
 
 _MAX_NEW_TOKENS = 100
-
-#: What a session's step takes: input_ids, attention_mask, position_ids, cache.
-_Step = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], Cache]
 
 
 @dataclass(frozen=True)
@@ -122,62 +118,35 @@ def stream(
     if not prompts:
         return
     rows = len(prompts)
-    input_ids, attention_mask = _left_padded(prompts, options.pad_token_id)
-    cache = session.new_cache(rows)
-    limit = _limit(cache, input_ids.shape[1], options.max_new_tokens)
-    sampler = Sampler(options, rows)
+    input_ids, real = _left_padded(prompts, options.pad_token_id)
+    chooser = next_tokens(session, options, rows)  # loads the graph: its seconds are not prefill's
+    limit = _limit(chooser.capacity, input_ids.shape[1], options.max_new_tokens)
     texts = [RowText(tokenizer.stream() if tokenizer else None, options.stop) for _ in prompts]
-    seen = [list(prompt) for prompt in prompts]
-    few = options.candidates is not None and options.candidates <= session.candidates
-    session.load(tokens=few)  # its seconds are not prefill's
-    open_rows = set(range(rows))
-    position_ids = np.clip(np.cumsum(attention_mask, axis=1) - 1, 0, None)
+    seen = {row: list(prompt) for row, prompt in enumerate(prompts)}
+    position_ids = np.clip(np.cumsum(real, axis=1) - 1, 0, None)
+    one = np.ones((rows, 1), np.int64)
     for count in range(1, limit + 1):
         started = time.perf_counter()
-        step = (input_ids, attention_mask, position_ids, cache)
-        tokens, cache = _next_tokens(session, step, sampler, {row: seen[row] for row in open_rows}, few)
+        tokens = chooser.choose(input_ids, real, position_ids, seen)
         seconds = time.perf_counter() - started
         if count == 1:
             statistics.prefill_tokens += sum(map(len, prompts))
             statistics.prefill_seconds += seconds
         else:
-            statistics.decode_tokens += len(open_rows)
+            statistics.decode_tokens += len(seen)
             statistics.decode_seconds += seconds
         # A row that has ended goes on with padding, as in transformers: it does not disturb the others.
         input_ids = np.full((rows, 1), options.pad_token_id, np.int64)
-        for row in sorted(open_rows):
+        for row in sorted(seen):
             input_ids[row, 0] = token = tokens[row]
             seen[row].append(token)
             event = _event(row, token, texts[row], options, last=count == limit)
             if event.finish_reason is not None:
-                open_rows.discard(row)
+                del seen[row]
             yield event
-        if not open_rows:
+        if not seen:
             return
-        attention_mask = np.concatenate([attention_mask, np.ones((rows, 1), np.int64)], axis=1)
-        position_ids = position_ids[:, -1:] + 1
-
-
-def _next_tokens(
-    session: Session, step: _Step, sampler: Sampler, rows: Mapping[int, Sequence[int]], few: bool
-) -> tuple[dict[int, int], Cache]:
-    """The next token of each of `rows` (row -> the ids before it), and the cache after the step.
-
-    With `few` it comes from the best tokens alone, and from all logits only where those leave it open.
-    """
-    tokens: dict[int, int] = {}
-    if few:
-        token_ids, token_logits, cache = session.step_tokens(*step)
-        for row in rows:
-            token = sampler.choose_among(row, token_ids[row], token_logits[row])
-            if token is not None:
-                tokens[row] = token
-    if len(tokens) < len(rows):
-        logits, cache = session.step(*step)
-        for row, seen in rows.items():
-            if row not in tokens:
-                tokens[row] = sampler.choose(row, logits[row, -1], seen)
-    return tokens, cache
+        real, position_ids = one, position_ids[:, -1:] + 1
 
 
 def _event(row: int, token: int, text: RowText, options: GenerationOptions, last: bool) -> Event:
@@ -217,20 +186,20 @@ def _left_padded(
     return ids, mask
 
 
-def _limit(cache: Cache, prompt: int, asked: int | None) -> int:
+def _limit(capacity: int | None, prompt: int, asked: int | None) -> int:
     """How many tokens may be made; known before the first, so that no text breaks off with an error."""
-    if cache.capacity is None:
+    if capacity is None:
         return _MAX_NEW_TOKENS if asked is None else asked
-    room = cache.capacity - prompt + 1  # the last new token is never fed
+    room = capacity - prompt + 1  # the last new token is never fed
     if room < 1:
         raise DogeExportError(
-            f"The prompt has {prompt} tokens, and the bundle's static cache holds {cache.capacity}.",
+            f"The prompt has {prompt} tokens, and the bundle's static cache holds {capacity}.",
             f"Shorten it, or export with --max-length {prompt} or more.",
         )
     if asked is not None and asked > room:
         raise DogeExportError(
             f"A prompt of {prompt} tokens and {asked} new ones need {prompt + asked - 1} slots, and the "
-            f"bundle's static cache holds {cache.capacity}.",
+            f"bundle's static cache holds {capacity}.",
             f"Ask for at most {room} new tokens, or export with a larger --max-length.",
         )
     return min(_MAX_NEW_TOKENS, room) if asked is None else asked

@@ -2,9 +2,8 @@
 
 __all__ = ["Session"]
 
-import contextlib
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from doge_export.bundle import Bundle, TensorSpec
+from doge_export.bundle import Bundle
 from doge_export.errors import DogeExportError
 from doge_export.runtime import tensors
 from doge_export.runtime.cache import Cache, new_cache
+from doge_export.runtime.decoder import TokenDecoder
+from doge_export.runtime.graph import Graph, load_graph, session_options
 
-#: onnxruntime's log level for errors; what it warns about is not the user's business.
-_ERRORS_ONLY = 3
-#: The outputs of a graph that gives tokens, before those of its cache.
+#: What a graph that gives tokens gives, before its cache.
 _TOKENS = ("token_ids", "token_logits")
+#: The operators that write a layer's cache; their kernels do it in place.
+_CACHE_WRITERS = ("DecoderLayer", "DynamicMaskAttention")
 
 
 @dataclass(frozen=True)
@@ -29,60 +30,86 @@ class Session:
     """A bundle in onnxruntime. It holds no state of a conversation, so that one serves many caches.
 
     A bundle with two graphs is loaded as they are asked for: `step` needs the one that gives all logits,
-    `step_tokens` the one that gives tokens.
+    `decoder` the one that gives tokens. `library` is the native library that they may use.
     """
 
     bundle: Bundle
     _options: Any = field(repr=False)
     _logits_dtype: str = field(repr=False)
-    _loaded: dict[bool, Any] = field(repr=False, default_factory=dict)
+    library: Path | None = None
+    _loaded: dict[bool, Graph] = field(repr=False, default_factory=dict)
     _loading: threading.Lock = field(repr=False, default_factory=threading.Lock)
 
     @classmethod
-    def open(cls, bundle: Bundle, threads: int | None = None) -> "Session":
+    def open(cls, bundle: Bundle, threads: int | None = None, native: bool = True) -> "Session":
         """Run the bundle with `threads` threads, or as many as onnxruntime chooses.
 
+        The native library is registered where it is there; where it is missing, and the bundle could use
+        it, one warning is logged. `native` False leaves it out.
+
         Raises:
-            DogeExportError: onnxruntime refuses the graph, or it is not the one that the manifest describes.
-                Where the bundle has two graphs, `load` and the first step raise it.
+            DogeExportError: onnxruntime refuses the graph or the library, or it is not the graph that the
+                manifest describes. Where the bundle has two graphs, `load` and the first step raise it.
         """
-        if threads is not None and threads < 1:
-            raise DogeExportError(f"{threads} threads cannot run anything.", "Give 1 or more.")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        manifest = bundle.manifest
-        outputs = (*manifest.outputs, *(manifest.decode.outputs if manifest.decode else ()))
+        options, library = session_options(bundle, threads, native)
+        manifest, decode = bundle.manifest, bundle.manifest.decode
+        inputs = (*manifest.inputs, *(decode.inputs if decode else ()))
+        outputs = (*manifest.outputs, *(decode.outputs if decode else ()))
         needed = {"input_ids", "attention_mask", "position_ids", "logits", *manifest.cache.inputs}
-        known = {spec.name for spec in (*manifest.inputs, *outputs)}
-        if missing := sorted((needed | set(_TOKENS if manifest.decode else ())) - known):
+        if decode:
+            needed |= {*_TOKENS, "cache_position", *decode.cache.inputs}
+        if missing := sorted(needed - {spec.name for spec in (*inputs, *outputs)}):
             raise DogeExportError(f"The graph has no {', '.join(missing)}.", "Export the model again.")
-        for spec in (*manifest.inputs, *outputs):
+        for spec in (*inputs, *outputs):
             if spec.dtype not in tensors.ELEMENT_TYPES:
                 raise DogeExportError(f"{spec.name} is {spec.dtype}, which this version cannot feed.")
         dtype = next(spec.dtype for spec in manifest.outputs if spec.name == "logits")
-        opened = cls(bundle, options, dtype)
+        opened = cls(bundle, options, dtype, library)
         if manifest.decode is None:
             opened.load()
         return opened
 
     @property
     def candidates(self) -> int:
-        """How many of the best tokens `step_tokens` gives; 0 where the bundle has no graph for it."""
-        return self.bundle.manifest.decode.count if self.bundle.manifest.decode else 0
+        """How many of the best tokens a `decoder` gives; 0 where the bundle has no graph for it, or the
+        library is missing: a cache in place is the kernels' work."""
+        decode = self.bundle.manifest.decode
+        return decode.count if decode and self.library else 0
+
+    @property
+    def kernels(self) -> Mapping[str, int]:
+        """Operator -> its nodes, of the graph for `step`, that run on native kernels. Loads the graph."""
+        return self._graph(tokens=False).kernels
 
     def load(self, tokens: bool = False) -> None:
-        """Load the graph for `step`, or for `step_tokens`, now and not at the first step.
+        """Load the graph for `step`, or for `decoder`, now and not at the first step.
 
         Raises:
             DogeExportError: onnxruntime refuses it, or it is not the one that the manifest describes.
         """
         self._graph(tokens)
 
+    def decoder(self, batch: int) -> TokenDecoder:
+        """A new conversation of `batch` rows on the graph that gives the best tokens alone.
+
+        Raises:
+            DogeExportError: the bundle has no such graph, or its layers do not run on native kernels.
+        """
+        decode = self.bundle.manifest.decode
+        if decode is None:
+            raise DogeExportError("The bundle has no graph that gives tokens.", "Export the model again.")
+        graph = self._graph(tokens=True)
+        if not self._writes_in_place(graph):
+            raise DogeExportError(
+                f"{decode.file} needs the native kernels, and this session runs without.",
+                "`make setup` builds them; model.onnx runs without.",
+            )
+        return TokenDecoder(graph.session, decode, batch)
+
     def new_cache(self, batch: int) -> Cache:
         """An empty cache for `batch` rows."""
-        return new_cache(self.bundle.manifest, batch)
+        in_place = self._writes_in_place(self._graph(tokens=False))
+        return new_cache(self.bundle.manifest, batch, in_place)
 
     def step(
         self,
@@ -107,8 +134,8 @@ class Session:
             "position_ids": tensors.from_array(position_ids),
             **cache.inputs(attention_mask, sequence),
         }
-        graph = self._graph(tokens=False)
-        binding, wrap = graph.io_binding(), onnxruntime.OrtValue
+        session = self._graph(tokens=False).session
+        binding, wrap = session.io_binding(), onnxruntime.OrtValue
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, wrap(value))
         shape = (batch, sequence, self.bundle.config.vocab_size)
@@ -119,82 +146,28 @@ class Session:
                 binding.bind_output(name)
             else:
                 binding.bind_ortvalue_output(name, wrap(value))
-        with _memory_errors():
-            graph.run_with_iobinding(binding)
+        with tensors.memory_errors():
+            session.run_with_iobinding(binding)
         presents = list(binding.get_outputs_as_ortvaluevector())[1:]
         return tensors.to_float32(array, self._logits_dtype), cache.advanced(presents, sequence)
 
-    def step_tokens(
-        self,
-        input_ids: npt.NDArray[np.int64],
-        attention_mask: npt.NDArray[np.int64],
-        position_ids: npt.NDArray[np.int64],
-        cache: Cache,
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], Cache]:
-        """As `step`, but only the `candidates` best tokens of the last position come out of the graph.
+    def _writes_in_place(self, graph: Graph) -> bool:
+        layers = self.bundle.manifest.cache.layers
+        return sum(graph.kernels.get(name, 0) for name in _CACHE_WRITERS) == layers
 
-        Returns:
-            Token ids [batch, candidates], best first and the lower id first among equals, their logits, and
-            the cache to go on with. The same step may be taken again from the cache given.
-
-        Raises:
-            DogeExportError: the tokens do not fit in the cache, or the bundle has no such graph.
-        """
-        batch, sequence = _checked(input_ids, attention_mask, position_ids, cache)
-        graph = self._graph(tokens=True)
-        feeds = {
-            "input_ids": tensors.from_array(input_ids),
-            "position_ids": tensors.from_array(position_ids),
-            **cache.inputs(attention_mask, sequence),
-        }
-        targets = cache.outputs()
-        into: list[Any] = []
-        if None not in targets.values():  # onnxruntime takes tensors for all outputs or for none
-            shape = (batch, self.candidates)
-            into = [tensors.zeros("int64", shape), tensors.zeros("float32", shape), *targets.values()]
-        with _memory_errors():
-            ids, logits, *presents = tensors.run(
-                graph, list(feeds), feeds.values(), [*_TOKENS, *targets], into
-            )
-        return ids.numpy(), logits.numpy(), cache.advanced(presents, sequence)
-
-    def _graph(self, tokens: bool) -> Any:
+    def _graph(self, tokens: bool) -> Graph:
         graph = self._loaded.get(tokens)
         if graph is not None:
             return graph
         bundle, manifest = self.bundle, self.bundle.manifest
-        path, outputs = bundle.model_path, manifest.outputs
+        path, inputs, outputs = bundle.model_path, manifest.inputs, manifest.outputs
         if tokens:
-            if manifest.decode is None or bundle.decode_path is None:
-                raise DogeExportError("The bundle has no graph that gives tokens.", "Export the model again.")
-            path, outputs = bundle.decode_path, manifest.decode.outputs
+            assert manifest.decode is not None and bundle.decode_path is not None
+            path, inputs, outputs = bundle.decode_path, manifest.decode.inputs, manifest.decode.outputs
         with self._loading:
             if tokens not in self._loaded:
-                self._loaded[tokens] = _load(bundle, path, outputs, self._options)
+                self._loaded[tokens] = load_graph(bundle, path, inputs, outputs, self._options)
             return self._loaded[tokens]
-
-
-def _load(bundle: Bundle, path: Path, outputs: Sequence[TensorSpec], options: Any) -> Any:
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common base of their own
-        if "allocate memory" in str(error):
-            raise MemoryError from error
-        raise DogeExportError(
-            f"onnxruntime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}.",
-            _remedy(bundle, error),
-        ) from error
-    for what, found, expected in (
-        ("inputs", session.get_inputs(), bundle.manifest.inputs),
-        ("outputs", session.get_outputs(), outputs),
-    ):
-        if (names := {value.name for value in found}) != (wanted := {spec.name for spec in expected}):
-            raise DogeExportError(
-                f"{path} is not the graph that the manifest describes: the {what} differ by "
-                f"{', '.join(sorted(names ^ wanted))}.",
-                "Export the model again.",
-            )
-    return session
 
 
 def _checked(
@@ -210,28 +183,3 @@ def _checked(
     if attention_mask.shape != (batch, cache.length + sequence):
         raise ValueError(f"attention_mask is {attention_mask.shape}, not {(batch, cache.length + sequence)}")
     return batch, sequence
-
-
-@contextlib.contextmanager
-def _memory_errors() -> Generator[None]:
-    try:
-        yield
-    except Exception as error:
-        if "allocate memory" in str(error):
-            raise MemoryError from error
-        raise
-
-
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return line.removeprefix("[ONNXRuntimeError] : ").rstrip(".")
-
-
-def _remedy(bundle: Bundle, error: Exception) -> str:
-    target, dtype = (bundle.manifest.options.get(key) for key in ("target", "dtype"))
-    if type(error).__name__ == "NotImplemented" or "is invalid" in str(error):
-        return (
-            f"It was exported with --target {target} --dtype {dtype}; the CPU runs --target ort-cpu "
-            "--dtype float32."
-        )
-    return "doge-export inspect --no-load shows whether its files are whole."

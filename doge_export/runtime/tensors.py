@@ -5,9 +5,10 @@ model's step in Python. The methods that take it are public, its type is in an i
 its memory, except where `empty` made it.
 """
 
-__all__ = ["ELEMENT_TYPES", "empty", "from_array", "run", "to_float32", "zeros"]
+__all__ = ["ELEMENT_TYPES", "bind", "empty", "from_array", "memory_errors", "storage", "to_float32", "zeros"]
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,26 +63,25 @@ def to_float32(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
     return array.astype(np.float32, copy=False)
 
 
-def run(
-    session: Any,
-    inputs: Sequence[str],
-    values: Iterable[Any],
-    outputs: Sequence[str],
-    into: Iterable[Any] = (),
-) -> list[Any]:
-    """Run with tensors in the order of `inputs`; the results in that of `outputs`.
+def storage(dtype: str, shape: Sequence[int]) -> npt.NDArray[Any]:
+    """An array of zeros that holds the bits of `dtype`."""
+    return np.zeros(shape, _STORAGE[dtype])
 
-    `into`: tensors to write the outputs to, all of them or none. This is the shortest way into onnxruntime
-    from Python: an IOBinding costs 1 us for each name that is bound anew, and a cache has many.
-    """
-    feeds, fetches = capi.OrtValueVector(), capi.OrtValueVector()
-    for value in values:
-        feeds.push_back(value)
-    for value in into:
-        fetches.push_back(value)
-    session.run_with_ortvaluevector(_OPTIONS, inputs, feeds, outputs, fetches, [_CPU] * len(outputs))
-    return [fetches[index] for index in range(len(outputs))]
+
+def bind(method: Callable[..., None], name: str, dtype: str, array: npt.NDArray[Any]) -> None:
+    """Bind the array's own memory by an IOBinding's `bind_input` or `bind_output`; it must live as long."""
+    method(name, "cpu", 0, ELEMENT_TYPES[dtype][0], array.shape, array.ctypes.data)
+
+
+@contextlib.contextmanager
+def memory_errors() -> Generator[None]:
+    """What onnxruntime says of a failed allocation as MemoryError."""
+    try:
+        yield
+    except Exception as error:
+        if "allocate memory" in str(error):
+            raise MemoryError from error
+        raise
 
 
 _CPU = onnxruntime.OrtDevice.make("cpu", 0)._get_c_device()
-_OPTIONS = onnxruntime.RunOptions()

@@ -144,7 +144,10 @@ def _rounding(
     schedule, tokens = calls[at]
     expected, got = reference.run(schedule, tokens, record=False), candidate.run(schedule, tokens)
     figures = _figures(expected, got, schedule.compared(tokens))
-    return {"schedule": schedule.name, **{name: figures[name] for name in ("kl_divergence", "top1_agreement")}}
+    return {
+        "schedule": schedule.name,
+        **{name: figures[name] for name in ("kl_divergence", "top1_agreement")},
+    }
 
 
 _ROWS = 128  # compared at a time

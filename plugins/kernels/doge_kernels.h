@@ -126,15 +126,19 @@ class DecoderLayer {
   // hidden and output: [batch, sequence, hidden] of io.dtype.
   void run(const AttentionIO& io, const void* hidden, void* output, Threads& threads) const;
 
+  struct Parts;  // its own affair
+
  private:
-  struct Parts;
   std::unique_ptr<Parts> parts_;
 };
 
 // The operators doge::LMHead and doge::TopTokens: final norm, then the head.
 class Head {
  public:
-  Head(const Vector& norm, float epsilon, const Matrix& weight);
+  // With `only_top_tokens`, `logits` must not be called, a float weight is read in place (it must outlive the
+  // head), and top_tokens screens it with an int8 copy: only tokens that the error bound of the copy cannot
+  // exclude are computed, so the result is that of the float weight at a quarter of its bytes.
+  Head(const Vector& norm, float epsilon, const Matrix& weight, bool only_top_tokens = false);
   ~Head();
   int64_t hidden_size() const;
   int64_t vocab_size() const;

@@ -99,7 +99,41 @@ def test_a_node_without_body_is_shown_without_loading(tmp_path, capsys):
     assert main(["inspect", path, "--no-load", "--json", "-"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["loaded"] is False and data["onnxruntime"] is None
-    assert data["operators"][0] == {"domain": "doge", "name": "CumSum", "count": 1, "body": False}
+    assert data["operators"][0] == {
+        "domain": "doge",
+        "name": "CumSum",
+        "count": 1,
+        "body": False,
+        "kernels": None,
+    }
+
+
+def test_the_library_and_what_runs_on_its_kernels(bundle, capsys):
+    from doge_export import plugin_library
+
+    assert main(["inspect", str(bundle.path), "--json", "-"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["library"] == str(plugin_library())
+    # the library knows no operator of that name, so that all three run on the body
+    assert [row["kernels"] for row in data["operators"] if row["name"] == "Same"] == [0]
+    assert {row["kernels"] for row in data["operators"] if row["domain"] != "doge"} == {None}
+    assert main(["inspect", str(bundle.path)]) == 0
+    out = capsys.readouterr().out
+    assert str(plugin_library()) in out and "bodies" in out
+
+
+def test_without_the_library_everything_runs_on_bodies(exported, capsys, monkeypatch, tmp_path):
+    _, made = exported()
+    for library, kernels, words in ((None, 2, "kernels"), (tmp_path / "none.so", 0, "bodies")):
+        if library is not None:
+            monkeypatch.setattr("doge_export.plugins._LIBRARY", library)
+        assert main(["inspect", str(made.path), "--json", "-"]) == 0
+        data = json.loads(capsys.readouterr().out)
+        row = next(row for row in data["operators"] if row["domain"] == "doge")
+        assert (row["kernels"], row["count"]) == (kernels, 2)
+        assert main(["inspect", str(made.path)]) == 0
+        out = capsys.readouterr().out
+        assert words in out and ("missing: bodies run" in out) == (library is not None)
 
 
 def test_json(bundle, capsys):

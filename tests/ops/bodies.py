@@ -1,5 +1,6 @@
 """Run an operator's ONNX function body alone: a model of one node in plain onnxruntime."""
 
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -84,14 +85,24 @@ def one_node_model(
 
 
 def run_model(
-    model: onnx.ModelProto, inputs: dict[str, torch.Tensor | None], optimised: bool = True
+    model: onnx.ModelProto,
+    inputs: dict[str, torch.Tensor | None],
+    optimised: bool = True,
+    library: Path | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
+    """Outputs by name. With `library` the node runs on its kernel, or this fails."""
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = 1
     if not optimised:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if library is not None:
+        settings.register_custom_ops_library(str(library))
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     session = ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    if library is not None:
+        parts = session.get_provider_graph_assignment_info()
+        assert [node.domain for part in parts for node in part.get_nodes()] == [DOMAIN]
     names = [output.name for output in session.get_outputs()]
     feed = {name: _numpy(tensor) for name, tensor in inputs.items() if tensor is not None}
     return dict(zip(names, session.run(names, feed), strict=True))
@@ -102,7 +113,7 @@ def run_body(
     options: BodyOptions,
     inputs: dict[str, torch.Tensor | None],
     attributes: dict[str, Any],
-    **settings: bool,
+    **settings: Any,
 ) -> dict[str, npt.NDArray[Any]]:
     """Outputs by name."""
     return run_model(one_node_model(operator, options, inputs, attributes), inputs, **settings)

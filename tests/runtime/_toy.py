@@ -123,30 +123,6 @@ def toy_model(kind: str = "growing", dtype: str = "float32") -> onnx.ModelProto:
     return model
 
 
-def token_model(model: onnx.ModelProto, count: int) -> onnx.ModelProto:
-    """The graph with the `count` best tokens of the last position in place of logits."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    graph = changed.graph
-    b = _Builder()
-    last = b.Gather("logits", b.const(-1, name="last"), axis=1)
-    scores = b.Cast(last, to=_FLOAT)
-    graph.node.extend(b.nodes)
-    graph.node.append(helper.make_node("TopK", [scores, "count"], ["token_logits", "token_ids"]))
-    graph.initializer.extend([*b.constants, numpy_helper.from_array(np.array([count]), "count")])
-    outputs = [_value(spec) for spec in _token_outputs(count)]
-    outputs.extend(value for value in graph.output if value.name != "logits")
-    del graph.output[:]
-    graph.output.extend(outputs)
-    onnx.checker.check_model(changed)
-    return changed
-
-
-def _token_outputs(count: int) -> list[dict[str, Any]]:
-    dtypes = {"token_ids": "int64", "token_logits": "float32"}
-    return [{"name": name, "dtype": dtype, "shape": ["batch", count]} for name, dtype in dtypes.items()]
-
-
 def _interface(kind: str, dtype: str) -> dict[str, list[dict[str, Any]]]:
     static = kind == "static"
     slots, total = ("slots", "slots") if static else ("past", "total")
@@ -187,14 +163,10 @@ def write_toy_bundle(
     max_length: int = 64,
     generation: dict[str, Any] | None = None,
     model: onnx.ModelProto | None = None,
-    candidates: int = 0,
 ) -> Bundle:
-    """A whole bundle in `folder`, tokenizer included; with `candidates` it has decode.onnx too."""
+    """A whole bundle in `folder`, tokenizer included."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = model or toy_model(kind, dtype)
-    onnx.save(model, folder / "model.onnx")
-    if candidates:
-        onnx.save(token_model(model, candidates), folder / "decode.onnx")
+    onnx.save(model or toy_model(kind, dtype), folder / "model.onnx")
     config = {
         "model_type": "doge",
         "vocab_size": VOCAB,
@@ -213,8 +185,6 @@ def write_toy_bundle(
         (folder / "generation_config.json").write_text(json.dumps(generation))
     write_tokenizer(folder)
     graph = _interface(kind, dtype)
-    presents = [spec for spec in graph["outputs"] if spec["name"] != "logits"]
-    decode = {"file": "decode.onnx", "count": candidates, "outputs": _token_outputs(candidates) + presents}
     names = {side: [spec["name"] for spec in graph[side]] for side in graph}
     write_manifest(
         folder,
@@ -232,7 +202,6 @@ def write_toy_bundle(
             "outputs": [name for name in names["outputs"] if name.startswith("present")],
         },
         call="Feed the tokens and what the last step gave.",
-        decode=decode if candidates else None,
     )
     return Bundle.open(folder)
 

@@ -6,7 +6,6 @@ import pytest
 
 from doge_export.errors import DogeExportError
 from doge_export.runtime import GenerationOptions, Session, Statistics, generate, stream
-from doge_export.runtime.sampling import Sampler
 from doge_export.runtime.stopping import RowText
 from doge_export.tokenizer import Tokenizer
 from tests.runtime._toy import BOS, EOS, PAD, VOCAB, continued, next_token, write_tokenizer, write_toy_bundle
@@ -210,52 +209,3 @@ def test_row_text_ends_before_the_first_of_two_stop_strings_in_one_token(tmp_pat
     tokenizer = Tokenizer.load(tmp_path)
     (token,) = tokenizer.encode("the", add_special_tokens=False)
     assert RowText(tokenizer.stream(), ("e", "h")).push(token) == "t"
-
-
-@pytest.fixture(scope="module", params=["growing", "static"])
-def both(request, tmp_path_factory):
-    """A session that gives all logits, and one that can give the 8 best tokens."""
-    folder = tmp_path_factory.mktemp("both")
-    plain = Session.open(write_toy_bundle(folder / "plain", request.param), threads=1)
-    return plain, write_toy_bundle(folder / "tokens", request.param, candidates=8)
-
-
-@pytest.mark.parametrize(
-    ("changes", "tokens"),
-    [
-        ({}, True),
-        # the toy's second and third best are equal, and so on: 7 never splits a pair
-        ({"temperature": 2.0, "top_k": 7, "seed": 1}, True),
-        ({"temperature": 2.0, "top_k": 3, "top_p": 0.8, "seed": 1}, True),
-        # the eighth equals the ninth, which is not seen
-        ({"temperature": 2.0, "top_k": 8, "seed": 1}, False),
-        ({"temperature": 200.0, "seed": 1}, False),
-        ({"repetition_penalty": 1.3}, False),
-    ],
-    ids=str,
-)
-def test_tokens_out_of_the_graph_are_those_of_all_logits(both, changes, tokens):
-    plain, bundle = both
-    session = Session.open(bundle, threads=1)
-    options = _options(**changes)
-    expected = generate(plain, PROMPTS, options).completions
-    assert generate(session, PROMPTS, options).completions == expected
-    assert list(session._loaded) == [tokens]
-
-
-def test_all_logits_decide_where_the_best_tokens_leave_it_open(both, monkeypatch):
-    plain, bundle = both
-    session = Session.open(bundle, threads=1)
-    options = _options(temperature=2.0, top_k=6, seed=4)
-    expected = generate(plain, PROMPTS, options).completions
-    asked = []
-    choose = Sampler.choose_among
-
-    def forgetful(self, row, token_ids, token_logits):
-        asked.append(row)
-        return None if len(asked) % 3 == 0 else choose(self, row, token_ids, token_logits)
-
-    monkeypatch.setattr(Sampler, "choose_among", forgetful)
-    assert generate(session, PROMPTS, options).completions == expected
-    assert len(asked) == 36
-    assert len(session._loaded) == 2

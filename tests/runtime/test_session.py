@@ -93,7 +93,8 @@ def test_wrong_shapes_are_a_caller_s_bug(tmp_path):
 
 def test_threads_must_be_positive_and_reach_onnxruntime(tmp_path):
     session = Session.open(write_toy_bundle(tmp_path), threads=3)
-    (graph,) = session._loaded.values()
+    (loaded,) = session._loaded.values()
+    graph = loaded.session
     assert graph.get_session_options().intra_op_num_threads == 3
     with pytest.raises(DogeExportError, match="0 threads"):
         Session.open(write_toy_bundle(tmp_path), threads=0)
@@ -147,79 +148,3 @@ def test_a_static_cache_needs_its_length(tmp_path):
     (tmp_path / MANIFEST).write_text(json.dumps(raw))
     with pytest.raises(DogeExportError, match="no max_length"):
         Session.open(Bundle.open(tmp_path)).new_cache(1)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_best_tokens_are_those_of_the_logits(tmp_path, kind, dtype):
-    session = Session.open(write_toy_bundle(tmp_path, kind, dtype, candidates=5), threads=1)
-    assert session.candidates == 5
-    ids = np.array([[0, 5, 9, 7], [1, 2, 3, 4]])
-    mask = np.array([[1, 1, 1, 1], [0, 1, 1, 1]])
-    positions = np.clip(np.cumsum(mask, axis=1) - 1, 0, None)
-    caches, at = [session.new_cache(2), session.new_cache(2)], 0
-    for count in (2, 1, 1):
-        here = slice(at, at + count)
-        at += count
-        call = ids[:, here], mask[:, :at], positions[:, here]
-        logits, caches[0] = session.step(*call, caches[0])
-        for _ in range(2):  # a step may be taken again
-            token_ids, token_logits, cache = session.step_tokens(*call, caches[1])
-            expected = np.argsort(-logits[:, -1], axis=-1, kind="stable")[:, :5]
-            np.testing.assert_array_equal(token_ids, expected)
-            best = np.take_along_axis(logits[:, -1], expected, axis=-1)
-            np.testing.assert_array_equal(token_logits, best)
-        caches[1] = cache
-        assert cache.length == at
-
-
-def test_each_graph_is_loaded_when_it_is_asked_for(tmp_path):
-    bundle = write_toy_bundle(tmp_path, candidates=3)
-    session = Session.open(bundle)
-    assert session._loaded == {}
-    session.load(tokens=True)
-    session.step_tokens(_mask([1]), _mask([1]), _mask([0]), session.new_cache(1))
-    assert list(session._loaded) == [True]
-    session.step(_mask([1]), _mask([1]), _mask([0]), session.new_cache(1))
-    assert list(session._loaded) == [True, False]
-
-
-def test_a_bundle_without_token_graph_says_so(tmp_path):
-    session = Session.open(write_toy_bundle(tmp_path))
-    assert session.candidates == 0
-    with pytest.raises(DogeExportError, match="no graph that gives tokens"):
-        session.load(tokens=True)
-    with pytest.raises(ValueError, match="position_ids"):
-        session.step_tokens(_mask([1, 2]), _mask([1, 1]), _mask([0]), session.new_cache(1))
-
-
-def test_a_wrong_token_graph_is_one_sentence(tmp_path):
-    bundle = write_toy_bundle(tmp_path, candidates=3)
-    assert bundle.decode_path is not None
-    onnx.save(toy_model(), bundle.decode_path)
-    with pytest.raises(DogeExportError, match=r"decode\.onnx is not the graph .* logits, token_ids"):
-        Session.open(bundle).load(tokens=True)
-    bundle.decode_path.write_bytes(b"junk")
-    with pytest.raises(DogeExportError, match=r"cannot load .*decode\.onnx"):
-        Session.open(bundle).load(tokens=True)
-    bundle.decode_path.unlink()
-    with pytest.raises(DogeExportError, match=r"lacks decode\.onnx"):
-        Bundle.open(bundle.path)
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        (lambda decode: decode.update(file="../decode.onnx"), "not a file of the bundle"),
-        (lambda decode: decode.pop("count"), "lacks 'count'"),
-        (lambda decode: decode.update(outputs=decode["outputs"][1:]), "no token_ids"),
-    ],
-    ids=["outside", "count", "outputs"],
-)
-def test_a_damaged_entry_for_the_token_graph(tmp_path, change, sentence):
-    write_toy_bundle(tmp_path, candidates=3)
-    raw = json.loads((tmp_path / MANIFEST).read_text())
-    change(raw["decode"])
-    (tmp_path / MANIFEST).write_text(json.dumps(raw))
-    with pytest.raises(DogeExportError, match=sentence):
-        Session.open(Bundle.open(tmp_path))

@@ -1,0 +1,129 @@
+"""A graph of a bundle in onnxruntime: loaded, held to the manifest, on the native kernels where they are."""
+
+__all__ = ["Graph", "load_graph", "session_options"]
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from doge_export.bundle import Bundle, TensorSpec
+from doge_export.errors import DogeExportError
+from doge_export.plugins import plugin_library
+
+#: onnxruntime's log level for errors; what it warns about is not the user's business.
+_ERRORS_ONLY = 3
+#: The domain of this project's operators (doge_export.ops needs torch).
+_DOMAIN = "doge"
+
+_log = logging.getLogger(__name__)
+_warned: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Graph:
+    """`session` is onnxruntime's. `kernels` counts the nodes that run on kernels of the native library, by
+    operator; a node of ours that is not among them runs on the body that the file has for it."""
+
+    session: Any
+    kernels: Mapping[str, int]
+
+
+def session_options(bundle: Bundle, threads: int | None, native: bool) -> tuple[Any, Path | None]:
+    """onnxruntime's SessionOptions, and the native library where they got it.
+
+    Where the library is missing, and the bundle could use it, one warning is logged. `native` False leaves
+    it out.
+
+    Raises:
+        DogeExportError: onnxruntime refuses the library, or `threads` is not positive.
+    """
+    if threads is not None and threads < 1:
+        raise DogeExportError(f"{threads} threads cannot run anything.", "Give 1 or more.")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("doge_export.threads", str(threads))  # for the library
+    return options, _register(options, bundle) if native else None
+
+
+def load_graph(
+    bundle: Bundle, path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], options: Any
+) -> Graph:
+    """Load the file at `path`, whose interface the manifest gives as `inputs` and `outputs`.
+
+    Raises:
+        DogeExportError: onnxruntime refuses the graph, or it has another interface.
+    """
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base of their own
+        if "allocate memory" in str(error):
+            raise MemoryError from error
+        raise DogeExportError(
+            f"onnxruntime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}.",
+            _remedy(bundle, error),
+        ) from error
+    for what, found, expected in (
+        ("inputs", session.get_inputs(), inputs),
+        ("outputs", session.get_outputs(), outputs),
+    ):
+        if (names := {value.name for value in found}) != (wanted := {spec.name for spec in expected}):
+            raise DogeExportError(
+                f"{path} is not the graph that the manifest describes: the {what} differ by "
+                f"{', '.join(sorted(names ^ wanted))}.",
+                "Export the model again.",
+            )
+    nodes = (node for part in session.get_provider_graph_assignment_info() for node in part.get_nodes())
+    return Graph(session, dict(Counter(node.op_type for node in nodes if node.domain == _DOMAIN)))
+
+
+def _register(options: Any, bundle: Bundle) -> Path | None:
+    """Give `options` the native library where it is there."""
+    try:
+        library = plugin_library()
+    except DogeExportError as error:
+        if _uses_our_operators(bundle) and error.message not in _warned:
+            _warned.add(error.message)
+            _log.warning("%s The graph runs without its kernels, and slower.", error.message)
+        return None
+    try:
+        options.register_custom_ops_library(str(library))
+    except Exception as error:
+        raise DogeExportError(
+            f"onnxruntime {onnxruntime.__version__} cannot use the native library {library}: "
+            f"{_first_line(error)}.",
+            "`make setup` builds it again; it needs onnxruntime 1.17 or newer.",
+        ) from error
+    return library
+
+
+def _uses_our_operators(bundle: Bundle) -> bool:
+    import onnx  # late: only who lacks the library pays for it
+
+    try:
+        model = onnx.load(bundle.model_path, load_external_data=False)
+    except Exception:  # onnxruntime will say what is wrong with it
+        return False
+    return any(node.domain == _DOMAIN for node in model.graph.node)
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return line.removeprefix("[ONNXRuntimeError] : ").rstrip(".")
+
+
+def _remedy(bundle: Bundle, error: Exception) -> str:
+    target, dtype = (bundle.manifest.options.get(key) for key in ("target", "dtype"))
+    if type(error).__name__ == "NotImplemented" or "is invalid" in str(error):
+        return (
+            f"It was exported with --target {target} --dtype {dtype}; the CPU runs --target ort-cpu "
+            "--dtype float32."
+        )
+    return "doge-export inspect --no-load shows whether its files are whole."

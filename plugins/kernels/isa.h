@@ -1,0 +1,85 @@
+// The inner loops, compiled once for each instruction set, and the choice among them at run time.
+//
+// All of them share one layout of weights: panels of 64 outputs. Float panels are [k][64]; int8 panels
+// [k / 4][64][4] of q + 128; int4 panels [k / 8][64][4], a byte holding k (low nibble) and k + 4 (high), as
+// q + 8. Scales of a panel are float16 [k / block][64].
+//
+// A row of activations meets quantized weights as 16-bit integers, so that the result is the float product
+// with these weights up to 2^-15 of the row's largest element: see quantize_row.
+//
+// The order of every sum depends on its length alone, never on the number of rows or on the thread, so that
+// a token's value vector is the same in a prefill and in a decode step: equal keys must tie.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace doge {
+
+constexpr int64_t kPanel = 64;
+
+struct Isa {
+  const char* name;
+  // y[r][0..64) = sum over i < k of x[r][i] * b[i][0..64), b with a stride of ldb.
+  void (*gemm_f32)(int64_t rows, int64_t k, const float* x, int64_t ldx, const float* b, int64_t ldb, float* y,
+                   int64_t ldy);
+  void (*gemm_f16)(int64_t rows, int64_t k, const float* x, int64_t ldx, const uint16_t* panel, float* y,
+                   int64_t ldy);
+  // The same for quantized panels; x are rows of quantize_row, `stride` bytes apart.
+  void (*gemm_i8)(int64_t rows, int64_t k, int64_t block, const uint8_t* x, size_t stride, const uint8_t* panel,
+                  const uint16_t* scales, float* y, int64_t ldy);
+  void (*gemm_i4)(int64_t rows, int64_t k, int64_t block, const uint8_t* x, size_t stride, const uint8_t* panel,
+                  const uint16_t* scales, float* y, int64_t ldy);
+  // One row: [float scale][int32 sum of each block][digits], q = round(x / scale), |q| <= 127 * 256.
+  void (*quantize_row)(const float* x, int64_t k, int64_t block, uint8_t* row);
+  // y = x / sqrt(mean(x^2) + epsilon) * weight; x and y may be the same.
+  void (*rms_norm)(const float* x, const float* weight, float* y, int64_t n, float epsilon);
+  // x[0..n) by the rotary embedding of one position: first half, second half.
+  void (*rotate)(float* x, const float* cos, const float* sin, int64_t n);
+  // scores[r][j] = q[r] . k[j] * scale for rows q of `d` and keys k of `d`.
+  void (*dots)(int64_t rows, int64_t keys, int64_t d, const float* q, int64_t ldq, const float* k, float scale,
+               float* scores, int64_t lds);
+  // out[r][0..d) += sum over j < keys of p[r][j] * v[j][0..d).
+  void (*weighted_sum)(int64_t rows, int64_t keys, int64_t d, const float* p, int64_t ldp, const float* v,
+                       int64_t ldv, float* out, int64_t ldo);
+  // scores[j] += dt[j] where dt[j] > threshold, or equal to it and j <= last; -inf elsewhere. Returns the max.
+  float (*apply_mask)(int64_t n, float* scores, const float* dt, float threshold, int64_t last);
+  // p[j] = exp(p[j] - shift); returns the sum.
+  float (*exponentials)(int64_t n, float* p, float shift);
+  void (*scale)(int64_t n, float* x, float factor);
+  // out[j] = exp(A * softplus(v[j] . w + bias)) for `keys` vectors of `parts` pieces of d, piece p of key j
+  // at v + p * part_stride + j * d; w: parts * d. In float64.
+  void (*key_weights)(int64_t keys, int64_t parts, int64_t d, const float* v, int64_t part_stride, const double* w,
+                      double bias, double A, float* out);
+  void (*silu_mul)(int64_t n, float* gate, const float* up);  // gate = silu(gate) * up
+  float (*dot)(int64_t n, const float* x, const float* y);
+  float (*dot_f16)(int64_t n, const float* x, const uint16_t* y);
+  float (*dot_i8)(int64_t n, const float* x, const int8_t* y);
+  void (*axpy)(int64_t n, float a, const float* x, float* y);  // y += a * x
+  void (*axpy_f16)(int64_t n, float a, const uint16_t* x, float* y);
+  void (*axpy_i8)(int64_t n, float a, const int8_t* x, float* y);
+  void (*widen_f16)(int64_t n, const uint16_t* x, float* y);
+  float (*largest)(int64_t n, const float* x);  // -inf for none
+  // y[r] = x . row r of `rows` rows of k floats (or halves), summed in the order of gemm_f32: the same bits.
+  void (*in_order_f32)(int64_t rows, int64_t k, const float* x, const float* const* row, float* y);
+  void (*in_order_f16)(int64_t rows, int64_t k, const float* x, const uint16_t* const* row, float* y);
+};
+
+// Bytes of a row of quantize_row, and where its digits begin; a multiple of 64 each.
+inline size_t quantized_digits(int64_t k, int64_t block) {
+  return (sizeof(float) + sizeof(int32_t) * static_cast<size_t>(k / block) + 63) / 64 * 64;
+}
+inline size_t quantized_bytes(int64_t k, int64_t block) {
+  return quantized_digits(k, block) + (static_cast<size_t>(k) * 2 + 63) / 64 * 64;
+}
+
+extern const Isa isa_generic;
+#if defined(__x86_64__)
+extern const Isa isa_avx2;
+extern const Isa isa_avx512;
+#endif
+
+// The best one that this processor has; DOGE_EXPORT_ISA=generic|avx2|avx512 asks for less.
+const Isa& isa();
+
+}  // namespace doge

@@ -1,0 +1,90 @@
+// AVX2 with FMA: 16-bit digits, multiplied in pairs (vpmaddwd), which no weight can make overflow.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "isa.h"
+
+namespace doge {
+namespace {
+
+constexpr int W = 8, V = 2, R = 6;
+typedef float vf __attribute__((vector_size(W * 4)));
+inline vf load_half(const uint16_t* p) {
+  return reinterpret_cast<vf>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+#include "isa_float.inc"
+#include "isa_digits16.inc"
+
+// 32 outputs of one block: acc[c] holds outputs 4c .. 4c + 3 as two partial sums each.
+struct Half {
+  __m256i acc[8];
+};
+
+inline void multiply(Half& half, const uint8_t* weights, __m128i mask, int shift, __m256i digits) {
+  for (int c = 0; c < 8; c++) {
+    __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(weights + 16 * c));
+    if (shift) bytes = _mm_srli_epi16(bytes, 4);
+    bytes = _mm_and_si128(bytes, mask);
+    half.acc[c] = _mm256_add_epi32(half.acc[c], _mm256_madd_epi16(_mm256_cvtepu8_epi16(bytes), digits));
+  }
+}
+
+inline __m256i four_digits(const int16_t* digits) {
+  int64_t four;
+  std::memcpy(&four, digits, 8);
+  return _mm256_set1_epi64x(four);
+}
+
+template <bool NIBBLES>
+void gemm_digits(int64_t rows, int64_t k, int64_t block, const uint8_t* x, size_t stride, const uint8_t* panel,
+                 const uint16_t* scales, float* y, int64_t ldy) {
+  constexpr int64_t STEP = NIBBLES ? 8 : 4;
+  const __m128i mask = _mm_set1_epi8(NIBBLES ? 15 : -1);
+  for (int64_t r = 0; r < rows; r++, x += stride, y += ldy) {
+    float step;
+    std::memcpy(&step, x, 4);
+    const int16_t* digits = reinterpret_cast<const int16_t*>(x + quantized_digits(k, block));
+    for (int64_t first = 0; first < kPanel; first += 32) {
+      __m256 total[4] = {};
+      for (int64_t b = 0; b < k / block; b++) {
+        Half half = {};
+        for (int64_t i = b * block; i < (b + 1) * block; i += STEP) {
+          const uint8_t* weights = panel + (i / STEP * kPanel + first) * 4;
+          multiply(half, weights, mask, 0, four_digits(digits + i));
+          if (NIBBLES) multiply(half, weights, mask, 4, four_digits(digits + i + 4));
+        }
+        int32_t digit_sum;
+        std::memcpy(&digit_sum, x + 4 + 4 * b, 4);
+        const __m256i correction = _mm256_set1_epi32((NIBBLES ? 8 : 128) * digit_sum);
+        for (int c = 0; c < 4; c++) {
+          __m256i outputs = _mm256_hadd_epi32(half.acc[2 * c], half.acc[2 * c + 1]);
+          outputs = _mm256_sub_epi32(_mm256_permute4x64_epi64(outputs, 0xD8), correction);
+          const __m256 factor = reinterpret_cast<__m256>(load_half(scales + b * kPanel + first + 8 * c));
+          total[c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(outputs), factor, total[c]);
+        }
+      }
+      for (int c = 0; c < 4; c++)
+        _mm256_storeu_ps(y + first + 8 * c, _mm256_mul_ps(total[c], _mm256_set1_ps(step)));
+    }
+  }
+}
+
+void gemm_i8(int64_t rows, int64_t k, int64_t block, const uint8_t* x, size_t stride, const uint8_t* panel,
+             const uint16_t* scales, float* y, int64_t ldy) {
+  gemm_digits<false>(rows, k, block, x, stride, panel, scales, y, ldy);
+}
+
+void gemm_i4(int64_t rows, int64_t k, int64_t block, const uint8_t* x, size_t stride, const uint8_t* panel,
+             const uint16_t* scales, float* y, int64_t ldy) {
+  gemm_digits<true>(rows, k, block, x, stride, panel, scales, y, ldy);
+}
+
+#include "isa_table.inc"
+}  // namespace
+
+const Isa isa_avx2 = DOGE_TABLE("avx2");
+}  // namespace doge
+#endif
