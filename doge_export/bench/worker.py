@@ -30,6 +30,7 @@ class Ours:
         return {
             "seconds": time.perf_counter() - started,
             "graph": (opened.decode_path if tokens and opened.decode_path else opened.model_path).name,
+            "native": self.session.library is not None,
             "warnings": told.sentences,
             "versions": {"onnxruntime": version("onnxruntime"), "numpy": version("numpy")},
         }

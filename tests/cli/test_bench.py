@@ -18,7 +18,7 @@ FEW = ("--prompt-tokens", "5", "--new-tokens", "6", "--rounds", "2", "--threads"
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Bundle:
-    return write_toy_bundle(tmp_path_factory.mktemp("toy"), candidates=4)
+    return write_toy_bundle(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_the_keys_that_others_read(toy, capsys):
         assert data[key] > 0
     assert data["against"] == {}
     assert (data["prompt_tokens"], data["new_tokens"], data["threads"]) == (5, 6, 1)
-    assert data["graph"] == "decode.onnx"
+    assert data["graph"] == "model.onnx"
     assert data["machine"]["cpus"] >= 1 and "onnxruntime" in data["versions"]
     rates = [run["decode_tokens"] / run["decode_seconds"] for run in data["rounds"]]
     assert len(rates) == 2
@@ -60,6 +60,7 @@ def test_beside_transformers(tiny, capsys, tmp_path):
     )
     assert theirs["equal_tokens"] == 1.0  # both do the same work
     assert theirs["peak_memory_bytes"] > data["peak_memory_bytes"]
+    assert data["graph"] == ("decode.onnx" if data["native"] else "model.onnx")
     assert {"torch", "transformers"} <= set(data["versions"])
     assert "5 tokens of prompt, 6 new, 1 threads" in head
     assert ours.startswith("doge-export   decode ") and other.startswith("transformers  decode ")
