@@ -27,11 +27,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import doge_fast
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+
+import doge_fast
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -24,10 +24,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import doge_fast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+import doge_fast
 
 TOKENIZER_FILES = (
     "tokenizer.json",

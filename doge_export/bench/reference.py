@@ -1,4 +1,4 @@
-"""`python -m doge_export.bench.reference`: the same rounds in transformers, eager, float32."""
+"""`python -m doge_export.bench.reference`: the same rounds in transformers, float32."""
 
 __all__ = ["Reference"]
 
@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
-from doge_export.bench.serve import peak_memory, serve
-from doge_export.bench.worker import timed
+from doge_export.bench.serve import peak_memory, serve, timed
 from doge_export.errors import DogeExportError
 
 
@@ -17,8 +16,8 @@ class Reference:
 
     model: Any
 
-    def open(self, checkpoint: str, threads: int) -> dict[str, Any]:
-        """Load it with `threads` threads."""
+    def open(self, checkpoint: str, threads: int, attention: str = "eager") -> dict[str, Any]:
+        """Load it with `threads` threads; `attention` is one of transformers' implementations."""
         try:
             import torch
             from transformers import DogeForCausalLM
@@ -34,7 +33,7 @@ class Reference:
         started = time.perf_counter()
         try:
             self.model = DogeForCausalLM.from_pretrained(
-                checkpoint, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
+                checkpoint, dtype=torch.float32, attn_implementation=attention, use_safetensors=True
             ).eval()
         except (OSError, ValueError, RuntimeError) as error:
             raise DogeExportError(f"transformers cannot load {checkpoint}: {error}") from error

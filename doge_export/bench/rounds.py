@@ -85,6 +85,7 @@ def bench(
         "threads": threads,
         "seed": seed,
         "graph": loaded["ours"]["graph"],
+        "native": loaded["ours"]["native"],
         **figures["ours"],
         "against": {},
         "machine": describe(),

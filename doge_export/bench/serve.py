@@ -3,14 +3,15 @@
 Only the standard library and `doge_export.errors`, so that any interpreter can serve.
 """
 
-__all__ = ["peak_memory", "serve"]
+__all__ = ["peak_memory", "serve", "timed"]
 
 import json
 import os
 import re
 import resource
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,23 @@ def serve(handlers: Mapping[str, Callable[..., Any]]) -> None:
         except Exception as error:  # the host says it, whatever it is
             answer = {"error": f"{type(error).__name__}: {error}", "bug": True}
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def timed(prompt: Sequence[int], tokens: Iterable[int]) -> dict[str, Any]:
+    """Take all `tokens`: the seconds up to the first are prefill's, the others are decode's."""
+    found: list[int] = []
+    first = started = time.perf_counter()
+    for token in tokens:
+        if not found:
+            first = time.perf_counter()
+        found.append(token)
+    return {
+        "prefill_tokens": len(prompt),
+        "prefill_seconds": first - started,
+        "decode_tokens": len(found) - 1,
+        "decode_seconds": time.perf_counter() - first,
+        "tokens": found,
+    }
 
 
 def peak_memory() -> int:

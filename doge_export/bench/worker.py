@@ -1,15 +1,14 @@
 """`python -m doge_export.bench.worker`: a bundle in our runtime, without torch, measured on request."""
 
-__all__ = ["Ours", "timed"]
+__all__ = ["Ours"]
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from doge_export.bench.serve import peak_memory, serve
+from doge_export.bench.serve import peak_memory, serve, timed
 from doge_export.bundle import Bundle
 from doge_export.runtime import GenerationOptions, Session, stream
 
@@ -31,6 +30,7 @@ class Ours:
         return {
             "seconds": time.perf_counter() - started,
             "graph": (opened.decode_path if tokens and opened.decode_path else opened.model_path).name,
+            "native": self.session.library is not None,
             "warnings": told.sentences,
             "versions": {"onnxruntime": version("onnxruntime"), "numpy": version("numpy")},
         }
@@ -43,23 +43,6 @@ class Ours:
     def memory(self) -> int:
         """Peak resident bytes so far."""
         return peak_memory()
-
-
-def timed(prompt: Sequence[int], tokens: Iterable[int]) -> dict[str, Any]:
-    """Take all `tokens`: the seconds up to the first are prefill's, the others are decode's."""
-    found: list[int] = []
-    first = started = time.perf_counter()
-    for token in tokens:
-        if not found:
-            first = time.perf_counter()
-        found.append(token)
-    return {
-        "prefill_tokens": len(prompt),
-        "prefill_seconds": first - started,
-        "decode_tokens": len(found) - 1,
-        "decode_seconds": time.perf_counter() - first,
-        "tokens": found,
-    }
 
 
 class _Warnings(logging.Handler):
