@@ -38,7 +38,14 @@ def test_a_second_graph_is_optional_and_must_be_there_if_named(bundle):
     assert bundle.manifest.decode is None and bundle.decode_path is None
     assert "decode" not in json.loads((bundle.path / MANIFEST).read_text())
     outputs = [{"name": "token_ids", "dtype": "int64", "shape": ["batch", 7]}]
-    decode = {"file": "decode.onnx", "count": 7, "outputs": outputs}
+    arguments = _arguments(bundle)
+    decode = {
+        "file": "decode.onnx",
+        "count": 7,
+        "inputs": [],
+        "outputs": outputs,
+        "cache": arguments["cache"],
+    }
     write_manifest(bundle.path, **_arguments(bundle), decode=decode)
     with pytest.raises(DogeExportError, match=r"lacks decode\.onnx"):
         Bundle.open(bundle.path)
