@@ -166,6 +166,15 @@ void row_axpy(const Matrix& table, int64_t row, float a, int64_t first, int64_t 
       }
       return;
     }
+    case Dtype::int4: {
+      const uint16_t* scales = table.scales + row * (table.k / table.block);
+      for (int64_t i = first; i < first + n;) {
+        const int64_t end = std::min(first + n, (i / table.block + 1) * table.block);
+        const float scale = a * half_to_float(scales[i / table.block]);
+        for (; i < end; i++) y[i - first] += scale * static_cast<float>(nibble(table.data, row * table.k + i));
+      }
+      return;
+    }
     default:
       for (int64_t i = 0; i < n; i++) y[i] += a * element(table, row, first + i);
   }
