@@ -64,6 +64,7 @@ AttentionJob::AttentionJob(const AttentionParts& parts, const AttentionIO& io, f
   const int64_t reach = sliding ? std::min(most_keys_, sliding) : most_keys_;
   limited_ = reach > window_;
   single_ = length_ <= kSingle;
+  step_in_place_ = length_ == 1 && io.cache_position && io.past_key == io.present_key;
   splits_ = single_ ? ceil_div(most_keys_, kSplit) : 0;
   tile_rows_ = std::max<int64_t>(1, kTile / group_);  // in positions
   tiles_ = single_ ? 0 : ceil_div(length_, tile_rows_);
@@ -92,6 +93,11 @@ int64_t AttentionJob::start(int64_t b) const {
 
 void AttentionJob::run(Team::Worker& worker) const {
   const int64_t pairs = io_.batch * kv_heads_;
+  if (step_in_place_) {  // a head's work up to its scores is too little to share out
+    worker.phase(pairs, [&](int64_t c) { step(c / kv_heads_, c % kv_heads_); });
+    attend(worker);
+    return;
+  }
   const bool moves = io_.past > 0 && io_.past_key != io_.present_key;
   const int64_t copies = moves ? pairs * ceil_div(io_.past, kCopy) : 0;
   const int64_t pieces = ceil_div(length_, kAppend);
@@ -99,8 +105,9 @@ void AttentionJob::run(Team::Worker& worker) const {
     if (c < copies)
       copy_past(c);
     else
-      append((c - copies) / pieces, (c - copies) % pieces * kAppend,
-             std::min(kAppend, length_ - (c - copies) % pieces * kAppend));
+      for (int64_t g = 0; g < kv_heads_; g++)
+        append((c - copies) / pieces, g, (c - copies) % pieces * kAppend,
+               std::min(kAppend, length_ - (c - copies) % pieces * kAppend));
   });
   if (io_.cache_position) {
     worker.phase(io_.batch, [&](int64_t b) { weigh_static(b); });
@@ -111,16 +118,17 @@ void AttentionJob::run(Team::Worker& worker) const {
       weigh(c / parts, first, std::min(kSplit, row_ - first));
     });
   }
-  if (limited_)
-    worker.phase(pairs, [&](int64_t c) {
-      const int64_t b = c / kv_heads_, g = c % kv_heads_;
-      if (parts_.config.sliding_window)
-        limit_sliding(b, g);
-      else
-        limit(b, g);
-    });
+  if (limited_) worker.phase(pairs, [&](int64_t c) { limit(c / kv_heads_, c % kv_heads_); });
+  attend(worker);
+}
+
+// The second half: from thresholds to outputs.
+void AttentionJob::attend(Team::Worker& worker) const {
+  const int64_t pairs = io_.batch * kv_heads_;
   if (single_) {
-    worker.phase(pairs * splits_, [&](int64_t c) { decode(c / splits_ / kv_heads_, c / splits_ % kv_heads_, c % splits_); });
+    if (!(step_in_place_ && splits_ == 1))  // else `step` went all the way
+      worker.phase(pairs * splits_, 
+                   [&](int64_t c) { decode(c / splits_ / kv_heads_, c / splits_ % kv_heads_, c % splits_); });
     if (splits_ > 1) worker.phase(pairs, [&](int64_t c) { merge(c / kv_heads_, c % kv_heads_); });
   } else {
     worker.phase(pairs * blocks_,
@@ -157,7 +165,32 @@ void AttentionJob::copy_past(int64_t chunk) const {
   }
 }
 
-void AttentionJob::append(int64_t b, int64_t first, int64_t count) const {
+// All that one kv head needs for a decode step in place, and the step itself where its keys are few.
+void AttentionJob::step(int64_t b, int64_t g) const {
+  append(b, g, 0, 1);
+  float* value = scratch(kTiles).get(static_cast<size_t>(kv_heads_ * d_));
+  std::memcpy(value, value_ + b * kv_heads_ * d_, static_cast<size_t>(kv_heads_ * d_) * 4);
+  round_to(io_.dtype, kv_heads_ * d_, value);
+  const int64_t at = (b * kv_heads_ + g) * row_, slot = base(b), *mask = io_.mask + b * row_;
+  float* dt = weights_ + at;
+  const auto head = static_cast<size_t>(g);
+  loops_.key_weights(1, kv_heads_, d_, value, d_, parts_.dt_weight.data() + g * kv_heads_ * d_, parts_.dt_bias[head],
+                     parts_.A[head], dt + slot);
+  round_to(io_.dtype, 1, dt + slot);
+  const size_t size = bytes_of(io_.dtype), offset = static_cast<size_t>(at) * size;
+  if (io_.past_dt != io_.present_dt)
+    std::memcpy(static_cast<char*>(io_.present_dt) + offset, static_cast<const char*>(io_.past_dt) + offset,
+                static_cast<size_t>(row_) * size);
+  write_floats(io_.dtype, dt + slot, 1, io_.present_dt, at + slot);
+  read_floats(io_.dtype, io_.past_dt, at, slot, dt);
+  for (int64_t j = 0; j <= slot; j++)
+    if (mask[j] == 0) dt[j] = kNone;
+  if (limited_) limit(b, g);
+  if (splits_ == 1) decode(b, g, 0);
+}
+
+// Rotates queries and keys of one kv head and its group, and writes keys and values into the cache.
+void AttentionJob::append(int64_t b, int64_t g, int64_t first, int64_t count) const {
   const int64_t half = d_ / 2;
   std::vector<float>& angles = [this, half]() -> std::vector<float>& {
     thread_local std::vector<float> memory;
@@ -169,19 +202,17 @@ void AttentionJob::append(int64_t b, int64_t first, int64_t count) const {
     read_floats(io_.dtype, io_.cos, row * half, half, angles.data());
     read_floats(io_.dtype, io_.sin, row * half, half, angles.data() + half);
     const float *cos = angles.data(), *sin = angles.data() + half;
-    for (int64_t h = 0; h < heads_; h++) {
+    for (int64_t h = g * group_; h < (g + 1) * group_; h++) {
       float* q = query_ + (row * heads_ + h) * d_;
       loops_.rms_norm(q, parts_.q_norm.data(), q, d_, parts_.config.epsilon);
       loops_.rotate(q, cos, sin, d_);
     }
-    for (int64_t g = 0; g < kv_heads_; g++) {
-      float* k = key_ + (row * kv_heads_ + g) * d_;
-      loops_.rms_norm(k, parts_.k_norm.data(), k, d_, parts_.config.epsilon);
-      loops_.rotate(k, cos, sin, d_);
-      const int64_t at = ((b * kv_heads_ + g) * row_ + slot) * d_;
-      write_floats(io_.dtype, k, d_, io_.present_key, at);
-      write_floats(io_.dtype, value_ + (row * kv_heads_ + g) * d_, d_, io_.present_value, at);
-    }
+    float* k = key_ + (row * kv_heads_ + g) * d_;
+    loops_.rms_norm(k, parts_.k_norm.data(), k, d_, parts_.config.epsilon);
+    loops_.rotate(k, cos, sin, d_);
+    const int64_t at = ((b * kv_heads_ + g) * row_ + slot) * d_;
+    write_floats(io_.dtype, k, d_, io_.present_key, at);
+    write_floats(io_.dtype, value_ + (row * kv_heads_ + g) * d_, d_, io_.present_value, at);
   }
 }
 
@@ -246,8 +277,15 @@ void AttentionJob::weigh_static(int64_t b) const {
   for (int64_t j = first; j < keys; j += kSplit) weigh(b, j, std::min(kSplit, keys - j));
 }
 
-// The thresholds of all queries of a head: running, the worst key kept on top of a heap.
 void AttentionJob::limit(int64_t b, int64_t g) const {
+  if (parts_.config.sliding_window)
+    limit_sliding(b, g);
+  else
+    limit_running(b, g);
+}
+
+// The thresholds of all queries of a head: running, the worst key kept on top of a heap.
+void AttentionJob::limit_running(int64_t b, int64_t g) const {
   struct Key {
     float dt;
     int64_t position;

@@ -35,10 +35,13 @@ class AttentionJob {
   int64_t base(int64_t b) const { return io_.cache_position ? io_.cache_position[b] : io_.past; }
   int64_t start(int64_t b) const;
   void copy_past(int64_t chunk) const;
-  void append(int64_t b, int64_t first, int64_t count) const;
+  void attend(Team::Worker& worker) const;
+  void step(int64_t b, int64_t g) const;
+  void append(int64_t b, int64_t g, int64_t first, int64_t count) const;
   void weigh(int64_t b, int64_t first, int64_t count) const;
   void weigh_static(int64_t b) const;
   void limit(int64_t b, int64_t g) const;
+  void limit_running(int64_t b, int64_t g) const;
   void limit_sliding(int64_t b, int64_t g) const;
   void transpose_keys(int64_t b, int64_t g, int64_t block) const;
   void decode(int64_t b, int64_t g, int64_t split) const;
@@ -56,7 +59,7 @@ class AttentionJob {
   int64_t heads_, kv_heads_, d_, group_, length_, row_, window_;  // row_: keys of a row of present_*
   int64_t most_keys_;                                              // of any row of the batch
   int64_t splits_, tiles_, tile_rows_, blocks_;
-  bool single_, limited_;
+  bool single_, limited_, step_in_place_;
   float *query_, *key_, *value_, *output_;
   float* weights_;     // [batch, kv_heads, row_]: dt where visible, -inf where not
   float* thresholds_;  // [batch, kv_heads, sequence]
