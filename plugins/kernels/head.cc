@@ -179,12 +179,16 @@ void Head::top_tokens(Dtype dtype, int64_t batch, int64_t sequence, const void* 
             float* value = tile + r * kPanel;
             Best& best = own->best[row];
             if (screened) screen.bound(p, reach[row], value, upper);  // value: lower bounds
-            if (isa().largest(wide, value) >= best.floor())
-              for (int64_t i = 0; i < wide; i++)
-                if (number(value[i]) >= best.floor()) best.push(number(value[i]), p * kPanel + i);
+            const uint64_t real = wide == kPanel ? ~uint64_t{0} : (uint64_t{1} << wide) - 1;
+            for (uint64_t bits = isa().not_below(value, best.floor()) & real; bits; bits &= bits - 1) {
+              const int64_t i = __builtin_ctzll(bits);
+              if (number(value[i]) >= best.floor()) best.push(number(value[i]), p * kPanel + i);
+            }
             if (screened)
-              for (int64_t i = 0; i < wide; i++)
-                if (!(upper[i] < best.floor())) own->candidates[row].push_back({upper[i], p * kPanel + i});
+              for (uint64_t bits = isa().not_below(upper, best.floor()) & real; bits; bits &= bits - 1) {
+                const int64_t i = __builtin_ctzll(bits);
+                own->candidates[row].push_back({upper[i], p * kPanel + i});
+              }
           }
         }
       }

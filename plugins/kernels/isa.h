@@ -60,6 +60,7 @@ struct Isa {
   void (*axpy_i8)(int64_t n, float a, const int8_t* x, float* y);
   void (*widen_f16)(int64_t n, const uint16_t* x, float* y);
   float (*largest)(int64_t n, const float* x);  // -inf for none
+  uint64_t (*not_below)(const float* x, float floor);  // bit i for x[i] of a panel; NaN is not below
   // y[r] = x . row r of `rows` rows of k floats (or halves), summed in the order of gemm_f32: the same bits.
   void (*in_order_f32)(int64_t rows, int64_t k, const float* x, const float* const* row, float* y);
   void (*in_order_f16)(int64_t rows, int64_t k, const float* x, const uint16_t* const* row, float* y);

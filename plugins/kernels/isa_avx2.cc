@@ -15,6 +15,10 @@ typedef float vf __attribute__((vector_size(W * 4)));
 inline vf load_half(const uint16_t* p) {
   return reinterpret_cast<vf>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
+inline uint32_t not_below_bits(vf x, vf floor) {
+  const __m256 kept = _mm256_cmp_ps(reinterpret_cast<__m256>(x), reinterpret_cast<__m256>(floor), _CMP_NLT_UQ);
+  return static_cast<uint32_t>(_mm256_movemask_ps(kept));
+}
 #include "isa_float.inc"
 #include "isa_digits16.inc"
 

@@ -15,6 +15,9 @@ typedef float vf __attribute__((vector_size(W * 4)));
 inline vf load_half(const uint16_t* p) {
   return reinterpret_cast<vf>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 }
+inline uint32_t not_below_bits(vf x, vf floor) {
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(floor), _CMP_NLT_UQ);
+}
 #include "isa_float.inc"
 
 // The digits are high bytes int8 [k], then low bytes int8 [k]: q = 256 * high + low.

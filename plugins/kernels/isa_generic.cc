@@ -13,6 +13,11 @@ typedef float vf __attribute__((vector_size(W * 4)));
 inline vf load_half(const uint16_t* p) {
   return vf{half_to_float(p[0]), half_to_float(p[1]), half_to_float(p[2]), half_to_float(p[3])};
 }
+inline uint32_t not_below_bits(vf x, vf floor) {
+  uint32_t bits = 0;
+  for (int i = 0; i < W; i++) bits |= static_cast<uint32_t>(!(x[i] < floor[i])) << i;
+  return bits;
+}
 #include "isa_float.inc"
 #include "isa_digits16.inc"
 
