@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import random
+import shlex
 import statistics
 import subprocess
 import sys
@@ -60,7 +61,12 @@ def install(folder: Path) -> Path:
         if stamp.exists():
             continue
         say(f"installing {' '.join(packages)}")
-        environment = {"CMAKE_BUILD_PARALLEL_LEVEL": "2", **os.environ}
+        header = ROOT / "scripts" / "peers" / "tile_config.h"
+        environment = {
+            "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count()),
+            "CXXFLAGS": f"-include {shlex.quote(str(header))}",
+            **os.environ,
+        }
         command = [str(python), "-m", "pip", "install", "--quiet", *packages]
         result = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
         if result.returncode:

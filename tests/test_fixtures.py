@@ -15,7 +15,7 @@ from doge_export.recipe import ExportOptions
 from doge_export.runtime import GenerationOptions, Session, generate
 from doge_export.tokenizer import Tokenizer
 from doge_export.validate.candidate import Candidate
-from doge_export.validate.compare import Selection, compare_selection
+from doge_export.validate.figures import Selection, compare_selection
 from doge_export.validate.reference import Reference, Run
 from doge_export.validate.schedules import Schedule, Tokens
 

@@ -31,6 +31,11 @@ def report_lines(report: "Report", every: bool = False) -> Iterator[str]:
             f"window: {report.changed_rows} rows chose other keys or experts than the reference; keys that "
             f"changed places were at most {report.widest_change:.1e} apart ({rounding} is about one rounding)"
         )
+    if report.kernels:
+        yield (
+            f"native kernels: max abs diff {report.kernels['max_abs_diff']:.1e}, KL "
+            f"{report.kernels['kl_divergence']:.1e}, top-1 agreement {report.kernels['top1_agreement']:.2%}"
+        )
     if report.rounding:
         yield (
             f"rounding to {options.get('precision')}: KL {report.rounding['kl_divergence']:.1e} and top-1 "

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from doge_export.bundle import Bundle
 from doge_export.checkpoint import Checkpoint
 from doge_export.errors import DogeExportError
 from doge_export.quantize import PRECISIONS
 from doge_export.validate.candidate import Candidate
+from doge_export.validate.figures import compare_best, compare_logits, compare_selection
+from doge_export.validate.kernels import Kernels, why_not
 from doge_export.validate.reference import Reference, Run
 from doge_export.validate.report import Check, Report
 from doge_export.validate.schedules import Schedule, Tokens, draw_tokens, plan
 
-__all__ = ["TOLERANCES", "Selection", "compare_selection", "validate"]
+__all__ = ["TOLERANCES", "validate"]
 
 #: dtype -> what the logits may differ by, and whether the chosen keys and experts must be the same.
 #: In float16 near-ties fall to the other side of the boundary by rounding, and logits follow: there
@@ -33,14 +34,40 @@ TOLERANCES: dict[str, dict[str, float]] = {
 #: What float32 logits may differ by where the weights are stored in fewer bits; both sides have the same.
 _ROUNDED_LIMIT = 1e-3
 
+#: What the native kernels may differ by there: they multiply such weights with activations of 16 bits, so
+#: that a near-tie may fall to the other side of the boundary.
+_ROUNDED_KERNELS = {"kl_divergence": 1e-4, "top1_agreement": 0.98}
+
+#: dtype -> what the tokens of decode.onnx may be away from the logits of model.onnx, relative to the best.
+_BEST_LIMIT = {"float32": 1e-4, "float16": 2**-8}
+
 #: dtype -> how far below the reference's best logit, relative to it, a choice may lie and still agree. Of
 #: bfloat16, two steps: its logits often tie, and one position is all that some schedules have.
 _NEAR_BEST = {"bfloat16": 2**-6}
+
+_LABELS = {
+    "max_abs_diff": "max abs diff of logits",
+    "selection": "same keys and experts",
+    "kl_divergence": "KL divergence",
+    "top1_agreement": "top-1 agreement",
+    "best": "tokens of decode.onnx",
+}
+
+_ENOUGH = 32  # tokens
 
 _EMULATED = (
     "bfloat16 arithmetic on hardware: it was emulated, in float32 with every result rounded to bfloat16, "
     "since onnxruntime's CPU provider has no kernels for it"
 )
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One way to run the bundle, and what it may differ by."""
+
+    open: Callable[[], Candidate | Kernels]
+    limits: Mapping[str, float]
+    suffix: str = ""
 
 
 def validate(
@@ -52,7 +79,8 @@ def validate(
     tolerance: float | None = None,
     advance: Callable[[int, str], None] = lambda steps, name: None,
 ) -> Report:
-    """Compare `bundle` with transformers' model of the checkpoint it was exported from.
+    """Compare `bundle` with transformers' model of the checkpoint it was exported from: its graph in plain
+    onnxruntime, and the same on the native kernels where they are built.
 
     Where the bundle's weights are rounded to fewer bits, so are the reference's: the graph is judged for
     what it computes with them, and what the rounding costs is a figure without a limit.
@@ -66,15 +94,8 @@ def validate(
     """
     bundle.verify()
     manifest = bundle.manifest
-    dtype = str(manifest.options["dtype"])
+    dtype, precision = str(manifest.options["dtype"]), _precision(bundle)
     per_token = manifest.options["routing"] == "per-token"
-    precision = str(manifest.options.get("precision", "fp32"))
-    precision = {"none": "fp32"}.get(precision, precision)  # as older bundles call it
-    if precision not in PRECISIONS:
-        raise DogeExportError(
-            f"{bundle.path} has the precision {precision!r}, which this version does not know.",
-            "Use the doge-export that wrote it.",
-        )
     if Checkpoint.open(reference_folder).config != bundle.config:
         raise DogeExportError(
             f"The config.json of {reference_folder} is not the one that {bundle.path} was exported from.",
@@ -83,47 +104,105 @@ def validate(
     schedules, omitted = plan(bundle.config, manifest.cache.max_length, quick)
     calls = [(schedule, draw_tokens(schedule, bundle.config.vocab_size, seed)) for schedule in schedules]
     runs = _reference_runs(reference_folder, dtype, per_token, precision, calls)
-    if quick:  # what it runs is small: keep it, and let go of the reference before the candidate loads
-        runs = iter(list(runs))
-        gc.collect()  # its hooks refer back to it
-    candidate = Candidate(bundle)
-    if candidate.emulated:
-        omitted = [*omitted, _EMULATED]
+    report = Report(
+        omitted=omitted,
+        subject={"reference": reference_folder.name, "options": dict(manifest.options), "seed": seed},
+    )
+    sides = _sides(bundle, dtype, precision, tolerance, omitted)
+    if quick:  # what it runs is small: keep it, and have one model in memory at a time
+        expected = list(runs)
+        gc.collect()  # the reference's hooks refer back to it
+        for side in sides:
+            opened = side.open()
+            for (schedule, tokens), run in zip(calls, expected, strict=True):
+                _judge(report, side, opened, schedule, tokens, run)
+                advance(1, schedule.name + side.suffix)
+            del opened
+    else:  # the logits of all schedules would be more than the models
+        both = [side.open() for side in sides]
+        for (schedule, tokens), run in zip(calls, runs, strict=True):
+            for side, opened in zip(sides, both, strict=True):
+                _judge(report, side, opened, schedule, tokens, run)
+                advance(1, schedule.name + side.suffix)
+    if precision != "fp32":
+        report.rounding = _rounding(Reference(reference_folder, dtype, per_token), Candidate(bundle), calls)
+    return report
+
+
+def _precision(bundle: Bundle) -> str:
+    precision = str(bundle.manifest.options.get("precision", "fp32"))
+    precision = {"none": "fp32"}.get(precision, precision)  # as older bundles call it
+    if precision not in PRECISIONS:
+        raise DogeExportError(
+            f"{bundle.path} has the precision {precision!r}, which this version does not know.",
+            "Use the doge-export that wrote it.",
+        )
+    return precision
+
+
+def _sides(
+    bundle: Bundle, dtype: str, precision: str, tolerance: float | None, omitted: list[str]
+) -> list[_Side]:
+    """The ways in which the bundle runs here; why one is left out goes to `omitted`."""
     limits = dict(TOLERANCES[dtype])
     if precision != "fp32" and "max_abs_diff" in limits:
         limits["max_abs_diff"] = _ROUNDED_LIMIT
     if tolerance is not None and "max_abs_diff" in limits:
         limits["max_abs_diff"] = tolerance
-    report = Report(
-        omitted=omitted,
-        subject={"reference": reference_folder.name, "options": dict(manifest.options), "seed": seed},
-    )
-    agreements, divergences = [], []
-    for (schedule, tokens), expected in zip(calls, runs, strict=True):
-        got = candidate.run(schedule, tokens)
-        real = schedule.compared(tokens)
-        figures = _figures(expected, got, real, _NEAR_BEST.get(dtype, 0.0))
+    sides = [_Side(lambda: Candidate(bundle), limits)]
+    if dtype == "bfloat16":
+        omitted.append(_EMULATED)
+    if reason := why_not(bundle):
+        omitted.append(reason)
+    else:
+        rounded = precision != "fp32" and dtype == "float32"
+        own = dict(_ROUNDED_KERNELS) if rounded else dict(limits)
+        own.pop("selection", None)  # the kernels do not tell
+        sides.append(_Side(lambda: Kernels(bundle), own, ", kernels"))
+    return sides
+
+
+def _judge(
+    report: Report,
+    side: _Side,
+    opened: Candidate | Kernels,
+    schedule: Schedule,
+    tokens: Tokens,
+    expected: Run,
+) -> None:
+    """Run `schedule` on one side, and add what differs to `report`."""
+    dtype = opened.bundle.manifest.cache.dtype
+    limits = dict(side.limits)
+    got = opened.run(schedule, tokens)
+    figures = compare_logits(expected, got, schedule.compared(tokens), _NEAR_BEST.get(dtype, 0.0))
+    if isinstance(opened, Kernels):
+        worst = report.kernels
+        worst["max_abs_diff"] = _largest(worst.get("max_abs_diff", 0.0), figures["max_abs_diff"])
+        worst["kl_divergence"] = _largest(worst.get("kl_divergence", 0.0), figures["kl_divergence"])
+        worst["top1_agreement"] = min(worst.get("top1_agreement", 1.0), figures["top1_agreement"])
+        if best := opened.best(schedule, tokens):
+            figures["best"] = compare_best(got, best, schedule)
+            limits["best"] = _BEST_LIMIT[dtype]
+    else:
         selection = compare_selection(expected, got, tokens, schedule.steps)
         figures["selection"] = selection.share
         report.changed_rows += selection.rows - selection.same
         report.widest_change = max(report.widest_change, selection.widest)
-        for name, limit in limits.items():
-            label = f"{schedule.name}: {_LABELS[name]}"
-            report.checks.append(
-                Check(label, figures[name], limit, at_least=name in ("selection", "top1_agreement"))
-            )
-        report.max_abs_diff = max(report.max_abs_diff, figures["max_abs_diff"])
-        divergences.append(figures["kl_divergence"])
-        agreements.append(figures["top1_agreement"])
+        report.max_abs_diff = _largest(report.max_abs_diff, figures["max_abs_diff"])
+        report.kl_divergence = _largest(report.kl_divergence, figures["kl_divergence"])
+        report.top1_agreement = min(report.top1_agreement, figures["top1_agreement"])
         report.boundary_rows += expected.ties.rows
         report.tie_rows += expected.ties.tied
         report.nearest_margin = min(report.nearest_margin, expected.ties.nearest)
-        advance(1, schedule.name)
-    report.kl_divergence = float(np.max(divergences, initial=0.0))
-    report.top1_agreement = float(np.min(agreements, initial=1.0))
-    if precision != "fp32":
-        report.rounding = _rounding(Reference(reference_folder, dtype, per_token), candidate, calls)
-    return report
+    for name, limit in limits.items():
+        label = f"{schedule.name}{side.suffix}: {_LABELS[name]}"
+        at_least = name in ("selection", "top1_agreement")
+        report.checks.append(Check(label, figures[name], limit, at_least))
+
+
+def _largest(first: float, second: float) -> float:
+    """NaN where one is."""
+    return float(np.maximum(first, second))
 
 
 def _reference_runs(
@@ -143,84 +222,6 @@ def _rounding(
     at = next((at for length, at in lengths if length >= _ENOUGH), lengths[-1][1])
     schedule, tokens = calls[at]
     expected, got = reference.run(schedule, tokens, record=False), candidate.run(schedule, tokens)
-    figures = _figures(expected, got, schedule.compared(tokens))
+    figures = compare_logits(expected, got, schedule.compared(tokens))
     del figures["max_abs_diff"]
     return {"schedule": schedule.name, **figures}
-
-
-_ROWS = 128  # compared at a time
-_ENOUGH = 32  # tokens
-_LABELS = {
-    "max_abs_diff": "max abs diff of logits",
-    "selection": "same keys and experts",
-    "kl_divergence": "KL divergence",
-    "top1_agreement": "top-1 agreement",
-}
-
-
-def _figures(expected: Run, got: Run, real: npt.NDArray[np.bool_], near: float = 0.0) -> dict[str, float]:
-    """Over real positions: largest difference, mean KL(reference || candidate), and the share where the
-    candidate's choice is the reference's best, or `near` it, relative to the best."""
-    first, second = expected.logits[real], got.logits[real]
-    difference, divergence, agreeing = 0.0, 0.0, 0
-    for at in range(0, len(first), _ROWS):  # a vocabulary of float64 rows is large
-        mine, theirs = first[at : at + _ROWS], second[at : at + _ROWS]
-        p, q = _log_softmax(mine), _log_softmax(theirs)
-        choice, best = theirs.argmax(-1), mine.max(-1)
-        agree = mine.argmax(-1) == choice
-        if near:
-            agree |= np.take_along_axis(mine, choice[:, None], -1)[:, 0] >= best - near * np.abs(best)
-        difference = float(np.maximum(difference, np.abs(mine - theirs).max()))  # keeps NaN
-        divergence += float(np.maximum((np.exp(p) * (p - q)).sum(-1), 0).sum())
-        agreeing += int(agree.sum())
-    return {
-        "max_abs_diff": difference,
-        "kl_divergence": divergence / len(first),
-        "top1_agreement": agreeing / len(first),
-    }
-
-
-def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    wide -= wide.max(-1, keepdims=True)
-    result: npt.NDArray[np.float64] = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
-    return result
-
-
-@dataclass(frozen=True)
-class Selection:
-    """How the choices compare. `same` of `rows` sets agree: of keys, one a layer, kv head and real token;
-    of experts, one a layer and real token. Where keys differ, `widest` is the largest distance in dt of
-    two that changed places, relative to their size: some 1e-7 is rounding."""
-
-    same: int = 0
-    rows: int = 0
-    widest: float = 0.0
-
-    @property
-    def share(self) -> float:
-        """1 where there was nothing to choose."""
-        return self.same / self.rows if self.rows else 1.0
-
-
-def compare_selection(expected: Run, got: Run, tokens: Tokens, steps: tuple[int, ...]) -> Selection:
-    """The reference's sets of keys and experts against the candidate's."""
-    same, total, widest, at = 0, 0, 0.0, 0
-    for call, count in enumerate(steps):
-        real = tokens.real[:, at : at + count]
-        at += count
-        for mine, theirs, dt in zip(expected.keys[call], got.keys[call], expected.weights[call], strict=True):
-            # A sliding cache of the reference may have forgotten keys that neither side can see.
-            shared = min(mine.shape[-1], theirs.shape[-1])
-            equal = (mine[..., -shared:] == theirs[..., -shared:]).all(-1)
-            equal &= ~theirs[..., :-shared].any(-1) & ~mine[..., :-shared].any(-1)
-            rows = np.broadcast_to(real[:, None], equal.shape)
-            same, total = same + int(equal[rows].sum()), total + int(rows.sum())
-            for row, head, query in np.argwhere(~equal & rows):
-                changed = mine[row, head, query, -shared:] != theirs[row, head, query, -shared:]
-                sizes = dt[row, head, -shared:][changed]
-                widest = max(widest, float(np.ptp(sizes) / np.abs(sizes).max()) if len(sizes) else np.inf)
-        for experts, others in zip(expected.experts[call], got.experts[call], strict=True):
-            equal = (np.sort(experts, -1) == np.sort(others, -1)).all(-1)[real.reshape(-1)]
-            same, total = same + int(equal.sum()), total + equal.size
-    return Selection(same, total, widest)

@@ -27,7 +27,9 @@ class Report:
     """All checks of one validation. `tie_rows` of `boundary_rows` had equal keys on both sides of the
     window's boundary; of the others the nearest were `nearest_margin` apart, relative to their size.
     `changed_rows` chose other keys or experts than the reference; keys that changed places were at most
-    `widest_change` apart: some 1e-7 is the rounding of dt, more is a wrong choice. `rounding` says what a
+    `widest_change` apart: some 1e-7 is the rounding of dt, more is a wrong choice. `kernels`
+    has the worst `max_abs_diff`, `kl_divergence` and `top1_agreement` of the native kernels against the
+    reference; the figures beside it are of the graph in plain onnxruntime. `rounding` says what a
     precision costs, without a limit: on one `schedule`, the `kl_divergence` and `top1_agreement` of the
     candidate with the model before its weights were rounded."""
 
@@ -40,6 +42,7 @@ class Report:
     nearest_margin: float = float("inf")
     changed_rows: int = 0
     widest_change: float = 0.0
+    kernels: dict[str, float] = field(default_factory=dict)
     rounding: Mapping[str, Any] = field(default_factory=dict)
     omitted: list[str] = field(default_factory=list)
     subject: Mapping[str, Any] = field(default_factory=dict)
@@ -66,6 +69,7 @@ class Report:
                 "changed_rows": self.changed_rows,
                 "widest_change": self.widest_change,
             },
+            "kernels": dict(self.kernels),
             "rounding": dict(self.rounding),
             "omitted": self.omitted,
             "subject": dict(self.subject),

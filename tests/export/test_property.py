@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from doge_export.pipeline import export_model
 from doge_export.recipe import ExportOptions
 from doge_export.validate.candidate import Candidate
-from doge_export.validate.compare import compare_selection
+from doge_export.validate.figures import compare_selection
 from doge_export.validate.reference import Reference
 from doge_export.validate.schedules import Schedule, draw_tokens
 from tests.conftest import write_checkpoint

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from doge_export.validate.candidate import Candidate
-from doge_export.validate.compare import compare_selection
+from doge_export.validate.figures import compare_selection
 from doge_export.validate.reference import Reference
 from doge_export.validate.schedules import Schedule, Tokens, draw_tokens
 

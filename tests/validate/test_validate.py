@@ -31,7 +31,9 @@ def test_a_right_bundle_passes_every_check(exported: Export) -> None:
     assert report.max_abs_diff <= 1e-4
     assert report.top1_agreement == 1.0
     assert report.boundary_rows > report.tie_rows > 0
-    assert len(report.checks) == 2 * len(told)
+    plain = [check for check in report.checks if "kernels" not in check.name]
+    assert len(report.checks) == 2 * len(plain) == 2 * len(told), "two checks a schedule and side"
+    assert 0 < report.kernels["max_abs_diff"] <= 1e-4
     data = report.to_dict()
     assert data["passed"] is True
     assert set(data["checks"][0]) == {"name", "value", "limit", "passed"}
@@ -81,10 +83,59 @@ def test_rounded_weights_are_judged_by_their_own_model(precision: str, exported:
     checkpoint, bundle = exported({"precision": precision}, is_moe=True)
     report = validate(bundle, checkpoint)
     assert report.passed and report.max_abs_diff <= 1e-4
-    assert {check.limit for check in report.checks} == {1e-3, 1.0}
+    plain = [check for check in report.checks if "kernels" not in check.name]
+    assert {check.limit for check in plain} == {1e-3, 1.0}
+    assert len(report.checks) - len(plain) == 3 * len(plain) / 2, "KL, top-1 and decode.onnx"
+    assert report.kernels["kl_divergence"] <= 1e-6
     assert report.rounding["kl_divergence"] > 1e-5 > report.kl_divergence
     assert report.to_dict()["rounding"] == report.rounding
     assert any("no limit" in line for line in report_lines(report))
+
+
+def test_kernels_that_differ_from_the_graph_are_found(exported: Export, tmp_path: Path) -> None:
+    """The graph in plain onnxruntime is right, and what the kernels make of it is not."""
+    checkpoint, bundle = exported()
+
+    def change(model: onnx.ModelProto) -> None:  # the body has the window as a constant of its own then
+        for function in model.functions:
+            for node in function.node:
+                for attribute in node.attribute:
+                    if attribute.ref_attr_name == "keep_window_size":
+                        attribute.ref_attr_name, attribute.i = "", bundle.config.keep_window_size
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "keep_window_size":
+                    attribute.i = 1000
+
+    report = validate(tampered(bundle, tmp_path / "kernels", change), checkpoint)
+    missed = {check.name for check in report.checks if not check.passed}
+    assert missed and all("kernels" in name for name in missed)
+
+
+def test_a_wrong_decode_graph_is_found(exported: Export, tmp_path: Path) -> None:
+    checkpoint, bundle = exported()
+    copy = shutil.copytree(bundle.path, tmp_path / "copy")
+    model = onnx.load(copy / "decode.onnx", load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "keep_window_size":
+                attribute.i = 1000
+    onnx.save(model, copy / "decode.onnx")
+    raw = bundle.read_json("doge_export.json")
+    parts = ("options", "versions", "graph", "cache", "call", "decode")
+    write_manifest(copy, *(raw[part] for part in parts))
+    missed = [check.name for check in validate(Bundle.open(copy), checkpoint).checks if not check.passed]
+    assert missed and all(name.endswith("tokens of decode.onnx") for name in missed)
+
+
+def test_without_the_library_the_kernels_are_left_out(
+    exported: Export, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    checkpoint, bundle = exported()
+    monkeypatch.setattr("doge_export.plugins._LIBRARY", tmp_path / "missing.so")
+    report = validate(bundle, checkpoint, quick=True)
+    assert report.passed and not report.kernels
+    assert any("native kernels" in sentence for sentence in report.omitted)
 
 
 def test_a_changed_scale_is_found(exported: Export, tmp_path: Path) -> None:
@@ -120,7 +171,8 @@ def test_a_damaged_bundle_and_a_stranger_are_refused(exported: Export, tmp_path:
 def test_float16_is_judged_by_its_distributions(exported: Export) -> None:
     checkpoint, bundle = exported({"dtype": "float16"})
     report = validate(bundle, checkpoint)
-    assert {check.name.split(": ")[1] for check in report.checks} == {"KL divergence", "top-1 agreement"}
+    named = {check.name.split(": ")[1] for check in report.checks}
+    assert named == {"KL divergence", "top-1 agreement", "tokens of decode.onnx"}
 
 
 def test_checks() -> None:

@@ -1,0 +1,95 @@
+"""What two runs of one schedule differ by."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from doge_export.validate.kernels import BestTokens
+from doge_export.validate.reference import Run
+from doge_export.validate.schedules import Schedule, Tokens
+
+__all__ = ["Selection", "compare_best", "compare_logits", "compare_selection"]
+
+_ROWS = 128  # compared at a time
+
+
+def compare_logits(
+    expected: Run, got: Run, real: npt.NDArray[np.bool_], near: float = 0.0
+) -> dict[str, float]:
+    """Over real positions: largest difference, mean KL(reference || candidate), and the share where the
+    candidate's choice is the reference's best, or `near` it, relative to the best."""
+    first, second = expected.logits[real], got.logits[real]
+    difference, divergence, agreeing = 0.0, 0.0, 0
+    for at in range(0, len(first), _ROWS):  # a vocabulary of float64 rows is large
+        mine, theirs = first[at : at + _ROWS], second[at : at + _ROWS]
+        p, q = _log_softmax(mine), _log_softmax(theirs)
+        choice, best = theirs.argmax(-1), mine.max(-1)
+        agree = mine.argmax(-1) == choice
+        if near:
+            agree |= np.take_along_axis(mine, choice[:, None], -1)[:, 0] >= best - near * np.abs(best)
+        difference = float(np.maximum(difference, np.abs(mine - theirs).max()))  # keeps NaN
+        divergence += float(np.maximum((np.exp(p) * (p - q)).sum(-1), 0).sum())
+        agreeing += int(agree.sum())
+    return {
+        "max_abs_diff": difference,
+        "kl_divergence": divergence / len(first),
+        "top1_agreement": agreeing / len(first),
+    }
+
+
+def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    wide = logits.astype(np.float64)
+    wide -= wide.max(-1, keepdims=True)
+    result: npt.NDArray[np.float64] = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    return result
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How the choices compare. `same` of `rows` sets agree: of keys, one a layer, kv head and real token;
+    of experts, one a layer and real token. Where keys differ, `widest` is the largest distance in dt of
+    two that changed places, relative to their size: some 1e-7 is rounding."""
+
+    same: int = 0
+    rows: int = 0
+    widest: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """1 where there was nothing to choose."""
+        return self.same / self.rows if self.rows else 1.0
+
+
+def compare_selection(expected: Run, got: Run, tokens: Tokens, steps: tuple[int, ...]) -> Selection:
+    """The reference's sets of keys and experts against the candidate's."""
+    same, total, widest, at = 0, 0, 0.0, 0
+    for call, count in enumerate(steps):
+        real = tokens.real[:, at : at + count]
+        at += count
+        for mine, theirs, dt in zip(expected.keys[call], got.keys[call], expected.weights[call], strict=True):
+            # A sliding cache of the reference may have forgotten keys that neither side can see.
+            shared = min(mine.shape[-1], theirs.shape[-1])
+            equal = (mine[..., -shared:] == theirs[..., -shared:]).all(-1)
+            equal &= ~theirs[..., :-shared].any(-1) & ~mine[..., :-shared].any(-1)
+            rows = np.broadcast_to(real[:, None], equal.shape)
+            same, total = same + int(equal[rows].sum()), total + int(rows.sum())
+            for row, head, query in np.argwhere(~equal & rows):
+                changed = mine[row, head, query, -shared:] != theirs[row, head, query, -shared:]
+                sizes = dt[row, head, -shared:][changed]
+                widest = max(widest, float(np.ptp(sizes) / np.abs(sizes).max()) if len(sizes) else np.inf)
+        for experts, others in zip(expected.experts[call], got.experts[call], strict=True):
+            equal = (np.sort(experts, -1) == np.sort(others, -1)).all(-1)[real.reshape(-1)]
+            same, total = same + int(equal.sum()), total + equal.size
+    return Selection(same, total, widest)
+
+
+def compare_best(got: Run, best: BestTokens, schedule: Schedule) -> float:
+    """The largest difference between the best tokens of one graph and all logits of another, both of the
+    same model: of the tokens' logits, and of a token's logit to the best one. Relative to the best."""
+    last = np.cumsum([len(schedule.kept(count)) for count in schedule.steps]) - 1
+    logits = got.logits[:, last]
+    chosen = np.take_along_axis(logits, best.ids[..., None], -1)[..., 0]
+    highest = logits.max(-1)
+    gap = np.maximum(np.abs(chosen - best.logits), highest - chosen)
+    return float((gap / np.maximum(np.abs(highest), np.finfo(np.float32).tiny)).max())

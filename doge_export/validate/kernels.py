@@ -1,0 +1,79 @@
+"""A bundle as it is run: by the runtime's own session, on the native kernels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from doge_export.bundle import Bundle
+from doge_export.errors import DogeExportError
+from doge_export.plugins import plugin_library
+from doge_export.runtime import Session
+from doge_export.validate.reference import Run
+from doge_export.validate.schedules import Schedule, Tokens
+
+__all__ = ["BestTokens", "Kernels", "why_not"]
+
+
+@dataclass(frozen=True)
+class BestTokens:
+    """What the graph that gives tokens gave after every call of a schedule: ids int64 [batch, calls], and
+    their logits float32 [batch, calls]."""
+
+    ids: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+
+
+def why_not(bundle: Bundle) -> str | None:
+    """Why the kernels cannot be judged here; None if they can."""
+    try:
+        plugin_library()
+    except DogeExportError as error:
+        return f"the native kernels: {error.message[0].lower()}{error.message[1:].rstrip('.')}"
+    if bundle.manifest.cache.dtype == "bfloat16":
+        return "the native kernels in bfloat16: onnxruntime's CPU provider cannot run the nodes between them"
+    return None
+
+
+class Kernels:
+    """`model.onnx`, and `decode.onnx` where the bundle has it, with the native library.
+
+    Raises:
+        DogeExportError: onnxruntime refuses a graph or the library.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.session = Session.open(bundle)
+        self.session.load()
+
+    def run(self, schedule: Schedule, tokens: Tokens) -> Run:
+        """The schedule, from an empty cache. What was chosen stays in the kernels."""
+        cache, at, logits = self.session.new_cache(len(schedule.padding)), 0, []
+        for count in schedule.steps:
+            part = slice(at, at + count)
+            at += count
+            given, cache = self.session.step(
+                np.ascontiguousarray(tokens.input_ids[:, part]),
+                np.ascontiguousarray(tokens.attention_mask[:, :at]),
+                np.ascontiguousarray(tokens.position_ids[:, part]),
+                cache,
+            )
+            logits.append(given[:, schedule.kept(count)])
+        return Run(np.concatenate(logits, 1))
+
+    def best(self, schedule: Schedule, tokens: Tokens) -> BestTokens | None:
+        """The same schedule in the graph that gives tokens; None where the bundle has none."""
+        if not self.session.candidates:
+            return None
+        decoder, at = self.session.decoder(len(schedule.padding)), 0
+        ids, logits = [], []
+        for count in schedule.steps:
+            part = slice(at, at + count)
+            at += count
+            best, values = decoder.step(
+                tokens.input_ids[:, part], tokens.position_ids[:, part], tokens.attention_mask[:, part]
+            )
+            ids.append(best[:, 0].copy())
+            logits.append(values[:, 0].copy())
+        return BestTokens(np.stack(ids, 1), np.stack(logits, 1))
