@@ -221,7 +221,7 @@ def _decode(
 ) -> dict[str, Any]:
     interface = _interface(decode)
     cache = _cache(model, interface, "static", resolved)
-    return {"file": DECODE, "count": graph.count, **interface, "cache": cache, "call": _CALL["static"]}
+    return {"file": DECODE, "count": graph.count, **interface, "cache": cache, "call": _CALL["decode"]}
 
 
 def _interface(model: "ir.Model") -> dict[str, Any]:
@@ -259,11 +259,17 @@ _CALL = {
         "0. Feed each present.N back as past_key_values.N."
     ),
     "static": (
-        "Start with past_key_values of zeros, max_length slots each, or as many as wanted where there is no "
-        "max_length. cache_position [batch] is the slot of "
+        "Start with past_key_values of zeros, max_length slots each. cache_position [batch] is the slot of "
         "the first new token of each row; new tokens take the slots from there on. attention_mask "
         "[batch, slots] is 1 for every slot that holds a real token, the new ones included. "
         "position_ids = cumsum(mask) - 1 of the new tokens, at least 0. Feed each present.N back as "
         "past_key_values.N; both may be one buffer."
+    ),
+    "decode": (
+        "As with a static cache, but that key, value and dt of all layers are one tensor each, with the layer "
+        "as its first axis, of as many slots as wanted where there is no max_length. token_ids and "
+        "token_logits [batch, steps, count] are the best tokens, best first. With steps above 1 the graph "
+        "goes on alone: each step takes the best token of the one before, which has a slot and a position "
+        "more. All new tokens but the last are in the cache then. attention_mask must be 1 for their slots."
     ),
 }

@@ -11,17 +11,26 @@ from doge_export.model import DogeForExport
 from doge_export.ops import BodyOptions
 from doge_export.passes import (
     attach_bodies,
+    decode_tokens,
     in_place_cache,
     lower_embedding,
     lower_head,
     lower_layers,
+    lower_rope,
     pretranspose,
     quantize_weights,
     simplify,
     top_tokens,
 )
 from doge_export.targets import OPSETS, Target
-from doge_export.targets.lowered import DECODER_LAYER, LM_HEAD, TOKEN_EMBEDDING, TOP_TOKENS
+from doge_export.targets.lowered import (
+    DECODE_TOKENS,
+    DECODER_LAYER,
+    LM_HEAD,
+    ROTARY_ANGLES,
+    TOKEN_EMBEDDING,
+    TOP_TOKENS,
+)
 
 __all__ = ["GraphFile", "build_graph", "save_graph"]
 
@@ -78,11 +87,14 @@ def build_graph(
     attach_bodies(exported, options)
     if TOKEN_EMBEDDING in kernels:
         lower_embedding(exported)
+    if ROTARY_ANGLES in kernels:
+        lower_rope(exported, model.rotary_embedding.constants)
     if DECODER_LAYER in kernels:
         lower_layers(exported, config.hidden_act)
     if LM_HEAD in kernels:
         lower_head(exported)
-    count = min(_COUNT, config.vocab_size) if {LM_HEAD, TOP_TOKENS} <= kernels else None
+    decoding = {DECODE_TOKENS, DECODER_LAYER, LM_HEAD, ROTARY_ANGLES, TOP_TOKENS} <= kernels
+    count = min(_COUNT, config.vocab_size) if decoding else None
     return GraphFile(exported, options, count)
 
 
@@ -110,5 +122,6 @@ def save_graph(
     if not graph.options.static:
         in_place_cache(decode, replace(graph.options, static=True, opset=OPSETS["static"]))
     top_tokens(decode, graph.count)
+    decode_tokens(decode)
     ir.save(decode, folder / "decode.onnx")
     return decode

@@ -121,6 +121,27 @@ class RotaryEmbedding(torch.nn.Module):
             exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
             self.register_buffer("exponents", exponents, persistent=False)
 
+    @property
+    def constants(self) -> dict[str, float]:
+        """The numbers of the formula beside the frequencies, for a kernel that computes it: cos and sin are
+        multiplied with `scaling`; a call that reaches beyond `limit` positions (0: none can) has other
+        frequencies; the dynamic rope's are (theta * (factor * length / limit - offset)^power)^-e."""
+        kind, rope = self.rope_type, self.rope
+        constants = dict.fromkeys(("limit", "factor", "offset", "theta", "power"), 0.0)
+        if kind == "longrope":
+            constants["limit"] = rope["original_max_position_embeddings"]
+        elif kind == "dynamic":
+            factor, dim = rope["factor"], self.config.head_dim
+            constants |= {
+                "limit": self.config.max_position_embeddings,
+                "factor": factor,
+                "offset": factor - 1,
+            }
+            constants |= {"theta": rope["rope_theta"], "power": dim / (dim - 2)}
+        return {
+            name: float(value) for name, value in {**constants, "scaling": self.attention_scaling}.items()
+        }
+
     def _frequencies(self, position_ids: torch.Tensor) -> torch.Tensor:
         if self.rope_type not in ("dynamic", "longrope"):
             return self.inv_freq

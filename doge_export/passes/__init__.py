@@ -1,12 +1,14 @@
 """Graph passes, one a file; each takes an onnx_ir model, changes it in place and says nothing else."""
 
 from doge_export.passes.attach_bodies import attach_bodies
+from doge_export.passes.decode_tokens import decode_tokens
 from doge_export.passes.emulate_bfloat16 import emulate_bfloat16
 from doge_export.passes.expose_selection import expose_selection
 from doge_export.passes.in_place_cache import in_place_cache
 from doge_export.passes.lower_embedding import lower_embedding
 from doge_export.passes.lower_head import lower_head
 from doge_export.passes.lower_layers import lower_layers
+from doge_export.passes.lower_rope import lower_rope
 from doge_export.passes.pretranspose import pretranspose
 from doge_export.passes.quantize_weights import quantize_weights
 from doge_export.passes.simplify import simplify
@@ -14,12 +16,14 @@ from doge_export.passes.top_tokens import top_tokens
 
 __all__ = [
     "attach_bodies",
+    "decode_tokens",
     "emulate_bfloat16",
     "expose_selection",
     "in_place_cache",
     "lower_embedding",
     "lower_head",
     "lower_layers",
+    "lower_rope",
     "pretranspose",
     "quantize_weights",
     "simplify",

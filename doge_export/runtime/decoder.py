@@ -12,6 +12,7 @@ from doge_export.errors import DogeExportError
 from doge_export.runtime import tensors
 
 Ids = npt.NDArray[np.int64]
+Logits = npt.NDArray[np.float32]
 
 #: A cache without a fixed length starts with this many slots and doubles: a copy now and then.
 _SLOTS = 256
@@ -20,7 +21,7 @@ _SLOTS = 256
 class TokenDecoder:
     """One batch of rows on a loaded `decode.onnx`, from the first token on.
 
-    It needs the native kernels, which write the new slots of the cache and touch no others. A step of one
+    It needs the native kernels, which write the new slots of the cache and touch no others. A call with one
     token changes numbers in memory that is bound once, and runs. Not for two threads at once.
     """
 
@@ -29,9 +30,7 @@ class TokenDecoder:
         self._specs = {tensor.name: tensor for tensor in spec.inputs}
         self._cache: dict[str, npt.NDArray[Any]] = {}
         self._slots = 0
-        self._steady: Any = None
-        self._one: list[Ids] = []
-        self._best: tuple[Ids, npt.NDArray[np.float32]] = (np.empty(0, np.int64), np.empty(0, np.float32))
+        self._steady: dict[int, _Bound] = {}  # steps -> what is bound for a call with one token
         self._mask = np.empty((batch, 0), np.int64)
         self.length = 0
 
@@ -41,33 +40,36 @@ class TokenDecoder:
         return self._spec.cache.max_length
 
     def step(
-        self, input_ids: Ids, position_ids: Ids, real: Ids | None = None
-    ) -> tuple[Ids, npt.NDArray[np.float32]]:
-        """Run `input_ids` [batch, sequence] after what came before; `real` marks with 0 what is padding.
+        self, input_ids: Ids, position_ids: Ids, real: Ids | None = None, steps: int = 1
+    ) -> tuple[Ids, Logits]:
+        """Run `input_ids` [batch, sequence] after what came before; `real` marks with 0 what is padding. Then
+        go on alone, with the best token after the last, until there are `steps` new ones.
 
-        Returns: token ids [batch, count], best first and the lower id first among equals, and their logits.
-        Both are overwritten by the next step.
+        Returns: token ids [batch, steps, count], best first and the lower id first among equals, and their
+        logits. All but the last of the new tokens are in the cache. Both arrays are overwritten by a later
+        call.
 
         Raises:
             DogeExportError: the tokens do not fit in the cache.
         """
         sequence = input_ids.shape[1]
-        if self.length + sequence > self._slots:
-            self._grow(self.length + sequence)
+        needed = self.length + sequence + steps - 1
+        if needed > self._slots:
+            self._grow(needed)
         if real is not None:
             self._mask[:, self.length : self.length + sequence] = real
         if sequence != 1:
-            self._run(self._bind(input_ids, position_ids, np.full(self._batch, self.length, np.int64)))
+            bound = self._bind(sequence, steps)
+        elif steps in self._steady:
+            bound = self._steady[steps]
         else:
-            if self._steady is None:
-                shapes = ((self._batch, 1), (self._batch, 1), (self._batch,))
-                self._one = [np.empty(shape, np.int64) for shape in shapes]
-                self._steady = self._bind(*self._one)
-            ids, positions, slot = self._one
-            ids[:], positions[:], slot[:] = input_ids, position_ids, self.length
-            self._run(self._steady)
-        self.length += sequence
-        return self._best
+            bound = self._steady[steps] = self._bind(1, steps)
+        bound.ids[:], bound.positions[:] = input_ids, position_ids
+        bound.slot.fill(self.length)
+        with tensors.memory_errors():
+            self._graph.run_with_iobinding(bound.binding)
+        self.length = needed
+        return bound.tokens, bound.logits
 
     def _grow(self, needed: int) -> None:
         capacity = self.capacity
@@ -81,39 +83,44 @@ class TokenDecoder:
         )
         for name in self._spec.cache.inputs:
             spec = self._specs[name]
-            shape = [size if isinstance(size, int) else slots for size in spec.shape]
-            shape[0] = self._batch
-            grown = tensors.storage(spec.dtype, shape)
+            # Layers, batch, kv_heads, slots and, but for dt, head_dim.
+            shape = (spec.shape[0], self._batch, spec.shape[2], slots, *spec.shape[4:])
+            grown = tensors.storage(spec.dtype, [int(size) for size in shape])
             if name in self._cache:
-                grown[:, :, : self.length] = self._cache[name][:, :, : self.length]
+                grown[:, :, :, : self.length] = self._cache[name][:, :, :, : self.length]
             self._cache[name] = grown
         # A slot that is not written yet is beyond every query; it needs no 0.
         mask = np.ones((self._batch, slots), np.int64)
         mask[:, : self.length] = self._mask[:, : self.length]
-        self._mask, self._slots, self._steady = mask, slots, None
+        self._mask, self._slots = mask, slots
+        self._steady.clear()
 
-    def _bind(self, input_ids: Ids, position_ids: Ids, cache_position: Ids) -> Any:
-        binding = self._graph.io_binding()
-        numbers = {
-            "input_ids": np.ascontiguousarray(input_ids),
-            "position_ids": np.ascontiguousarray(position_ids),
-            "cache_position": cache_position,
-            "attention_mask": self._mask,
-        }
-        for name, array in numbers.items():
+    def _bind(self, sequence: int, steps: int) -> "_Bound":
+        binding, cache = self._graph.io_binding(), self._spec.cache
+        bound = _Bound(binding, self._batch, sequence, steps, self._spec.count)
+        for name, array in (
+            ("input_ids", bound.ids),
+            ("position_ids", bound.positions),
+            ("cache_position", bound.slot),
+            ("steps", bound.steps),
+            ("attention_mask", self._mask),
+        ):
             tensors.bind(binding.bind_input, name, "int64", array)
-        cache = self._spec.cache
         for name, output in zip(cache.inputs, cache.outputs, strict=True):
             dtype = self._specs[name].dtype
             tensors.bind(binding.bind_input, name, dtype, self._cache[name])
             tensors.bind(binding.bind_output, output, dtype, self._cache[name])
-        shape = (self._batch, self._spec.count)
-        self._best = np.empty(shape, np.int64), np.empty(shape, np.float32)
-        tensors.bind(binding.bind_output, "token_ids", "int64", self._best[0])
-        tensors.bind(binding.bind_output, "token_logits", "float32", self._best[1])
-        return binding, numbers, self._best  # what is bound must live as long
+        tensors.bind(binding.bind_output, "token_ids", "int64", bound.tokens)
+        tensors.bind(binding.bind_output, "token_logits", "float32", bound.logits)
+        return bound
 
-    def _run(self, bound: Any) -> None:
-        binding, _, self._best = bound
-        with tensors.memory_errors():
-            self._graph.run_with_iobinding(binding)
+
+class _Bound:
+    """An IOBinding, and the memory behind what is in it beside the cache."""
+
+    def __init__(self, binding: Any, batch: int, sequence: int, steps: int, count: int) -> None:
+        self.binding = binding
+        self.ids, self.positions = (np.empty((batch, sequence), np.int64) for _ in range(2))
+        self.slot, self.steps = np.empty(batch, np.int64), np.array(steps, np.int64)
+        self.tokens: Ids = np.empty((batch, steps, count), np.int64)
+        self.logits: Logits = np.empty((batch, steps, count), np.float32)

@@ -127,7 +127,7 @@ def stream(
     one = np.ones((rows, 1), np.int64)
     for count in range(1, limit + 1):
         started = time.perf_counter()
-        tokens = chooser.choose(input_ids, real, position_ids, seen)
+        tokens = chooser.choose(input_ids, real, position_ids, seen, limit - count + 1)
         seconds = time.perf_counter() - started
         if count == 1:
             statistics.prefill_tokens += sum(map(len, prompts))

@@ -1,7 +1,8 @@
 """The next token of each row: from all logits, or from the best tokens where those are enough."""
 
-__all__ = ["AllLogits", "BestTokens", "NextTokens", "next_tokens"]
+__all__ = ["AllLogits", "BestTokens", "GreedyTokens", "NextTokens", "next_tokens"]
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -14,6 +15,9 @@ from doge_export.runtime.session import Session
 
 Ids = npt.NDArray[np.int64]
 
+_MOST_STEPS = 16  # tokens of one call
+_PATIENCE = 0.01  # seconds that one call may take
+
 
 class NextTokens(Protocol):
     """One batch of rows, from the first token on."""
@@ -23,10 +27,10 @@ class NextTokens(Protocol):
         """The most positions the cache can hold; None where it grows."""
 
     def choose(
-        self, input_ids: Ids, real: Ids, position_ids: Ids, rows: Mapping[int, Sequence[int]]
+        self, input_ids: Ids, real: Ids, position_ids: Ids, rows: Mapping[int, Sequence[int]], left: int
     ) -> dict[int, int]:
         """Feed [batch, sequence] tokens (`real`: 0 marks padding) and choose what follows in each of `rows`
-        (row -> the ids before it)."""
+        (row -> the ids before it). At most `left` tokens a row are wanted yet, this one included."""
 
 
 class AllLogits:
@@ -45,7 +49,7 @@ class AllLogits:
         return logits
 
     def choose(
-        self, input_ids: Ids, real: Ids, position_ids: Ids, rows: Mapping[int, Sequence[int]]
+        self, input_ids: Ids, real: Ids, position_ids: Ids, rows: Mapping[int, Sequence[int]], left: int
     ) -> dict[int, int]:
         """See NextTokens."""
         logits = self.feed(input_ids, real, position_ids)
@@ -67,16 +71,16 @@ class BestTokens:
         self.capacity = self._decoder.capacity
 
     def choose(
-        self, input_ids: Ids, real: Ids, position_ids: Ids, rows: Mapping[int, Sequence[int]]
+        self, input_ids: Ids, real: Ids, position_ids: Ids, rows: Mapping[int, Sequence[int]], left: int
     ) -> dict[int, int]:
         """See NextTokens."""
         if self._other is not None:
-            return self._other.choose(input_ids, real, position_ids, rows)
+            return self._other.choose(input_ids, real, position_ids, rows, left)
         self._calls.append((input_ids, real, position_ids))
         token_ids, token_logits = self._decoder.step(input_ids, position_ids, real)
         tokens: dict[int, int] = {}
         for row in rows:
-            token = self._sampler.choose_among(row, token_ids[row], token_logits[row])
+            token = self._sampler.choose_among(row, token_ids[row, 0], token_logits[row, 0])
             if token is not None:
                 tokens[row] = token
         if len(tokens) < len(rows):
@@ -89,9 +93,37 @@ class BestTokens:
         return tokens
 
 
+class GreedyTokens:
+    """The best token each time, for one row: the kernels go on alone for several tokens. After each call of
+    the runtime, it and Python are read into the processor's caches again, and they are not small."""
+
+    def __init__(self, session: Session) -> None:
+        self._decoder = session.decoder(1)
+        self._made: list[int] = []  # the tokens after those that were given out, the last one first
+        self._seconds = float("inf")  # of the last token
+        self.capacity = self._decoder.capacity
+
+    def choose(
+        self, input_ids: Ids, real: Ids, position_ids: Ids, rows: Mapping[int, Sequence[int]], left: int
+    ) -> dict[int, int]:
+        """See NextTokens."""
+        if not self._made:
+            # No more than would keep a reader waiting; what a stop makes useless was soon made.
+            steps = max(1, min(left, _MOST_STEPS, int(_PATIENCE / self._seconds)))
+            steps = 1 << (steps.bit_length() - 1)  # few sizes: what is bound for one serves again
+            started = time.perf_counter()
+            token_ids, _ = self._decoder.step(input_ids, position_ids, real, steps)
+            if input_ids.shape[1] == 1:
+                self._seconds = (time.perf_counter() - started) / steps
+            self._made = token_ids[0, ::-1, 0].tolist()
+        return {0: self._made.pop()}
+
+
 def next_tokens(session: Session, options: GenerationOptions, batch: int) -> NextTokens:
     """The cheaper way that gives the same tokens. Loads the graph that it needs."""
     sampler = Sampler(options, batch)
+    if options.candidates == 1 and batch == 1 and session.candidates:
+        return GreedyTokens(session)
     if options.candidates is not None and options.candidates <= session.candidates:
         return BestTokens(session, sampler, batch)
     return AllLogits(session, sampler, batch)

@@ -23,6 +23,7 @@ from doge_export.runtime.graph import Graph, load_graph, session_options
 _TOKENS = ("token_ids", "token_logits")
 #: The operators that write a layer's cache; their kernels do it in place.
 _CACHE_WRITERS = ("DecoderLayer", "DynamicMaskAttention")
+_WHOLE_MODEL = "DecodeTokens"  # writes that of all layers
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Session:
         outputs = (*manifest.outputs, *(decode.outputs if decode else ()))
         needed = {"input_ids", "attention_mask", "position_ids", "logits", *manifest.cache.inputs}
         if decode:
-            needed |= {*_TOKENS, "cache_position", *decode.cache.inputs}
+            needed |= {*_TOKENS, "cache_position", "steps", *decode.cache.inputs}
         if missing := sorted(needed - {spec.name for spec in (*inputs, *outputs)}):
             raise DogeExportError(f"The graph has no {', '.join(missing)}.", "Export the model again.")
         for spec in (*inputs, *outputs):
@@ -158,7 +159,8 @@ class Session:
 
     def _writes_in_place(self, graph: Graph) -> bool:
         layers = self.bundle.manifest.cache.layers
-        return sum(graph.kernels.get(name, 0) for name in _CACHE_WRITERS) == layers
+        written = sum(graph.kernels.get(name, 0) for name in _CACHE_WRITERS)
+        return written == layers or graph.kernels.get(_WHOLE_MODEL, 0) == 1
 
     def _graph(self, tokens: bool) -> Graph:
         graph = self._loaded.get(tokens)

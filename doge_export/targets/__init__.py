@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 
 from doge_export.errors import DogeExportError
-from doge_export.targets.lowered import DECODER_LAYER, LM_HEAD, TOKEN_EMBEDDING, TOP_TOKENS
+from doge_export.targets.lowered import (
+    DECODE_TOKENS,
+    DECODER_LAYER,
+    LM_HEAD,
+    ROTARY_ANGLES,
+    TOKEN_EMBEDDING,
+    TOP_TOKENS,
+)
 
 __all__ = ["OPSETS", "TARGETS", "Target", "get_target"]
 
@@ -38,7 +45,9 @@ TARGETS: dict[str, Target] = {
             dtypes=("float32", "float16"),
             branches=True,
             float64=True,
-            kernels=frozenset({DECODER_LAYER, LM_HEAD, TOP_TOKENS, TOKEN_EMBEDDING}),
+            kernels=frozenset(
+                {DECODER_LAYER, DECODE_TOKENS, LM_HEAD, ROTARY_ANGLES, TOP_TOKENS, TOKEN_EMBEDDING}
+            ),
             precisions=("fp32", "int8", "int4", "int8-head4"),
         ),
         # TensorRT builds both branches of an If, and a top-k of the whole window fails in a short context.

@@ -9,27 +9,40 @@ Matrices are [outputs, inputs], as in the checkpoint.
 | operator | outputs | attributes beside `inputs` |
 |---|---|---|
 | DecoderLayer | hidden_states, present_key, present_value, present_dt if static | `LAYER_ATTRIBUTES` |
+| DecodeTokens | those of TopTokens, [batch, steps, count], and present_* | those of all others, layers |
 | LMHead | logits [batch, sequence, vocab] | epsilon |
 | TopTokens | of the last position: token_ids int64, token_logits float32 [batch, count] | epsilon, count |
+| RotaryAngles | cos, sin [batch, sequence, head_dim / 2] | limit, factor, offset, theta, power, scaling |
 | TokenEmbedding | hidden_states [batch, sequence, hidden] | |
 
 TopTokens has the inputs of LMHead and gives the best tokens first, ties by the lower id. TokenEmbedding
-stands for quantized tables only: a float table is read by a plain Gather.
+stands for quantized tables only: a float table is read by a plain Gather. What RotaryAngles computes is said
+at `doge_export.model.rope.RotaryEmbedding.constants`; it has one of `long_inv_freq` and `exponents` where the
+frequencies depend on the length. DecodeTokens is a whole model with a static cache, whose tensors have the
+layer as their first axis; a weight's role is `N.<role>` of layer N. It runs `steps` times: first with the
+tokens given, then with the best one of the step before.
 """
 
 __all__ = [
     "DECODER_LAYER",
+    "DECODE_CALL_ROLES",
+    "DECODE_TOKENS",
     "LAYER_ATTRIBUTES",
     "LAYER_ROLES",
     "LM_HEAD",
     "LM_HEAD_ROLES",
+    "ROTARY_ANGLES",
+    "ROTARY_ANGLES_ROLES",
+    "ROTARY_ATTRIBUTES",
     "TOKEN_EMBEDDING",
     "TOKEN_EMBEDDING_ROLES",
     "TOP_TOKENS",
 ]
 
 DECODER_LAYER = "DecoderLayer"
+DECODE_TOKENS = "DecodeTokens"
 LM_HEAD = "LMHead"
+ROTARY_ANGLES = "RotaryAngles"
 TOP_TOKENS = "TopTokens"
 TOKEN_EMBEDDING = "TokenEmbedding"
 
@@ -52,7 +65,16 @@ LAYER_ROLES: tuple[str, ...] = (
     *("down_embed", "down_embed.scale", "up_embed", "up_embed.scale"),
 )
 LM_HEAD_ROLES: tuple[str, ...] = ("hidden_states", "norm", "lm_head", "lm_head.scale")
+ROTARY_ANGLES_ROLES: tuple[str, ...] = ("position_ids", "inv_freq", "long_inv_freq", "exponents")
 TOKEN_EMBEDDING_ROLES: tuple[str, ...] = ("input_ids", "table", "table.scale")
+
+#: The first inputs of DecodeTokens; its weights follow.
+DECODE_CALL_ROLES: tuple[str, ...] = (
+    *("past_key", "past_value", "past_dt"),
+    *("input_ids", "position_ids", "attention_mask", "cache_position", "steps"),
+)
+
+ROTARY_ATTRIBUTES: tuple[str, ...] = ("limit", "factor", "offset", "theta", "power", "scaling")  # float
 
 #: `scale` is that of the scores, `epsilon` of all RMSNorms, `sliding_window` 0 where there is none,
 #: `activation` transformers' `hidden_act`; num_keys to norm_topk_prob are 0 where there are no experts.

@@ -74,6 +74,6 @@ class Kernels:
             best, values = decoder.step(
                 tokens.input_ids[:, part], tokens.position_ids[:, part], tokens.attention_mask[:, part]
             )
-            ids.append(best[:, 0].copy())
-            logits.append(values[:, 0].copy())
+            ids.append(best[:, 0, 0].copy())
+            logits.append(values[:, 0, 0].copy())
         return BestTokens(np.stack(ids, 1), np.stack(logits, 1))

@@ -11,6 +11,12 @@
 
 namespace doge {
 
+constexpr int64_t kSplit = 256;  // keys that one pass of the softmax takes
+constexpr int64_t kSingle = 4;   // sequences up to this are taken as decode steps
+
+// x as it is after a store in `dtype`.
+void round_to(Dtype dtype, int64_t n, float* x);
+
 // Weights as the loops want them.
 struct AttentionParts {
   AttentionConfig config;
@@ -22,11 +28,14 @@ struct AttentionParts {
 class AttentionJob {
  public:
   // query [batch * sequence, heads * head_dim], key and value [batch * sequence, kv_heads * head_dim] and
-  // output, as query: floats. The query is overwritten. Memory comes from the calling thread's scratch and
-  // lasts until its next job.
+  // output, as query: floats, which need not be there yet. The query is overwritten. Memory is `arena`'s.
   AttentionJob(const AttentionParts& parts, const AttentionIO& io, float* query, float* key, float* value,
-               float* output);
+               float* output, Arena& arena);
   void run(Team::Worker& worker) const;
+  // After `run` the outputs may be in parts yet: then they are what `merge_all` makes of them, which is so little
+  // that every worker may do it for itself, in memory of its own.
+  bool in_parts() const { return shared_step_ && splits_ > 1; }
+  void merge_all(float* output) const;
   // How many threads can be of use.
   size_t width() const;
 
@@ -37,6 +46,10 @@ class AttentionJob {
   void copy_past(int64_t chunk) const;
   void attend(Team::Worker& worker) const;
   void step(int64_t b, int64_t g) const;
+  void step_part(int64_t b, int64_t g, int64_t split) const;
+  void weigh_new(int64_t b, int64_t g) const;
+  void read_weights(int64_t b, int64_t g, int64_t first, int64_t end) const;
+  void append_key(int64_t b, int64_t g, int64_t s, const float* angles) const;
   void append(int64_t b, int64_t g, int64_t first, int64_t count) const;
   void weigh(int64_t b, int64_t first, int64_t count) const;
   void weigh_static(int64_t b) const;
@@ -45,11 +58,11 @@ class AttentionJob {
   void limit_sliding(int64_t b, int64_t g) const;
   void transpose_keys(int64_t b, int64_t g, int64_t block) const;
   void decode(int64_t b, int64_t g, int64_t split) const;
-  void merge(int64_t b, int64_t g) const;
+  void merge(int64_t b, int64_t g, float* output) const;
   void prefill(int64_t b, int64_t g, int64_t tile) const;
   void accumulate(int64_t b, int64_t g, int64_t rows, const int64_t* positions, const float* q, int64_t first,
                   int64_t count, float* best, float* sums, float* acc) const;
-  void finish(int64_t b, int64_t g, int64_t row, float best, float sum, float* acc) const;
+  void finish(int64_t b, int64_t g, int64_t row, float best, float sum, float* acc, float* output) const;
   void write_keep(int64_t b, int64_t g) const;
   const float* cached(const void* cache, int64_t b, int64_t g, int64_t first, int64_t count, float* room) const;
 
@@ -59,7 +72,8 @@ class AttentionJob {
   int64_t heads_, kv_heads_, d_, group_, length_, row_, window_;  // row_: keys of a row of present_*
   int64_t most_keys_;                                              // of any row of the batch
   int64_t splits_, tiles_, tile_rows_, blocks_;
-  bool single_, limited_, step_in_place_;
+  int64_t split_size_;
+  bool single_, limited_, step_in_place_, shared_step_;  // shared_step_: in place, and no key is left out
   float *query_, *key_, *value_, *output_;
   float* weights_;     // [batch, kv_heads, row_]: dt where visible, -inf where not
   float* thresholds_;  // [batch, kv_heads, sequence]

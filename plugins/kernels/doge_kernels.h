@@ -101,7 +101,7 @@ struct RoutingConfig {
 void expert_routing(const RoutingConfig& config, Dtype dtype, int64_t tokens, const void* router_logits,
                     int64_t* indices, void* weights, Threads& threads);
 
-// The operator doge::DecoderLayer: a whole layer. Weights are packed when it is made.
+// A whole layer. Its weights are packed when DecoderLayers is made.
 struct LayerWeights {
   Vector input_layernorm, post_attention_layernorm;   // [hidden]
   Vector input_residual, post_attention_residual;     // [hidden]
@@ -118,17 +118,18 @@ struct LayerConfig {
   float epsilon = 1e-6f;
 };
 
-class DecoderLayer {
+// The operators doge::DecoderLayer and doge::DecodeTokens: layers one after the other, of one shape.
+class DecoderLayers {
  public:
-  DecoderLayer(const LayerConfig& config, const LayerWeights& weights);
-  ~DecoderLayer();
+  DecoderLayers(const LayerConfig& config, const std::vector<LayerWeights>& weights);
+  ~DecoderLayers();
+  size_t count() const;
   int64_t hidden_size() const;
-  // hidden and output: [batch, sequence, hidden] of io.dtype.
-  void run(const AttentionIO& io, const void* hidden, void* output, Threads& threads) const;
-
-  struct Parts;  // its own affair
+  // hidden and output: [batch, sequence, hidden] of io's dtype. io: one a layer, alike but for the caches.
+  void run(const AttentionIO* io, const void* hidden, void* output, Threads& threads) const;
 
  private:
+  struct Parts;
   std::unique_ptr<Parts> parts_;
 };
 
@@ -157,6 +158,26 @@ class Head {
 // The operator doge::TokenEmbedding: rows of the table, dequantized. ids [tokens] -> output [tokens, k] of
 // `dtype`. Throws Error for an id outside the table.
 void token_embedding(const Matrix& table, Dtype dtype, int64_t tokens, const int64_t* ids, void* output);
+
+// The operator doge::RotaryAngles. cos and sin are multiplied with `scaling`. Where the largest position of a
+// call is `limit` or more (0: no limit) it has other frequencies: the long ones, or, where there are exponents e
+// instead, (theta * (factor * length / limit - offset)^power)^-e.
+struct RotaryConfig {
+  float limit = 0, factor = 0, offset = 0, theta = 0, power = 0, scaling = 1;
+};
+
+class RotaryAngles {
+ public:
+  // Each of the vectors [head_dim / 2], or empty.
+  RotaryAngles(const RotaryConfig& config, Vector frequencies, Vector long_frequencies, Vector exponents);
+  int64_t size() const { return static_cast<int64_t>(frequencies_.size()); }
+  // positions [tokens] -> cos and sin [tokens, head_dim / 2] of `dtype`. `tokens` are those of a whole call.
+  void run(Dtype dtype, int64_t tokens, const int64_t* positions, void* cos, void* sin) const;
+
+ private:
+  RotaryConfig config_;
+  Vector frequencies_, long_, exponents_;
+};
 
 // The instruction set that the kernels use on this processor: "avx512", "avx2" or "generic".
 const char* instruction_set();

@@ -1,18 +1,15 @@
-// A whole decoder layer as one operator: norms, projections, attention, feed-forward, experts, residuals.
+#include "layer.h"
+
 #include <algorithm>
 #include <cstring>
 
-#include "attention.h"
 #include "experts.h"
 #include "half.h"
-#include "packed.h"
-#include "team.h"
 
 namespace doge {
 namespace {
 
 constexpr int64_t kTileRows = 48;  // rows that meet a panel at once: they stay in the nearest cache
-constexpr int64_t kFew = 2;        // so few rows are prepared by every worker for itself
 constexpr int64_t kNormRows = 8;
 constexpr int64_t kExpertTokens = 4;
 
@@ -22,157 +19,49 @@ Scratch<float>& scratch(int which) {
   thread_local Scratch<float> memory[4];
   return memory[which];
 }
-enum { kShared, kOwnFloats, kOwnBytes, kTile };
-
-// The rows of one input as the matrices of a group want them: as floats, and quantized for each block size.
-struct Rows {
-  const float* floats = nullptr;
-  int64_t k = 0;
-  struct Digits {
-    int64_t block = 0;
-    uint8_t* bytes = nullptr;
-    size_t stride = 0;
-  } digits[4];
-  int kinds = 0;
-
-  // Finds the block sizes that the matrices need, and the bytes that a row of all of them takes.
-  size_t plan(std::initializer_list<const Packed*> matrices) {
-    size_t bytes = 0;
-    for (const Packed* m : matrices) {
-      if (m->empty()) continue;
-      k = m->k();
-      bool known = !m->quantized();
-      for (int i = 0; i < kinds; i++) known = known || digits[i].block == m->block();
-      if (known) continue;
-      if (kinds == 4) throw Error("A layer's matrices have more than four block sizes.");
-      digits[kinds].block = m->block();
-      digits[kinds].stride = quantized_bytes(k, m->block());
-      bytes += digits[kinds++].stride;
-    }
-    return bytes;
-  }
-  void place(uint8_t* memory, int64_t rows) {
-    for (int i = 0; i < kinds; i++) {
-      digits[i].bytes = memory;
-      memory += digits[i].stride * static_cast<size_t>(rows);
-    }
-  }
-  void quantize(int64_t row) const {
-    for (int i = 0; i < kinds; i++)
-      isa().quantize_row(floats + row * k, k, digits[i].block, digits[i].bytes + static_cast<size_t>(row) * digits[i].stride);
-  }
-  void multiply(const Packed& m, int64_t panel, int64_t first, int64_t rows, float* out, int64_t ldo) const {
-    if (!m.quantized()) {
-      m.multiply(panel, rows, floats + first * k, k, out, ldo);
-      return;
-    }
-    for (int i = 0; i < kinds; i++)
-      if (digits[i].block == m.block())
-        m.multiply(panel, rows, digits[i].bytes + static_cast<size_t>(first) * digits[i].stride,
-                   static_cast<int64_t>(digits[i].stride), out, ldo);
-  }
-};
-
-struct PackedLinear {
-  Packed weight;
-  Vector bias;
-  explicit PackedLinear(const Linear& linear) : weight(linear.weight), bias(linear.bias) {
-    if (!bias.empty() && bias.size() != static_cast<size_t>(weight.n()))
-      throw Error("A bias has another length than its matrix has outputs.");
-  }
-};
+enum { kOwnFloats, kOwnBytes, kOwnHeads, kTile };
 
 }  // namespace
 
-struct DecoderLayer::Parts {
-  LayerConfig config;
-  AttentionParts attention;
-  Vector input_norm, post_norm, input_residual, post_residual;
-  PackedLinear q, k, v, o, gate, up, down;
-  Packed router;
-  Matrix down_embed, up_embed;
-  int64_t hidden, inner;
-
-  Parts(const LayerConfig& c, const LayerWeights& w)
-      : config(c), attention(c.attention, w.attention), input_norm(w.input_layernorm),
-        post_norm(w.post_attention_layernorm), input_residual(w.input_residual),
-        post_residual(w.post_attention_residual), q(w.q_proj), k(w.k_proj), v(w.v_proj), o(w.o_proj), gate(w.gate_proj),
-        up(w.up_proj), down(w.down_proj), hidden(q.weight.k()), inner(gate.weight.n()) {
-    const int64_t width = c.attention.num_heads * c.attention.head_dim;
-    const int64_t kv_width = c.attention.num_kv_heads * c.attention.head_dim;
-    const auto shape = [](const Packed& m, int64_t n, int64_t k, const char* name) {
-      if (m.n() != n || m.k() != k)
-        throw Error(std::string(name) + " is [" + std::to_string(m.n()) + ", " + std::to_string(m.k()) +
-                    "], and the layer makes it [" + std::to_string(n) + ", " + std::to_string(k) + "].");
-    };
-    shape(q.weight, width, hidden, "q_proj");
-    shape(k.weight, kv_width, hidden, "k_proj");
-    shape(v.weight, kv_width, hidden, "v_proj");
-    shape(o.weight, hidden, width, "o_proj");
-    shape(gate.weight, inner, hidden, "gate_proj");
-    shape(up.weight, inner, hidden, "up_proj");
-    shape(down.weight, hidden, inner, "down_proj");
-    for (const Vector* vector : {&input_norm, &post_norm, &input_residual, &post_residual})
-      if (vector->size() != static_cast<size_t>(hidden)) throw Error("A norm or residual is not as long as hidden_size.");
-    if (c.routing.num_keys > 0) {
-      check(c.routing);
-      router = Packed(w.router_gate);
-      shape(router, 2 * c.routing.num_keys, hidden, "router_gate");
-      if (router.quantized()) throw Error("router_gate must not be quantized.");
-      down_embed = w.down_embed;
-      up_embed = w.up_embed;
-      for (const Matrix* table : {&down_embed, &up_embed}) {
-        check(*table);
-        if (table->k != hidden || table->n < c.routing.num_keys * c.routing.num_keys)
-          throw Error("An expert table is [" + std::to_string(table->n) + ", " + std::to_string(table->k) +
-                      "], too small for the product keys or not as wide as hidden_size.");
-      }
+LayerParts::LayerParts(const LayerConfig& c, const LayerWeights& w)
+    : config(c), attention(c.attention, w.attention), input_norm(w.input_layernorm),
+      post_norm(w.post_attention_layernorm), input_residual(w.input_residual),
+      post_residual(w.post_attention_residual), q(w.q_proj), k(w.k_proj), v(w.v_proj), o(w.o_proj), gate(w.gate_proj),
+      up(w.up_proj), down(w.down_proj), hidden(q.weight.k()), inner(gate.weight.n()) {
+  const int64_t width = c.attention.num_heads * c.attention.head_dim;
+  const int64_t kv_width = c.attention.num_kv_heads * c.attention.head_dim;
+  const auto shape = [](const Packed& m, int64_t n, int64_t k, const char* name) {
+    if (m.n() != n || m.k() != k)
+      throw Error(std::string(name) + " is [" + std::to_string(m.n()) + ", " + std::to_string(m.k()) +
+                  "], and the layer makes it [" + std::to_string(n) + ", " + std::to_string(k) + "].");
+  };
+  shape(q.weight, width, hidden, "q_proj");
+  shape(k.weight, kv_width, hidden, "k_proj");
+  shape(v.weight, kv_width, hidden, "v_proj");
+  shape(o.weight, hidden, width, "o_proj");
+  shape(gate.weight, inner, hidden, "gate_proj");
+  shape(up.weight, inner, hidden, "up_proj");
+  shape(down.weight, hidden, inner, "down_proj");
+  for (const Vector* vector : {&input_norm, &post_norm, &input_residual, &post_residual})
+    if (vector->size() != static_cast<size_t>(hidden)) throw Error("A norm or residual is not as long as hidden_size.");
+  if (c.routing.num_keys > 0) {
+    check(c.routing);
+    router = Packed(w.router_gate);
+    shape(router, 2 * c.routing.num_keys, hidden, "router_gate");
+    if (router.quantized()) throw Error("router_gate must not be quantized.");
+    down_embed = w.down_embed;
+    up_embed = w.up_embed;
+    for (const Matrix* table : {&down_embed, &up_embed}) {
+      check(*table);
+      if (table->k != hidden || table->n < c.routing.num_keys * c.routing.num_keys)
+        throw Error("An expert table is [" + std::to_string(table->n) + ", " + std::to_string(table->k) +
+                    "], too small for the product keys or not as wide as hidden_size.");
     }
   }
-};
+}
 
-namespace {
-
-// One call of a layer. Memory: the calling thread's scratch.
-class LayerJob {
- public:
-  LayerJob(const DecoderLayer::Parts& parts, const AttentionIO& io, const void* hidden, void* output);
-  void run(Team::Worker& worker);
-  size_t width() const { return static_cast<size_t>(std::max<int64_t>(ceil_div(p_.inner, kPanel), job_->width())); }
-  ~LayerJob() { job_->~AttentionJob(); }
-
- private:
-  // All rows, normalised (where there is a norm) and quantized; a few rows by every worker, in memory of its own.
-  Rows prepare(Team::Worker& worker, const Rows& planned, const float* from, const float* norm, float* normed);
-  // tile(panel, first, count, out) for every tile of rows of every panel.
-  template <class F>
-  void tiles(Team::Worker& worker, int64_t panels, F&& tile) const {
-    const int64_t parts = ceil_div(rows_, kTileRows);
-    worker.phase(panels * parts, [&](int64_t c) {
-      const int64_t first = c % parts * kTileRows;
-      tile(c / parts, first, std::min(kTileRows, rows_ - first));
-    });
-  }
-  void write(const PackedLinear& linear, const Rows& x, int64_t panel, int64_t first, int64_t count, float* to) const;
-  void add(const PackedLinear& linear, const Rows& x, int64_t panel, int64_t first, int64_t count, const float* before,
-           const Vector& residual, float* to, bool experts) const;
-  void gate_up(const Rows& x, int64_t panel, int64_t first, int64_t count) const;
-  void experts(const float* x, int64_t token, int64_t first, int64_t count) const;
-
-  const DecoderLayer::Parts& p_;
-  int64_t rows_, width_, kv_width_, keys_ = 0, chosen_ = 0;
-  Dtype dtype_;
-  const float* hidden_;
-  void* out_;
-  float *normed_, *q_, *k_, *v_, *attended_, *middle_, *inner_, *logits_, *result_, *mixing_;
-  int64_t* indices_;
-  Rows input_, attention_, post_, down_;
-  alignas(AttentionJob) unsigned char room_[sizeof(AttentionJob)];
-  AttentionJob* job_ = nullptr;
-};
-
-LayerJob::LayerJob(const DecoderLayer::Parts& parts, const AttentionIO& io, const void* hidden, void* output)
-    : p_(parts), rows_(io.batch * io.sequence), dtype_(io.dtype), out_(output) {
+LayerJob::LayerJob(const LayerParts& parts, const AttentionIO& io, const void* hidden, void* output, Arena& arena)
+    : p_(parts), rows_(io.batch * io.sequence), dtype_(io.dtype), in_(hidden), out_(output) {
   const AttentionConfig& a = p_.config.attention;
   width_ = a.num_heads * a.head_dim;
   kv_width_ = a.num_kv_heads * a.head_dim;
@@ -180,45 +69,73 @@ LayerJob::LayerJob(const DecoderLayer::Parts& parts, const AttentionIO& io, cons
     keys_ = p_.config.routing.num_keys;
     chosen_ = p_.config.routing.num_experts_per_tok;
   }
-  // Quantized rows are planned in bytes, everything else in floats.
   const size_t input = input_.plan({&p_.q.weight, &p_.k.weight, &p_.v.weight});
   const size_t attention = attention_.plan({&p_.o.weight});
   const size_t post = post_.plan({&p_.gate.weight, &p_.up.weight, &p_.router});
   const size_t down = down_.plan({&p_.down.weight});
-  const auto rows = static_cast<size_t>(rows_);
-  const size_t digits = rows_ > kFew ? std::max(std::max(input, attention), std::max(post, down)) * rows / 4 : 0;  // in floats; rows of digits are multiples of 64 bytes
-  const int64_t floats = 4 * p_.hidden + 2 * width_ + 2 * kv_width_ + p_.inner + 2 * keys_ + 3 * chosen_;
-  float* memory = scratch(kShared).get(static_cast<size_t>(floats * rows_) + digits + 64);
-  auto take = [&](int64_t per_row) {
-    float* start = memory;
-    memory += per_row * rows_;
-    return start;
-  };
-  uint8_t* bytes = reinterpret_cast<uint8_t*>(memory);
-  memory += digits;
-  // One kind of digits at a time is alive, so they share the memory.
-  for (Rows* each : {&input_, &attention_, &post_, &down_})
-    if (rows_ > kFew) each->place(bytes, rows_);
-  indices_ = reinterpret_cast<int64_t*>(take(2 * chosen_));
-  mixing_ = take(chosen_);
-  normed_ = take(p_.hidden);
-  float* wide = take(p_.hidden);
-  middle_ = take(p_.hidden);
-  result_ = take(p_.hidden);
-  q_ = take(width_);
-  attended_ = take(width_);
-  k_ = take(kv_width_);
-  v_ = take(kv_width_);
-  inner_ = take(p_.inner);
-  logits_ = take(2 * keys_);
-  if (dtype_ == Dtype::float32) {
-    hidden_ = static_cast<const float*>(hidden);
-    result_ = static_cast<float*>(output);
-  } else {
-    read_floats(dtype_, hidden, 0, rows_ * p_.hidden, wide);
-    hidden_ = wide;
+  if (rows_ > kFew) {  // one kind of digits at a time is alive, so they share the memory
+    const size_t bytes = std::max(std::max(input, attention), std::max(post, down)) * static_cast<size_t>(rows_);
+    auto* digits = reinterpret_cast<uint8_t*>(arena.take(static_cast<int64_t>(bytes / 4)));
+    for (Rows* each : {&input_, &attention_, &post_, &down_}) each->place(digits, rows_);
   }
-  job_ = new (room_) AttentionJob(p_.attention, io, q_, k_, v_, attended_);
+  indices_ = reinterpret_cast<int64_t*>(arena.take(2 * chosen_ * rows_));
+  mixing_ = arena.take(chosen_ * rows_);
+  normed_ = arena.take(p_.hidden * rows_);
+  middle_ = arena.take(p_.hidden * rows_);
+  q_ = arena.take(width_ * rows_);
+  attended_ = arena.take(width_ * rows_);
+  k_ = arena.take(kv_width_ * rows_);
+  v_ = arena.take(kv_width_ * rows_);
+  inner_ = arena.take(p_.inner * rows_);
+  logits_ = arena.take(2 * keys_ * rows_);
+  const bool direct = dtype_ == Dtype::float32;
+  wide_ = direct ? nullptr : arena.take(p_.hidden * rows_);
+  hidden_ = direct ? static_cast<const float*>(in_) : wide_;
+  result_ = direct ? static_cast<float*>(out_) : arena.take(p_.hidden * rows_);
+  job_ = std::make_unique<AttentionJob>(p_.attention, io, q_, k_, v_, attended_, arena);
+}
+
+size_t LayerJob::width() const {
+  return static_cast<size_t>(std::max<int64_t>(p_.gate.weight.panels(), static_cast<int64_t>(job_->width())));
+}
+
+// The order of panels here is that of the phases in `run`.
+void LayerJob::announce(const LayerParts& p, const Team::Worker& worker, Ahead* ahead) {
+  const auto share = [&](std::initializer_list<const Packed*> matrices) {
+    int64_t panels = 0;
+    for (const Packed* m : matrices) panels += m->panels();
+    int64_t before = 0;
+    for (const Packed* m : matrices) {
+      const int64_t first = std::max(worker.first(panels), before) - before;
+      const int64_t end = std::min(worker.end(panels), before + m->panels()) - before;
+      for (int64_t panel = first; panel < end; panel++) m->announce(panel, ahead);
+      before += m->panels();
+    }
+    ahead->mark();
+  };
+  share({&p.q.weight, &p.k.weight, &p.v.weight});
+  share({&p.o.weight});
+  const int64_t gates = p.gate.weight.panels(), all = gates + p.router.panels();
+  for (int64_t panel = worker.first(all); panel < worker.end(all); panel++) {
+    if (panel >= gates) {
+      p.router.announce(panel - gates, ahead);
+      continue;
+    }
+    p.gate.weight.announce(panel, ahead);
+    p.up.weight.announce(panel, ahead);
+  }
+  ahead->mark();
+  share({&p.down.weight});
+}
+
+template <class F>
+void LayerJob::tiles(Team::Worker& worker, size_t mark, int64_t panels, F&& tile) const {
+  const int64_t parts = ceil_div(rows_, kTileRows);
+  if (worker.ahead) worker.ahead->reached(first_mark + mark);
+  worker.phase(panels * parts, [&](int64_t c) {
+    const int64_t first = c % parts * kTileRows;
+    tile(c / parts, first, std::min(kTileRows, rows_ - first));
+  });
 }
 
 Rows LayerJob::prepare(Team::Worker& worker, const Rows& planned, const float* from, const float* norm, float* normed) {
@@ -305,9 +222,11 @@ void LayerJob::experts(const float* x, int64_t token, int64_t first, int64_t cou
 }
 
 void LayerJob::run(Team::Worker& worker) {
+  if (dtype_ != Dtype::float32)
+    worker.phase(1, [&](int64_t) { read_floats(dtype_, in_, 0, rows_ * p_.hidden, wide_); });
   const Rows x = prepare(worker, input_, hidden_, p_.input_norm.data(), normed_);
   const int64_t q_panels = p_.q.weight.panels(), kv_panels = p_.k.weight.panels();
-  tiles(worker, q_panels + 2 * kv_panels, [&](int64_t panel, int64_t first, int64_t count) {
+  tiles(worker, 0, q_panels + 2 * kv_panels, [&](int64_t panel, int64_t first, int64_t count) {
     if (panel < q_panels)
       write(p_.q, x, panel, first, count, q_);
     else if (panel < q_panels + kv_panels)
@@ -316,13 +235,19 @@ void LayerJob::run(Team::Worker& worker) {
       write(p_.v, x, panel - q_panels - kv_panels, first, count, v_);
   });
   job_->run(worker);
-  const Rows attended = prepare(worker, attention_, attended_, nullptr, nullptr);
-  tiles(worker, p_.o.weight.panels(), [&](int64_t panel, int64_t first, int64_t count) {
+  const float* heads = attended_;
+  if (job_->in_parts()) {
+    float* own = scratch(kOwnHeads).get(static_cast<size_t>(width_ * rows_));
+    job_->merge_all(own);
+    heads = own;
+  }
+  const Rows attended = prepare(worker, attention_, heads, nullptr, nullptr);
+  tiles(worker, 1, p_.o.weight.panels(), [&](int64_t panel, int64_t first, int64_t count) {
     add(p_.o, attended, panel, first, count, hidden_, p_.input_residual, middle_, false);
   });
   const Rows y = prepare(worker, post_, middle_, p_.post_norm.data(), normed_);
   const int64_t gates = p_.gate.weight.panels();
-  tiles(worker, gates + (keys_ ? p_.router.panels() : 0), [&](int64_t panel, int64_t first, int64_t count) {
+  tiles(worker, 2, gates + (keys_ ? p_.router.panels() : 0), [&](int64_t panel, int64_t first, int64_t count) {
     if (panel < gates) {
       gate_up(y, panel, first, count);
       return;
@@ -354,25 +279,11 @@ void LayerJob::run(Team::Worker& worker) {
     }
   }
   const Rows inner = prepare(worker, down_, inner_, nullptr, nullptr);
-  tiles(worker, p_.down.weight.panels(), [&](int64_t panel, int64_t first, int64_t count) {
+  tiles(worker, 3, p_.down.weight.panels(), [&](int64_t panel, int64_t first, int64_t count) {
     add(p_.down, inner, panel, first, count, middle_, p_.post_residual, result_, keys_ > 0);
   });
   if (dtype_ != Dtype::float32)
     worker.phase(1, [&](int64_t) { write_floats(dtype_, result_, rows_ * p_.hidden, out_, 0); });
-}
-
-}  // namespace
-
-DecoderLayer::DecoderLayer(const LayerConfig& config, const LayerWeights& weights)
-    : parts_(std::make_unique<Parts>(config, weights)) {}
-DecoderLayer::~DecoderLayer() = default;
-int64_t DecoderLayer::hidden_size() const { return parts_->hidden; }
-
-void DecoderLayer::run(const AttentionIO& io, const void* hidden, void* output, Threads& threads) const {
-  if (io.batch * io.sequence == 0) return;
-  LayerJob job(*parts_, io, hidden, output);
-  auto body = [&](Team::Worker& worker) { job.run(worker); };
-  Team::run(threads, job.width(), body);
 }
 
 }  // namespace doge

@@ -1,21 +1,11 @@
 #include "packed.h"
 
-#include <cstdlib>
 #include <cstring>
-#include <new>
-#include <utility>
 
 #include "half.h"
-#include "team.h"
+#include "memory.h"
 
 namespace doge {
-
-void* aligned_memory(size_t bytes) {
-  void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-void free_aligned(void* memory) { std::free(memory); }
 
 void check(const Matrix& m) {
   if (m.n <= 0 || m.k <= 0 || m.data == nullptr) throw Error("A weight matrix is empty.");
@@ -69,11 +59,13 @@ Packed::Packed(const Matrix& m) : dtype_(m.dtype), n_(m.n), k_(m.k) {
   const auto k = static_cast<size_t>(k_), outputs = static_cast<size_t>(kPanel);
   panel_bytes_ = dtype_ == Dtype::int4 ? k * outputs / 2 : k * outputs * (dtype_ == Dtype::float32 ? 4 : quantized ? 1 : 2);
   const auto count = static_cast<size_t>(panels());
-  data_ = static_cast<uint8_t*>(aligned_memory(panel_bytes_ * count));
+  memory_ = weight_memory(panel_bytes_ * count);
+  data_ = memory_.get();
   std::memset(data_, 0, panel_bytes_ * count);
   if (quantized) {
     scale_count_ = static_cast<size_t>(k_ / block_) * outputs;
-    scales_ = static_cast<uint16_t*>(aligned_memory(scale_count_ * count * 2));
+    scale_memory_ = weight_memory(scale_count_ * count * 2);
+    scales_ = reinterpret_cast<uint16_t*>(scale_memory_.get());
     std::memset(scales_, 0, scale_count_ * count * 2);
   }
   for (int64_t row = 0; row < n_; row++) {
@@ -113,25 +105,6 @@ Packed::Packed(const Matrix& m) : dtype_(m.dtype), n_(m.n), k_(m.k) {
   }
 }
 
-Packed::Packed(Packed&& other) noexcept { *this = std::move(other); }
-
-Packed& Packed::operator=(Packed&& other) noexcept {
-  std::swap(dtype_, other.dtype_);
-  std::swap(n_, other.n_);
-  std::swap(k_, other.k_);
-  std::swap(block_, other.block_);
-  std::swap(panel_bytes_, other.panel_bytes_);
-  std::swap(scale_count_, other.scale_count_);
-  std::swap(data_, other.data_);
-  std::swap(scales_, other.scales_);
-  return *this;
-}
-
-Packed::~Packed() {
-  if (data_) free_aligned(data_);
-  if (scales_) free_aligned(scales_);
-}
-
 void Packed::multiply(int64_t p, int64_t rows, const void* x, int64_t ldx, float* out, int64_t ldo) const {
   const Isa& loops = isa();
   const uint8_t* panel = data_ + static_cast<size_t>(p) * panel_bytes_;
@@ -149,6 +122,11 @@ void Packed::multiply(int64_t p, int64_t rows, const void* x, int64_t ldx, float
     default:
       loops.gemm_f32(rows, k_, static_cast<const float*>(x), ldx, reinterpret_cast<const float*>(panel), kPanel, out, ldo);
   }
+}
+
+void Packed::announce(int64_t p, Ahead* ahead) const {
+  if (quantized()) ahead->add(scales_ + static_cast<size_t>(p) * scale_count_, scale_count_ * 2);
+  ahead->add(data_ + static_cast<size_t>(p) * panel_bytes_, panel_bytes_);
 }
 
 }  // namespace doge

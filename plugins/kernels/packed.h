@@ -1,6 +1,9 @@
 // A weight matrix in panels, and the product of many rows with it.
 #pragma once
 
+#include <memory>
+
+#include "ahead.h"
 #include "doge_kernels.h"
 #include "isa.h"
 
@@ -10,9 +13,6 @@ class Packed {
  public:
   Packed() = default;
   explicit Packed(const Matrix& matrix);  // throws Error for a shape or dtype it cannot hold
-  Packed(Packed&& other) noexcept;
-  Packed& operator=(Packed&& other) noexcept;
-  ~Packed();
 
   int64_t n() const { return n_; }
   int64_t k() const { return k_; }
@@ -26,10 +26,14 @@ class Packed {
   // of quantize_row `ldx` bytes apart. Outputs beyond n are 0.
   void multiply(int64_t p, int64_t rows, const void* x, int64_t ldx, float* out, int64_t ldo) const;
 
+  // Panel p is read next.
+  void announce(int64_t p, Ahead* ahead) const;
+
  private:
   Dtype dtype_ = Dtype::none;
   int64_t n_ = 0, k_ = 0, block_ = 0;
   size_t panel_bytes_ = 0, scale_count_ = 0;  // of one panel
+  std::shared_ptr<uint8_t> memory_, scale_memory_;
   uint8_t* data_ = nullptr;
   uint16_t* scales_ = nullptr;
 };

@@ -11,19 +11,27 @@
 #include <cstdint>
 #include <memory>
 #include <thread>
+#include <vector>
 
+#include "ahead.h"
 #include "doge_kernels.h"
+#include "memory.h"
 
 namespace doge {
 
 class Team {
  public:
-  static constexpr size_t kPhases = 24, kWorkers = 64;
+  static constexpr size_t kPhases = 24, kWorkers = 64;  // the most phases of one layer or of a head
 
   // One thread's way through the phases.
   class Worker {
    public:
     Worker(Team& team, size_t index) : team_(team), index_(static_cast<int64_t>(index)) {}
+    // The chunks that are this worker's before it helps the others: [first, end) of `chunks`.
+    int64_t first(int64_t chunks) const { return chunks * index_ / team_.width_; }
+    int64_t end(int64_t chunks) const { return chunks * (index_ + 1) / team_.width_; }
+    int64_t width() const { return team_.width_; }
+    Ahead* ahead = nullptr;  // what to fetch while waiting
     template <class F>
     void phase(int64_t chunks, F&& chunk) {
       const int64_t width = team_.width_;
@@ -43,6 +51,7 @@ class Team {
       for (int64_t owner = 0; owner < width; owner++) {
         const int64_t size = chunks * (owner + 1) / width - chunks * owner / width;
         for (int spins = 0; shares[owner].done.load(std::memory_order_acquire) < size; spins++) {
+          if (ahead != nullptr && ahead->step()) continue;
           if (spins < 20000)
             relax();
           else
@@ -62,14 +71,14 @@ class Team {
     int64_t next_ = 0;
   };
 
-  // Runs body(worker) on up to `most` threads.
+  // Runs body(worker), of at most `phases` phases, on up to `most` threads.
   template <class Body>
-  static void run(Threads& threads, size_t most, Body& body) {
+  static void run(Threads& threads, size_t most, Body& body, size_t phases = kPhases) {
     const size_t count = std::max<size_t>(1, std::min({threads.count(), most, kWorkers}));
     struct Job {
       Team team;
       Body& body;
-    } job{Team(count), body};
+    } job{Team(count, phases), body};
     const auto task = [](void* argument, size_t index) {
       Job& own = *static_cast<Job*>(argument);
       Worker worker(own.team, index);
@@ -85,15 +94,16 @@ class Team {
   struct alignas(64) Share {  // a line of its own: others only look at it
     std::atomic<int64_t> taken{0}, done{0};
   };
-  explicit Team(size_t width) : width_(static_cast<int64_t>(width)) {
+  Team(size_t width, size_t phases) : width_(static_cast<int64_t>(width)) {
     thread_local std::unique_ptr<Share[]> memory;
     thread_local size_t size = 0;
-    if (size < kPhases * width) {
-      memory.reset(new Share[kPhases * width]);
-      size = kPhases * width;
+    const size_t needed = phases * width;
+    if (size < needed) {
+      memory.reset(new Share[needed]);
+      size = needed;
     }
     shares_ = memory.get();
-    for (size_t i = 0; i < kPhases * width; i++) {
+    for (size_t i = 0; i < needed; i++) {
       shares_[i].taken.store(0, std::memory_order_relaxed);
       shares_[i].done.store(0, std::memory_order_relaxed);
     }
@@ -101,41 +111,5 @@ class Team {
   int64_t width_;
   Share* shares_ = nullptr;
 };
-
-// Memory of one thread that lasts from call to call: `get` gives `n` elements, contents undefined.
-template <class T>
-class Scratch {
- public:
-  Scratch() = default;
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { free_memory(); }
-  T* get(size_t n);
-
- private:
-  void free_memory();
-  T* data_ = nullptr;
-  size_t size_ = 0;
-};
-
-void* aligned_memory(size_t bytes);  // 64 bytes aligned; throws std::bad_alloc
-void free_aligned(void* memory);
-
-template <class T>
-T* Scratch<T>::get(size_t n) {
-  constexpr size_t kKeep = 1 << 22;  // a long prefill's memory is not kept for ever
-  if (n > size_ || (size_ > kKeep && n < size_ / 4)) {
-    free_memory();
-    data_ = static_cast<T*>(aligned_memory((n + 64) * sizeof(T)));
-    size_ = n;
-  }
-  return data_;
-}
-template <class T>
-void Scratch<T>::free_memory() {
-  if (data_) free_aligned(data_);
-  data_ = nullptr;
-  size_ = 0;
-}
 
 }  // namespace doge

@@ -14,9 +14,9 @@ constexpr ElementType kElements[] = {kFloat, kFloat16, kBfloat16};
 
 // Every operator for every element type. Sessions point into it, so it lives as long as the library.
 const std::vector<Op>& operators() {
-  static const std::vector<OpType> types = {decoder_layer(),   lm_head(),
-                                            top_tokens(),      token_embedding(),
-                                            dynamic_mask_attention(), expert_routing()};
+  static const std::vector<OpType> types = {decoder_layer(), decode_tokens(),   lm_head(),
+                                            top_tokens(),    token_embedding(), dynamic_mask_attention(),
+                                            expert_routing(), rotary_angles()};
   static const std::vector<Op> all = [] {
     std::vector<Op> ops;
     ops.reserve(types.size() * std::size(kElements));  // the runtime keeps their addresses

@@ -36,7 +36,7 @@ size_t processors() {
 Node::Node(const Runtime& runtime, const KernelInfo* info, ElementType element)
     : runtime_(runtime), api_(*runtime.api), info_(info), element_(element) {}
 
-void Node::read_roles(std::initializer_list<const char*> known) {
+void Node::read_roles(const std::vector<std::string>& known) {
   const std::string list = text("inputs");
   for (size_t start = 0; start <= list.size();) {
     const size_t end = std::min(list.find(',', start), list.size());

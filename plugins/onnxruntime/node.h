@@ -15,7 +15,7 @@ class Node {
 
   // Reads the attribute `inputs` of a node with variadic inputs: the roles, comma separated.
   // Throws Error where they are not as many as the inputs, occur twice, or are not in `known`.
-  void read_roles(std::initializer_list<const char*> known);
+  void read_roles(const std::vector<std::string>& known);
 
   ElementType element() const { return element_; }  // of the graph's floating point tensors
   size_t output_count() const;

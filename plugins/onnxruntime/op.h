@@ -51,9 +51,11 @@ struct OpType {
 
 // The operators of the domain `doge`, one file each.
 OpType decoder_layer();
+OpType decode_tokens();
 OpType lm_head();
 OpType top_tokens();
 OpType token_embedding();
+OpType rotary_angles();
 OpType dynamic_mask_attention();
 OpType expert_routing();
 

@@ -1,6 +1,8 @@
 // Whole layers, dense and with experts, of every kind of weight, against the oracle put together.
 #include "oracle.h"
 
+#include <memory>
+
 #include "../kernels/experts.h"
 
 using namespace oracle;
@@ -57,7 +59,7 @@ void run(const Case& c, size_t threads, double limit) {
     w.up_embed = up_embed.matrix;
     config.routing = {c.keys, c.chosen, c.per_token, c.norm};
   }
-  const doge::DecoderLayer layer(config, w);
+  const doge::DecoderLayers layer(config, {w});
   AttentionCase attention_case{config.attention, w.attention};
   Cache cache;
   cache.keys.resize(static_cast<size_t>(c.batch * G));
@@ -89,9 +91,9 @@ void run(const Case& c, size_t threads, double limit) {
     io.past_value = values.data();
     io.present_key = present_keys.data();
     io.present_value = present_values.data();
-    layer.run(io, x.data(), got.data(), pool);
+    layer.run(&io, x.data(), got.data(), pool);
     Pool other(threads == 1 ? 4 : 1);
-    layer.run(io, x.data(), again.data(), other);
+    layer.run(&io, x.data(), again.data(), other);
     expect(got == again, "the result depends on the number of threads");
 
     Doubles h = wide(x);
@@ -133,6 +135,101 @@ void run(const Case& c, size_t threads, double limit) {
   }
 }
 
+// Layers at once against the same layers one by one, on a cache in place: the same bits.
+void several(Dtype dtype, int64_t block, size_t threads) {
+  constexpr int64_t hidden = 128, inner = 192, heads = 4, kv_heads = 2, d = 32, slots = 90, layers = 3;
+  Random random(11);
+  std::vector<std::unique_ptr<OwnMatrix>> own;
+  const auto draw = [&](int64_t n, int64_t k) {
+    own.push_back(std::make_unique<OwnMatrix>());
+    own.back()->draw(random, dtype, n, k, block);
+    return own.back()->matrix;
+  };
+  doge::LayerConfig config;
+  config.attention = {heads, kv_heads, d, 60, 0, 1 / std::sqrt(static_cast<float>(d)), 1e-6f};
+  std::vector<doge::LayerWeights> weights(layers);
+  std::vector<std::unique_ptr<doge::DecoderLayers>> single;
+  for (doge::LayerWeights& w : weights) {
+    w.q_proj.weight = draw(heads * d, hidden);
+    w.k_proj.weight = draw(kv_heads * d, hidden);
+    w.v_proj.weight = draw(kv_heads * d, hidden);
+    w.o_proj.weight = draw(hidden, heads * d);
+    w.gate_proj.weight = draw(inner, hidden);
+    w.up_proj.weight = draw(inner, hidden);
+    w.down_proj.weight = draw(hidden, inner);
+    w.input_layernorm = random.normal(hidden);
+    w.post_attention_layernorm = random.normal(hidden);
+    w.input_residual = random.normal(hidden);
+    w.post_attention_residual = random.normal(hidden);
+    w.attention = {random.normal(d), random.normal(d), random.normal(kv_heads * kv_heads * d, 0.02f), random.normal(kv_heads),
+                   random.normal(kv_heads, 0.5f)};
+    single.push_back(std::make_unique<doge::DecoderLayers>(config, std::vector<doge::LayerWeights>{w}));
+  }
+  const doge::DecoderLayers all(config, weights);
+  expect(all.count() == layers, "all layers are there");
+  const size_t keys = kv_heads * slots * d;
+  std::vector<Floats> cache(2 * 3 * layers);
+  for (size_t i = 0; i < cache.size(); i++) cache[i].assign(i % 3 == 2 ? kv_heads * slots : keys, 0.0f);
+  const std::vector<int64_t> mask(slots, 1);
+  Pool pool(threads);
+  int64_t at = 0;
+  for (int64_t n : {5, 1, 1, 2, 40, 1, 1, 13, 1, 1}) {  // the last ones with a window that is full
+    const Floats x = random.normal(n * hidden), cos = random.normal(n * d / 2), sin = random.normal(n * d / 2);
+    std::vector<doge::AttentionIO> io(2 * layers);
+    for (size_t i = 0; i < io.size(); i++) {
+      io[i].batch = 1;
+      io[i].sequence = n;
+      io[i].past = slots;
+      io[i].mask = mask.data();
+      io[i].cos = cos.data();
+      io[i].sin = sin.data();
+      io[i].past_key = io[i].present_key = cache[3 * i].data();
+      io[i].past_value = io[i].present_value = cache[3 * i + 1].data();
+      io[i].past_dt = io[i].present_dt = cache[3 * i + 2].data();
+      io[i].cache_position = &at;
+    }
+    Floats got(x.size()), expected = x, next(x.size());
+    all.run(io.data(), x.data(), got.data(), pool);
+    for (size_t layer = 0; layer < layers; layer++) {
+      single[layer]->run(&io[layers + layer], expected.data(), next.data(), pool);
+      expected.swap(next);
+    }
+    expect(got == expected, "several layers at once say something else at " + std::to_string(at));
+    at += n;
+  }
+  for (size_t i = 0; i < 3 * layers; i++) expect(cache[i] == cache[3 * layers + i], "several layers leave another cache");
+}
+
+void rotary() {
+  const Floats frequencies = {1.0f, 0.25f}, other = {0.5f, 0.125f}, exponents = {0.0f, 0.5f};
+  doge::RotaryConfig config;
+  config.scaling = 1.5f;
+  const int64_t positions[3] = {0, 3, 9};
+  float cos[6], sin[6];
+  const auto agree = [&](const Floats& expected, const std::string& what) {
+    for (size_t t = 0; t < 3; t++)
+      for (size_t i = 0; i < 2; i++) {
+        const double angle = static_cast<double>(positions[t]) * expected[i];
+        expect(std::fabs(cos[2 * t + i] - 1.5 * std::cos(angle)) < 1e-6 && std::fabs(sin[2 * t + i] - 1.5 * std::sin(angle)) < 1e-6, what);
+      }
+  };
+  doge::RotaryAngles(config, frequencies, {}, {}).run(Dtype::float32, 3, positions, cos, sin);
+  agree(frequencies, "rope without a limit");
+  for (float limit : {10.0f, 9.0f}) {  // the largest position is 9: a length of 10
+    config.limit = limit;
+    doge::RotaryAngles(config, frequencies, other, {}).run(Dtype::float32, 3, positions, cos, sin);
+    agree(limit < 10 ? other : frequencies, "long rope at " + std::to_string(limit));
+  }
+  config.factor = 4;
+  config.offset = 3;
+  config.theta = 100;
+  config.power = 2;
+  const double base = 100 * std::pow(4.0 * 10 / 9 - 3, 2);
+  doge::RotaryAngles(config, frequencies, {}, exponents).run(Dtype::float32, 3, positions, cos, sin);
+  agree({1.0f, static_cast<float>(std::pow(base, -0.5))}, "dynamic rope");
+  expect(throws([&] { doge::RotaryAngles(config, frequencies, {}, {}); }), "a limit without frequencies beyond it is refused");
+}
+
 void ties() {  // equal logits: the first in the order of both halves
   const doge::RoutingConfig config{4, 5, false, true};
   const float x[4] = {1, 2, 2, 0}, y[4] = {3, 3, 1, 3};
@@ -163,6 +260,12 @@ int main() {
   };
   for (const Case& c : cases)
     for (size_t threads : {1, 3}) run(c, threads, c.block ? 1e-3 : 2e-5);
+  for (size_t threads : {1, 2, 3}) {
+    several(Dtype::float32, 0, threads);
+    several(Dtype::int8, 64, threads);
+    several(Dtype::int4, 32, threads);
+  }
+  rotary();
   ties();
   expect(throws([] { doge::activation_from_name("swoosh"); }), "an unknown activation is refused");
   return finish(doge::instruction_set());

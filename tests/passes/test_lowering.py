@@ -18,13 +18,24 @@ from doge_export.ops import DOMAIN
 from doge_export.passes import expose_selection
 from doge_export.quantize import dequantize, quantize, stored_dtype
 from doge_export.targets import get_target
-from doge_export.targets.lowered import LAYER_ATTRIBUTES, LAYER_ROLES, LM_HEAD_ROLES, TOKEN_EMBEDDING_ROLES
+from doge_export.targets.lowered import (
+    LAYER_ATTRIBUTES,
+    LAYER_ROLES,
+    LM_HEAD_ROLES,
+    ROTARY_ANGLES_ROLES,
+    TOKEN_EMBEDDING_ROLES,
+)
 from tests.model._reference import Calls, calls
 from tests.passes.test_built_graph import SLOTS, make_model, session
 
 LOWERED = get_target("ort-cpu")
 PLAIN = dataclasses.replace(LOWERED, kernels=frozenset())
-ROLES = {"DecoderLayer": LAYER_ROLES, "LMHead": LM_HEAD_ROLES, "TokenEmbedding": TOKEN_EMBEDDING_ROLES}
+ROLES = {
+    "DecoderLayer": LAYER_ROLES,
+    "LMHead": LM_HEAD_ROLES,
+    "RotaryAngles": ROTARY_ANGLES_ROLES,
+    "TokenEmbedding": TOKEN_EMBEDDING_ROLES,
+}
 
 CASES: dict[str, dict[str, Any]] = {
     "experts, biases": {},
@@ -53,10 +64,13 @@ def run(path: Path, model: DogeForExport, call: Calls) -> list[list[np.ndarray]]
     # decode.onnx has buffers in the place of a growing cache, of any number of slots.
     slots = 0 if "cache_position" not in inputs else SLOTS if model.kv_cache == "static" else 20
     names = [name for name in inputs if name.startswith("past_")]
-    parts = [value.name for value in loaded.get_outputs()].index("present.0.key")
+    parts = [value.name.startswith("present") for value in loaded.get_outputs()].index(True)
     dtype = model.empty_cache(1)[0].numpy().dtype
     cache: list[Any] = [
-        np.zeros([len(call.ids), *(slots if isinstance(n, str) else n for n in inputs[name][1:])], dtype)
+        np.zeros(
+            [len(call.ids) if n == "batch" else slots if isinstance(n, str) else n for n in inputs[name]],
+            dtype,
+        )
         for name in names
     ]
     results = []
@@ -69,6 +83,8 @@ def run(path: Path, model: DogeForExport, call: Calls) -> list[list[np.ndarray]]
         }
         if slots:
             feed["cache_position"] = torch.full((len(call.ids),), part.start)
+        if "steps" in inputs:
+            feed["steps"] = torch.tensor(1)
         arrays = {name: np.ascontiguousarray(tensor) for name, tensor in feed.items()}
         results.append(loaded.run(None, {**arrays, **dict(zip(names, cache, strict=True))}))
         cache = results[-1][parts : parts + len(names)]
@@ -175,7 +191,8 @@ def test_every_lowered_node_says_what_its_inputs_are(precision: str, kv_cache: s
     found = ir.load(folder / "model.onnx")
     nodes = [node for node in found.graph if node.domain == DOMAIN]
     embedding = ["TokenEmbedding"] if precision == "int8" else []
-    assert [node.op_type for node in nodes] == [*embedding, "DecoderLayer", "DecoderLayer", "LMHead"]
+    layers = ["DecoderLayer", "DecoderLayer"]
+    assert [node.op_type for node in nodes] == [*embedding, "RotaryAngles", *layers, "LMHead"]
     for node in nodes:
         roles = node.attributes["inputs"].as_string().split(",")
         assert len(roles) == len(node.inputs) == len(set(roles))
@@ -187,7 +204,7 @@ def test_every_lowered_node_says_what_its_inputs_are(precision: str, kv_cache: s
         inputs = dict(zip(roles, node.inputs, strict=True))
         for role, value in inputs.items():
             if value.is_initializer():
-                tables = ("table", "table.scale", *LM_HEAD_ROLES)
+                tables = ("table", "table.scale", "inv_freq", *LM_HEAD_ROLES)
                 assert f".{role.split('.')[0]}." in f".{value.name}." or role in tables
             if role.endswith(".scale"):
                 matrix = inputs[role.removesuffix(".scale")]
@@ -254,15 +271,17 @@ def test_the_decode_graph_gives_the_best_tokens(precision: str, bundle: Any) -> 
     model, folder = bundle(precision)
     call = schedule(model)
     full, best = (run(folder / name, model, call) for name in ("model.onnx", "decode.onnx"))
-    for (logits, *presents), (ids, values, *others) in zip(full, best, strict=True):
+    for (logits, *presents), (ids, values, *joined) in zip(full, best, strict=True):
+        ids, values = ids[:, 0], values[:, 0]
         expected = np.argsort(-logits[:, -1], axis=-1, kind="stable")[:, :64]
         assert ids.dtype == np.int64 and values.dtype == np.float32 and ids.shape == (2, 64)
         np.testing.assert_allclose(values, np.take_along_axis(logits[:, -1], expected, -1), atol=1e-5)
         np.testing.assert_allclose(np.take_along_axis(logits[:, -1], ids, -1), values, atol=1e-5)
         assert (ids[:, 0] == expected[:, 0]).all()
         assert (ids == expected).mean() > 0.95  # the head of one row may round unlike the head of many
-        kept = [other for place, other in enumerate(others) if place % 3 < 2]  # not dt, which only one has
-        for first, second in zip(presents, kept, strict=True):
+        keys, weights, _ = joined  # the last is dt, which only one has
+        others = [part[layer] for layer in range(len(keys)) for part in (keys, weights)]
+        for first, second in zip(presents, others, strict=True):
             np.testing.assert_allclose(second[:, :, : first.shape[2]], first, atol=1e-5)
 
 
@@ -271,8 +290,8 @@ def test_equal_tokens_come_in_the_order_of_their_ids(tmp_path: Path) -> None:
     model.lm_head.weight[:] = model.lm_head.weight[0]
     folder = saved(build(model, LOWERED, "int8"), tmp_path / "bundle")
     ids, values, *_ = run(folder / "decode.onnx", model, calls((3,), vocab=40))[0]
-    assert ids.tolist() == [list(range(40))], "no more than there are"
-    assert len(set(values[0])) == 1
+    assert ids.tolist() == [[list(range(40))]], "no more than there are"
+    assert len(set(values[0, 0])) == 1
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])

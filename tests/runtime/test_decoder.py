@@ -11,7 +11,7 @@ import pytest
 
 from doge_export.bundle import MANIFEST, Bundle
 from doge_export.errors import DogeExportError
-from doge_export.runtime import GenerationOptions, Session, generate
+from doge_export.runtime import GenerationOptions, Session, generate, next_tokens
 from doge_export.runtime import decoder as module
 from doge_export.runtime.sampling import Sampler
 
@@ -53,8 +53,10 @@ def test_the_best_tokens_are_those_of_the_logits(exported, monkeypatch, precisio
         logits, cache = session.step(ids, mask, positions, cache)
         token_ids, token_logits = decoder.step(ids, positions, real)
         expected = np.argsort(-logits[:, -1], axis=-1, kind="stable")[:, : session.candidates]
-        np.testing.assert_array_equal(token_ids, expected)
-        np.testing.assert_array_equal(token_logits, np.take_along_axis(logits[:, -1], expected, axis=-1))
+        np.testing.assert_array_equal(token_ids[:, 0], expected)
+        np.testing.assert_array_equal(
+            token_logits[:, 0], np.take_along_axis(logits[:, -1], expected, axis=-1)
+        )
     assert decoder.length == mask.shape[1]
 
 
@@ -69,7 +71,7 @@ def test_the_bodies_of_decode_onnx_say_the_same(exported, dtype, sliding_window)
     slots, at = 40, 0
     shapes = {tensor.name: tensor.shape for tensor in spec.inputs}
     cache = {
-        name: np.zeros([2, *(slots if size == "slots" else size for size in shapes[name][1:])], dtype)
+        name: np.zeros([{"batch": 2, "slots": slots}.get(size, size) for size in shapes[name]], dtype)
         for name in spec.cache.inputs
     }
     mask = np.zeros((2, slots), np.int64)
@@ -81,6 +83,7 @@ def test_the_bodies_of_decode_onnx_say_the_same(exported, dtype, sliding_window)
             "position_ids": positions,
             "attention_mask": mask,
             "cache_position": np.full(2, at, np.int64),
+            "steps": np.array(1),
         }
         at += count
         _, logits, *presents = plain.run(None, {**feed, **cache})
@@ -177,3 +180,97 @@ def test_a_damaged_entry_is_one_sentence(exported, tmp_path, change, sentence):
     path.write_text(json.dumps(raw))
     with pytest.raises(DogeExportError, match=sentence):
         Session.open(Bundle.open(path.parent))
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=len)
+def test_several_steps_are_as_many_calls(bundle, prompt):
+    session = Session.open(bundle, threads=1)
+    ids, positions = np.array([prompt]), np.arange(len(prompt))[None]
+    one, many = session.decoder(1), session.decoder(1)
+    expected = []
+    for at in range(13):
+        token_ids, token_logits = one.step(ids, positions)
+        expected.append((token_ids[0, 0].copy(), token_logits[0, 0].copy()))
+        ids, positions = token_ids[:, :1, 0].copy(), np.array([[len(prompt) + at]])
+    got_ids, got_logits = many.step(np.array([prompt]), np.arange(len(prompt))[None], steps=13)
+    assert got_ids.shape == (1, 13, session.candidates)
+    np.testing.assert_array_equal(got_ids[0], [ids for ids, _ in expected])
+    np.testing.assert_array_equal(got_logits[0], [logits for _, logits in expected])
+    assert many.length == one.length == len(prompt) + 12
+
+
+def test_greedy_decoding_looks_ahead_and_stops_where_it_must(bundle, monkeypatch):
+    monkeypatch.setattr(next_tokens, "_PATIENCE", 1e9)  # however slow this machine is
+    session, asked = Session.open(bundle, threads=1), []
+    step = module.TokenDecoder.step
+
+    def counted(self, input_ids, position_ids, real=None, steps=1):
+        asked.append(steps)
+        return step(self, input_ids, position_ids, real, steps)
+
+    monkeypatch.setattr(module.TokenDecoder, "step", counted)
+    whole = generate(session, PROMPTS[:1], GenerationOptions(max_new_tokens=30)).completions[0]
+    assert asked == [1, 1, 16, 8, 4] and len(whole.ids) == 30
+    end = whole.ids[9]
+    stopped = generate(session, PROMPTS[:1], GenerationOptions(max_new_tokens=30, eos_token_ids=(end,)))
+    first = whole.ids.index(end)
+    assert stopped.completions[0].ids == whole.ids[: first + 1]
+    assert stopped.completions[0].finish_reason == "eos"
+    asked.clear()
+    generate(session, PROMPTS, GenerationOptions(max_new_tokens=4))
+    assert asked == [1] * 4, "several rows may end at different times"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"steps": np.array(0)}, "nothing to do"),
+        ({"steps": np.array(8)}, "3 tokens and 7 more from slot 0 on do not fit in a cache of 9 slots"),
+        ({"cache_position": np.array([7])}, "do not fit in a cache of 9 slots"),
+        ({"cache_position": np.array([-1])}, "cache_position is -1"),
+        ({"input_ids": np.array([[3, 257, 4]])}, "257 is outside the vocabulary"),
+        ({"position_ids": np.array([[0, 1]])}, "position_ids has the shape"),
+        ({"attention_mask": np.ones((1, 8), np.int64)}, "attention_mask has the shape"),
+        ({"past_key_values.dt": np.zeros((2, 1, 2, 8), np.float32)}, "past_dt has the shape"),
+    ],
+    ids=str,
+)
+def test_a_wrong_call_is_one_sentence(exported, change, sentence):
+    _, bundle = exported()
+    spec = bundle.manifest.decode
+    shapes = {tensor.name: tensor.shape for tensor in spec.inputs}
+    feed = {
+        name: np.zeros([{"batch": 1, "slots": 9}.get(size, size) for size in shapes[name]], np.float32)
+        for name in spec.cache.inputs
+    }
+    feed |= {"input_ids": np.array([[3, 4, 5]]), "position_ids": np.arange(3)[None]}
+    feed |= {"attention_mask": np.ones((1, 9), np.int64), "cache_position": np.zeros(1, np.int64)}
+    feed |= {"steps": np.array(1), **change}
+    session = Session.open(bundle, threads=1)
+    with pytest.raises(Exception, match=f"doge::DecodeTokens: .*{sentence}"):
+        session._graph(tokens=True).session.run(None, feed)
+
+
+@pytest.mark.parametrize("kind", ["default", "linear", "dynamic", "yarn", "llama3", "longrope"])
+def test_the_kernel_turns_by_every_rope(exported, kind):
+    """Beyond the model's length too, where two of them turn otherwise; against the function body."""
+    parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
+    parameters |= {"original_max_position_embeddings": 16} if kind in ("yarn", "llama3", "longrope") else {}
+    parameters |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}
+    if kind == "longrope":
+        parameters |= {"short_factor": [1.0] * 8, "long_factor": [2.0, 3.0] * 4}
+    _, bundle = exported(rope_parameters=parameters, max_position_embeddings=24)
+    ids = np.random.default_rng(1).integers(3, 257, (1, 40))
+    results = []
+    for native in (True, False):
+        session = Session.open(bundle, threads=1, native=native)
+        cache, at, logits = session.new_cache(1), 0, []
+        for count in (12, 4, 1, 7, 1, 15):  # no call but the last ones reaches beyond 16 and 24
+            part = slice(at, at + count)
+            at += count
+            mask = np.ones((1, at), np.int64)
+            given, cache = session.step(ids[:, part], mask, np.arange(at)[None, part], cache)
+            logits.append(given)
+        results.append(np.concatenate(logits, 1))
+        assert session.kernels == ({} if not native else {**session.kernels, "RotaryAngles": 1})
+    np.testing.assert_allclose(*results, atol=1e-4)

@@ -1,0 +1,100 @@
+// One new token on a cache in place, the common case: as few phases as can be.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "attention.h"
+#include "half.h"
+
+namespace doge {
+namespace {
+
+const float kNone = -std::numeric_limits<float>::infinity();
+
+Scratch<float>& scratch(int which) {
+  thread_local Scratch<float> memory[4];
+  return memory[which];
+}
+enum { kQuery, kValue, kAngles, kAcc };
+
+}  // namespace
+
+// The weight of row b's new key, into the cache and into weights_.
+void AttentionJob::weigh_new(int64_t b, int64_t g) const {
+  float* value = scratch(kValue).get(static_cast<size_t>(kv_heads_ * d_));
+  std::memcpy(value, value_ + b * kv_heads_ * d_, static_cast<size_t>(kv_heads_ * d_) * 4);
+  round_to(io_.dtype, kv_heads_ * d_, value);
+  const int64_t at = (b * kv_heads_ + g) * row_, slot = base(b);
+  const auto head = static_cast<size_t>(g);
+  float* dt = weights_ + at + slot;
+  loops_.key_weights(1, kv_heads_, d_, value, d_, parts_.dt_weight.data() + g * kv_heads_ * d_, parts_.dt_bias[head],
+                     parts_.A[head], dt);
+  round_to(io_.dtype, 1, dt);
+  const size_t size = bytes_of(io_.dtype), offset = static_cast<size_t>(at) * size;
+  if (io_.past_dt != io_.present_dt)
+    std::memcpy(static_cast<char*>(io_.present_dt) + offset, static_cast<const char*>(io_.past_dt) + offset,
+                static_cast<size_t>(row_) * size);
+  write_floats(io_.dtype, dt, 1, io_.present_dt, at + slot);
+  if (io_.mask[b * row_ + slot] == 0) *dt = kNone;
+}
+
+// The weights of the cached keys [first, end), before the new one.
+void AttentionJob::read_weights(int64_t b, int64_t g, int64_t first, int64_t end) const {
+  const int64_t at = (b * kv_heads_ + g) * row_, *mask = io_.mask + b * row_;
+  float* dt = weights_ + at;
+  if (end > first) read_floats(io_.dtype, io_.past_dt, at + first, end - first, dt + first);
+  for (int64_t j = first; j < end; j++)
+    if (mask[j] == 0) dt[j] = kNone;
+}
+
+// All that one kv head needs where its window is full: who is in it takes all weights.
+void AttentionJob::step(int64_t b, int64_t g) const {
+  append(b, g, 0, 1);
+  weigh_new(b, g);
+  read_weights(b, g, 0, base(b));
+  limit(b, g);
+}
+
+// One split of one kv head's keys where no key is left out, on its own: the queries are rotated by everyone who
+// needs them, and the last split has the new key.
+void AttentionJob::step_part(int64_t b, int64_t g, int64_t split) const {
+  const int64_t keys = base(b) + 1, first = split * split_size_, count = std::min(split_size_, keys - first);
+  float* acc = splits_ == 1 ? scratch(kAcc).get(static_cast<size_t>(group_ * (d_ + 2)))
+                            : partials_ + ((b * kv_heads_ + g) * splits_ + split) * group_ * (d_ + 2);
+  float *best = acc + group_ * d_, *sums = best + group_;
+  std::fill(acc, acc + group_ * d_, 0.0f);
+  std::fill(best, best + group_, kNone);
+  std::fill(sums, sums + group_, 0.0f);
+  const int64_t lowest = parts_.config.sliding_window ? keys - parts_.config.sliding_window : 0;
+  const bool seen = count > 0 && first + count > lowest, newest = count > 0 && first + count == keys;
+  if (!seen && !newest) return;
+  float* angles = scratch(kAngles).get(static_cast<size_t>(d_));
+  read_floats(io_.dtype, io_.cos, b * d_ / 2, d_ / 2, angles);
+  read_floats(io_.dtype, io_.sin, b * d_ / 2, d_ / 2, angles + d_ / 2);
+  if (newest) {
+    append_key(b, g, 0, angles);
+    weigh_new(b, g);
+  }
+  read_weights(b, g, first, newest ? keys - 1 : first + count);
+  float* query = scratch(kQuery).get(static_cast<size_t>(group_ * d_));
+  std::vector<int64_t>& positions = [this]() -> std::vector<int64_t>& {
+    thread_local std::vector<int64_t> memory;
+    memory.resize(static_cast<size_t>(group_));
+    return memory;
+  }();
+  for (int64_t h = 0; h < group_; h++) {
+    const float* from = query_ + (b * heads_ + g * group_ + h) * d_;
+    loops_.rms_norm(from, parts_.q_norm.data(), query + h * d_, d_, parts_.config.epsilon);
+    loops_.rotate(query + h * d_, angles, angles + d_ / 2, d_);
+    positions[static_cast<size_t>(h)] = keys - 1;
+  }
+  accumulate(b, g, group_, positions.data(), query, first, count, best, sums, acc);
+  if (splits_ == 1)
+    for (int64_t h = 0; h < group_; h++) finish(b, g, h, best[h], sums[h], acc + h * d_, output_);
+}
+
+void AttentionJob::merge_all(float* output) const {
+  for (int64_t pair = 0; pair < io_.batch * kv_heads_; pair++) merge(pair / kv_heads_, pair % kv_heads_, output);
+}
+
+}  // namespace doge

@@ -1,0 +1,170 @@
+// doge::DecodeTokens: a whole model on a cache in place, for one token or for several, each the best one after
+// the last: nothing of the runtime's runs between two of them.
+#include <algorithm>
+
+#include "layer_weights.h"
+
+namespace doge::ort {
+
+namespace {
+
+class Decoder final : public Kernel {
+ public:
+  explicit Decoder(Node& node) : element_(node.element()), count_(0) {
+    const int64_t layers = node.integer("layers", 1, 4096);
+    node.read_roles(roles(layers));
+    for (size_t i = 0; i < std::size(kCalled); ++i)
+      if (node.place(kCalled[i]) != i) throw Error(std::string("Input ") + std::to_string(i) + " must be " + kCalled[i] + ".");
+    if (node.output_count() != 5)
+      throw Error("It has 5 outputs, not " + std::to_string(node.output_count()) + ".");
+    LayerConfig config = layer_config(node);
+    std::vector<LayerWeights> weights;
+    int64_t head_dim = 0;
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      weights.push_back(read_layer(node, std::to_string(layer) + ".", &config));
+      if (layer > 0 && config.attention.head_dim != head_dim) throw Error("Two layers differ in head_dim.");
+      head_dim = config.attention.head_dim;
+    }
+    attention_ = config.attention;
+    layers_ = std::make_unique<DecoderLayers>(config, weights);
+    const int64_t hidden = layers_->hidden_size();
+    table_ = node.matrix("table", 0, hidden);
+    angles_ = std::make_unique<RotaryAngles>(read_rotary(node));
+    if (angles_->size() != head_dim / 2)
+      throw Error("inv_freq has " + std::to_string(angles_->size()) + " numbers, and a head turns " +
+                  std::to_string(head_dim / 2) + " pairs.");
+    head_ = std::make_unique<Head>(node.vector("norm", {hidden}), config.epsilon, node.matrix("lm_head", 0, hidden), true);
+    count_ = node.integer("count", 1, head_->vocab_size());
+    if (head_->vocab_size() > table_.n) throw Error("The head has tokens that the table does not have.");
+  }
+
+  void run(Call& call) const override {
+    const Tensor ids = call.input(kIds), positions = call.input(kPositions), wanted = call.input(kSteps);
+    const bool rows = ids.shape.rank() == 2;
+    const int64_t batch = rows ? ids.shape[0] : 0, sequence = rows ? ids.shape[1] : 0;
+    ids.expect("input_ids", kInt64, {batch, sequence});
+    positions.expect("position_ids", kInt64, {batch, sequence});
+    const int64_t steps = *wanted.expect("steps", kInt64, {}).as<int64_t>();
+    if (steps < 1) throw Error("steps is " + std::to_string(steps) + ": there is nothing to do.");
+
+    const Tensor key = call.input(kKey), value = call.input(kValue), dt = call.input(kDt);
+    const auto layers = static_cast<int64_t>(layers_->count());
+    const int64_t slots = key.shape.rank() == 5 ? key.shape[3] : 0;
+    const Shape cache{layers, batch, attention_.num_kv_heads, slots, attention_.head_dim};
+    const Shape weights{layers, batch, attention_.num_kv_heads, slots};
+    key.expect("past_key", element_, cache);
+    value.expect("past_value", element_, cache);
+    dt.expect("past_dt", element_, weights);
+
+    const int64_t hidden = layers_->hidden_size(), half = attention_.head_dim / 2, tokens = batch * sequence;
+    thread_local std::vector<float> memory;  // enough for any element type
+    memory.resize(static_cast<size_t>(2 * tokens * (hidden + half)));
+    float *states = memory.data(), *made = states + tokens * hidden, *cos = made + tokens * hidden, *sin = cos + tokens * half;
+    AttentionInputs inputs;
+    inputs.attention_mask = call.input(kMask);
+    inputs.cos = {element_, {batch, sequence, half}, cos};
+    inputs.sin = {element_, {batch, sequence, half}, sin};
+    inputs.past_key = first(key);
+    inputs.past_value = first(value);
+    inputs.past_dt = first(dt);
+    inputs.is_static = true;
+    inputs.cache_position = call.input(kSlot);
+    AttentionIO io = attention_io(attention_, element_, batch, sequence, inputs);
+    std::vector<int64_t> slot(io.cache_position, io.cache_position + batch);
+    for (const int64_t row : slot)
+      if (row > slots - sequence - (steps - 1))
+        throw Error(std::to_string(sequence) + " tokens and " + std::to_string(steps - 1) + " more from slot " +
+                    std::to_string(row) + " on do not fit in a cache of " + std::to_string(slots) + " slots.");
+    auto* best = static_cast<int64_t*>(call.output(0, {batch, steps, count_}));
+    auto* logits = static_cast<float*>(call.output(1, {batch, steps, count_}));
+    io.present_key = call.output(2, cache);
+    io.present_value = call.output(3, cache);
+    io.present_dt = call.output(4, weights);
+    if (batch == 0) return;
+    if (!best || !logits || !io.present_key || !io.present_value || !io.present_dt)
+      throw Error("No output can be left out.");
+
+    std::vector<AttentionIO> each(static_cast<size_t>(layers), io);
+    const size_t bytes = static_cast<size_t>(weights.elements() / layers) * (element_ == kFloat ? 4 : 2);
+    for (size_t layer = 0; layer < each.size(); ++layer) place(each[layer], io, layer * bytes);
+    std::vector<int64_t> id(ids.as<int64_t>(), ids.as<int64_t>() + tokens);
+    std::vector<int64_t> position(positions.as<int64_t>(), positions.as<int64_t>() + tokens);
+    std::vector<int64_t> some(static_cast<size_t>(batch * count_));
+    std::vector<float> values(some.size());
+    const Dtype dtype = dtype_of(element_);
+    for (int64_t step = 0; step < steps; ++step) {
+      const int64_t length = each.front().sequence;
+      doge::token_embedding(table_, dtype, batch * length, id.data(), states);
+      angles_->run(dtype, batch * length, position.data(), cos, sin);
+      for (AttentionIO& own : each) own.cache_position = slot.data();
+      layers_->run(each.data(), states, made, call);
+      head_->top_tokens(dtype, batch, length, made, count_, some.data(), values.data(), call);
+      for (int64_t row = 0; row < batch; ++row) {
+        std::copy_n(&some[static_cast<size_t>(row * count_)], count_, best + (row * steps + step) * count_);
+        std::copy_n(&values[static_cast<size_t>(row * count_)], count_, logits + (row * steps + step) * count_);
+        id[static_cast<size_t>(row)] = some[static_cast<size_t>(row * count_)];
+        position[static_cast<size_t>(row)] = position[static_cast<size_t>((row + 1) * length - 1)] + 1;
+        slot[static_cast<size_t>(row)] += length;
+      }
+      for (AttentionIO& own : each) {  // from here on the cache is the one that was written
+        own.sequence = 1;
+        own.past_key = own.present_key;
+        own.past_value = own.present_value;
+        own.past_dt = own.present_dt;
+      }
+    }
+  }
+
+ private:
+  // The inputs that are no weights, in their order.
+  static constexpr const char* kCalled[] = {"past_key",     "past_value",     "past_dt",        "input_ids",
+                                            "position_ids", "attention_mask", "cache_position", "steps"};
+  enum { kKey, kValue, kDt, kIds, kPositions, kMask, kSlot, kSteps };
+
+  static std::vector<std::string> roles(int64_t layers) {
+    std::vector<std::string> roles(std::begin(kCalled), std::end(kCalled));
+    for (const char* role : {"table", "table.scale", "inv_freq", "long_inv_freq", "exponents", "norm", "lm_head", "lm_head.scale"})
+      roles.emplace_back(role);
+    for (int64_t layer = 0; layer < layers; ++layer)
+      for (std::string& role : layer_roles(std::to_string(layer) + ".")) roles.push_back(std::move(role));
+    return roles;
+  }
+
+  // A layer's part of the cache; `before`: bytes of dt in the layers before it.
+  void place(AttentionIO& own, const AttentionIO& all, size_t before) const {
+    const size_t keys = before * static_cast<size_t>(attention_.head_dim);
+    own.past_key = static_cast<const char*>(all.past_key) + keys;
+    own.past_value = static_cast<const char*>(all.past_value) + keys;
+    own.past_dt = static_cast<const char*>(all.past_dt) + before;
+    own.present_key = static_cast<char*>(all.present_key) + keys;
+    own.present_value = static_cast<char*>(all.present_value) + keys;
+    own.present_dt = static_cast<char*>(all.present_dt) + before;
+  }
+
+  // The first layer's part of a tensor of all layers.
+  static Tensor first(const Tensor& all) {
+    Tensor part = all;
+    part.shape = Shape(all.shape.data() + 1, all.shape.rank() - 1);
+    return part;
+  }
+
+  ElementType element_;
+  int64_t count_;
+  AttentionConfig attention_;
+  Matrix table_;
+  std::unique_ptr<RotaryAngles> angles_;
+  std::unique_ptr<DecoderLayers> layers_;
+  std::unique_ptr<Head> head_;
+};
+
+}  // namespace
+
+OpType decode_tokens() {
+  const Port element{kElement};
+  return {"DecodeTokens",
+          {element, {kUndefined, kVariadic}},
+          {{kInt64}, {kFloat}, element, element, element},
+          [](Node& node) -> std::unique_ptr<Kernel> { return std::make_unique<Decoder>(node); }};
+}
+
+}  // namespace doge::ort
