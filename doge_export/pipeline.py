@@ -266,8 +266,8 @@ _CALL = {
         "past_key_values.N; both may be one buffer."
     ),
     "decode": (
-        "As with a static cache, but that key, value and dt of all layers are one tensor each, with the layer "
-        "as its first axis, of as many slots as wanted where there is no max_length. token_ids and "
+        "As with a static cache, but key, value and dt of all layers are one tensor each, with the layer as "
+        "its first axis, of as many slots as wanted where there is no max_length. token_ids and "
         "token_logits [batch, steps, count] are the best tokens, best first. With steps above 1 the graph "
         "goes on alone: each step takes the best token of the one before, which has a slot and a position "
         "more. All new tokens but the last are in the cache then. attention_mask must be 1 for their slots."
