@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from doge_export.ops import DOMAIN, VERSION
 from doge_export.ops.function import BodyBuilder
+from doge_export.passes.outline import ATTRIBUTE_KINDS
 from doge_export.targets.lowered import (
     DECODE_CALL_ROLES,
     DECODE_TOKENS,
@@ -19,7 +20,6 @@ from doge_export.targets.lowered import (
 __all__ = ["decode_tokens"]
 
 _PARTS = ("key", "value", "dt")
-_KINDS = {int: ir.AttributeType.INT, float: ir.AttributeType.FLOAT, str: ir.AttributeType.STRING}
 #: Every attribute of the node but `inputs` -> its type.
 _ATTRIBUTES = {**LAYER_ATTRIBUTES, **dict.fromkeys(ROTARY_ATTRIBUTES, float), "count": int, "layers": int}
 
@@ -102,7 +102,7 @@ def _body(
 ) -> ir.Function:
     """A Loop of the nodes that there were, on the cache that it hands on."""
     b = BodyBuilder(inputs)
-    references = {name: b.attribute(name, _KINDS[kind], name) for name, kind in _ATTRIBUTES.items()}
+    references = {name: b.attribute(name, ATTRIBUTE_KINDS[kind], name) for name, kind in _ATTRIBUTES.items()}
     b.attribute("inputs", ir.AttributeType.STRING, "inputs")
     carried = ("input_ids", "position_ids", "cache_position", "past_key", "past_value", "past_dt")
     inner = {name: ir.Value(name=f"loop_{name}") for name in ("iteration", "condition", *carried)}

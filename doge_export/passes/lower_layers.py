@@ -5,12 +5,11 @@ from typing import Any
 import onnx_ir as ir
 
 from doge_export.ops import DOMAIN, VERSION
-from doge_export.passes.outline import Outline, replace_by, tidy
+from doge_export.passes.outline import ATTRIBUTE_KINDS, Outline, replace_by, tidy
 from doge_export.targets.lowered import DECODER_LAYER, LAYER_ATTRIBUTES, LAYER_ROLES
 
 __all__ = ["lower_layers"]
 
-_KINDS = {int: ir.AttributeType.INT, float: ir.AttributeType.FLOAT, str: ir.AttributeType.STRING}
 #: What the attention reads that comes from outside, in the order of its inputs. Weights say by their names
 #: what they are; the bias alone may be a constant of zeros.
 _ATTENTION_ROLES = (
@@ -28,7 +27,7 @@ def lower_layers(model: ir.Model, activation: str) -> None:
     graph = model.graph
     attentions = [node for node in graph if node.op_type == "DynamicMaskAttention"]
     states = _states(graph, len(attentions))
-    kinds = {name: _KINDS[of] for name, of in LAYER_ATTRIBUTES.items()}
+    kinds = {name: ATTRIBUTE_KINDS[of] for name, of in LAYER_ATTRIBUTES.items()}
     body: ir.Function | None = None
     for layer, attention in enumerate(attentions):
         outline = _outline(layer, attention, graph, states)

@@ -7,7 +7,14 @@ import onnx_ir as ir
 from doge_export.ops import DOMAIN, VERSION
 from doge_export.passes.simplify import number
 
-__all__ = ["Outline", "replace_by", "tidy"]
+__all__ = ["ATTRIBUTE_KINDS", "Outline", "replace_by", "tidy"]
+
+#: Python's type of an attribute -> ONNX's.
+ATTRIBUTE_KINDS = {
+    int: ir.AttributeType.INT,
+    float: ir.AttributeType.FLOAT,
+    str: ir.AttributeType.STRING,
+}
 
 
 class Outline:

@@ -18,7 +18,6 @@ class Ahead {
     marks_.clear();
     closed_ = total_ = next_ = done_ = fetched_ = limit_ = 0;
   }
-  bool empty() const { return ranges_.empty(); }
   // `bytes` at `start`, read after all that was added before.
   void add(const void* start, size_t bytes) {
     const auto* from = static_cast<const uint8_t*>(start);

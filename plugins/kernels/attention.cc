@@ -14,17 +14,15 @@ constexpr int64_t kCopy = 512;    // positions that one chunk copies
 constexpr int64_t kAppend = 8;    // new positions of one chunk
 constexpr int64_t kTile = 24;     // query rows of a prefill tile, about
 constexpr int64_t kAlone = 32;    // so few keys one worker takes alone
-const float kNone = -std::numeric_limits<float>::infinity();
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-Scratch<float>& scratch(int which) {
-  thread_local Scratch<float> memory[4];
+}  // namespace
+
+Scratch<float>& scratch(AttentionScratch which) {
+  thread_local Scratch<float> memory[kAttentionScratches];
   return memory[which];
 }
-enum { kTiles, kScores, kRoom, kAcc };
-
-}  // namespace
 
 void round_to(Dtype dtype, int64_t n, float* x) {
   if (dtype == Dtype::float16)
@@ -168,16 +166,12 @@ void AttentionJob::copy_past(int64_t chunk) const {
 // Rotates queries and keys of one kv head and its group, and writes keys and values into the cache.
 void AttentionJob::append(int64_t b, int64_t g, int64_t first, int64_t count) const {
   const int64_t half = d_ / 2;
-  std::vector<float>& angles = [this, half]() -> std::vector<float>& {
-    thread_local std::vector<float> memory;
-    memory.resize(static_cast<size_t>(2 * half));
-    return memory;
-  }();
+  float* cos = scratch(kAngles).get(static_cast<size_t>(d_));
+  float* sin = cos + half;
   for (int64_t s = first; s < first + count; s++) {
     const int64_t row = b * length_ + s;
-    read_floats(io_.dtype, io_.cos, row * half, half, angles.data());
-    read_floats(io_.dtype, io_.sin, row * half, half, angles.data() + half);
-    const float *cos = angles.data(), *sin = angles.data() + half;
+    read_floats(io_.dtype, io_.cos, row * half, half, cos);
+    read_floats(io_.dtype, io_.sin, row * half, half, sin);
     for (int64_t h = g * group_; h < (g + 1) * group_; h++) {
       float* q = query_ + (row * heads_ + h) * d_;
       loops_.rms_norm(q, parts_.q_norm.data(), q, d_, parts_.config.epsilon);

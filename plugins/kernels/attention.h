@@ -5,6 +5,8 @@
 // the queries, since a key that once fell out of the window never comes back.
 #pragma once
 
+#include <limits>
+
 #include "doge_kernels.h"
 #include "isa.h"
 #include "team.h"
@@ -13,6 +15,12 @@ namespace doge {
 
 constexpr int64_t kSplit = 256;  // keys that one pass of the softmax takes
 constexpr int64_t kSingle = 4;   // sequences up to this are taken as decode steps
+
+constexpr float kNone = -std::numeric_limits<float>::infinity();  // the weight of a key that is not seen
+
+// What a thread of attention keeps from call to call.
+enum AttentionScratch { kQueries, kValue, kAngles, kScores, kRoom, kAcc, kAttentionScratches };
+Scratch<float>& scratch(AttentionScratch which);
 
 // x as it is after a store in `dtype`.
 void round_to(Dtype dtype, int64_t n, float* x);
@@ -40,7 +48,12 @@ class AttentionJob {
   size_t width() const;
 
  private:
-  struct Partial;
+  // The softmax of some rows, as far as it has come: acc [rows, d], and the best score and the sum of each row.
+  struct Running {
+    float *acc, *best, *sums;
+  };
+  Running fresh(float* room, int64_t rows) const;  // room: rows * (d + 2)
+  Running fresh_split(int64_t b, int64_t g, int64_t split) const;
   int64_t base(int64_t b) const { return io_.cache_position ? io_.cache_position[b] : io_.past; }
   int64_t start(int64_t b) const;
   void copy_past(int64_t chunk) const;
@@ -60,9 +73,11 @@ class AttentionJob {
   void decode(int64_t b, int64_t g, int64_t split) const;
   void merge(int64_t b, int64_t g, float* output) const;
   void prefill(int64_t b, int64_t g, int64_t tile) const;
-  void accumulate(int64_t b, int64_t g, int64_t rows, const int64_t* positions, const float* q, int64_t first,
-                  int64_t count, float* best, float* sums, float* acc) const;
+  const float* queries(int64_t b, int64_t g, int64_t first, int64_t rows) const;
+  void accumulate(int64_t b, int64_t g, int64_t rows, int64_t position, const float* q, int64_t first, int64_t count,
+                  const Running& softmax) const;
   void finish(int64_t b, int64_t g, int64_t row, float best, float sum, float* acc, float* output) const;
+  void finish_all(int64_t b, int64_t g, int64_t first, int64_t rows, const Running& softmax) const;
   void write_keep(int64_t b, int64_t g) const;
   const float* cached(const void* cache, int64_t b, int64_t g, int64_t first, int64_t count, float* room) const;
 

@@ -1,16 +1,10 @@
 // What a query keeps of its keys: those with dt above a threshold, and of those equal to it the first.
 #include <algorithm>
 #include <functional>
-#include <limits>
 
 #include "attention.h"
 
 namespace doge {
-namespace {
-
-const float kNone = -std::numeric_limits<float>::infinity();
-
-}  // namespace
 
 void AttentionJob::limit(int64_t b, int64_t g) const {
   if (parts_.config.sliding_window)

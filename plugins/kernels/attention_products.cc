@@ -2,22 +2,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "attention.h"
 
 namespace doge {
-namespace {
-
-const float kNone = -std::numeric_limits<float>::infinity();
-
-Scratch<float>& scratch(int which) {
-  thread_local Scratch<float> memory[4];
-  return memory[which];
-}
-enum { kTiles, kScores, kRoom, kAcc };
-
-}  // namespace
 
 // Keys [64 * block, ...) as a panel [d][64] for gemm_f32; zeros where there are no more.
 void AttentionJob::transpose_keys(int64_t b, int64_t g, int64_t block) const {
@@ -32,10 +20,37 @@ void AttentionJob::transpose_keys(int64_t b, int64_t g, int64_t block) const {
   }
 }
 
-// One pass of the softmax over keys [first, first + count) for `rows` queries q [rows, d]; row r is of
-// position positions[r]. best, sums and acc [rows, d] go on from where they are.
-void AttentionJob::accumulate(int64_t b, int64_t g, int64_t rows, const int64_t* positions, const float* q,
-                              int64_t first, int64_t count, float* best, float* sums, float* acc) const {
+AttentionJob::Running AttentionJob::fresh(float* room, int64_t rows) const {
+  const Running softmax{room, room + rows * d_, room + rows * (d_ + 1)};
+  std::fill(softmax.acc, softmax.best, 0.0f);
+  std::fill(softmax.best, softmax.sums, kNone);
+  std::fill(softmax.sums, softmax.sums + rows, 0.0f);
+  return softmax;
+}
+
+// Where the softmax of one split goes: into `partials_`, or, where there is but one, nowhere in particular.
+AttentionJob::Running AttentionJob::fresh_split(int64_t b, int64_t g, int64_t split) const {
+  const int64_t rows = length_ * group_, size = rows * (d_ + 2);
+  return fresh(splits_ == 1 ? scratch(kAcc).get(static_cast<size_t>(size))
+                            : partials_ + ((b * kv_heads_ + g) * splits_ + split) * size,
+               rows);
+}
+
+// The queries of one kv head's group at positions [first, first + rows / group) of the call, one after another.
+const float* AttentionJob::queries(int64_t b, int64_t g, int64_t first, int64_t rows) const {
+  float* q = scratch(kQueries).get(static_cast<size_t>(rows * d_));
+  for (int64_t r = 0; r < rows; r++) {
+    const int64_t s = first + r / group_, head = g * group_ + r % group_;
+    std::memcpy(q + r * d_, query_ + ((b * length_ + s) * heads_ + head) * d_, static_cast<size_t>(d_) * 4);
+  }
+  return q;
+}
+
+// One pass of the softmax over keys [first, first + count) for `rows` queries q [rows, d], `group_` of them of
+// each position from `position` on. `softmax` goes on from where it is.
+void AttentionJob::accumulate(int64_t b, int64_t g, int64_t rows, int64_t position, const float* q, int64_t first,
+                              int64_t count, const Running& softmax) const {
+  const auto& [acc, best, sums] = softmax;
   const int64_t pair = b * kv_heads_ + g, sliding = parts_.config.sliding_window;
   float* scores = scratch(kScores).get(static_cast<size_t>(rows * kSplit));
   if (single_) {
@@ -51,10 +66,11 @@ void AttentionJob::accumulate(int64_t b, int64_t g, int64_t rows, const int64_t*
   }
   const float* dt = weights_ + pair * row_ + first;
   for (int64_t r = 0; r < rows; r++) {
+    const int64_t own = position + r / group_;
     float* row = scores + r * kSplit;
-    const int64_t end = std::min(count, positions[r] + 1 - first);
-    const int64_t begin = sliding ? std::max<int64_t>(0, positions[r] - sliding + 1 - first) : 0;
-    const int64_t limit = pair * length_ + positions[r] - base(b);
+    const int64_t end = std::min(count, own + 1 - first);
+    const int64_t begin = sliding ? std::max<int64_t>(0, own - sliding + 1 - first) : 0;
+    const int64_t limit = pair * length_ + own - base(b);
     const float threshold = limited_ ? thresholds_[limit] : kNone;
     const int64_t last = limited_ ? lasts_[limit] - first - begin : -1;
     float peak = kNone;
@@ -92,35 +108,19 @@ void AttentionJob::finish(int64_t b, int64_t g, int64_t row, float best, float s
   for (int64_t i = 0; i < d_; i++) to[i] = acc[i] / sum;
 }
 
+void AttentionJob::finish_all(int64_t b, int64_t g, int64_t first, int64_t rows, const Running& softmax) const {
+  for (int64_t r = 0; r < rows; r++)
+    finish(b, g, first + r, softmax.best[r], softmax.sums[r], softmax.acc + r * d_, output_);
+}
+
 void AttentionJob::decode(int64_t b, int64_t g, int64_t split) const {
   const int64_t rows = length_ * group_, first = split * split_size_;
   const int64_t count = std::min(split_size_, base(b) + length_ - first);
-  const bool direct = splits_ == 1;
-  float* acc = direct ? scratch(kAcc).get(static_cast<size_t>(rows * (d_ + 2)))
-                      : partials_ + ((b * kv_heads_ + g) * splits_ + split) * rows * (d_ + 2);
-  float *best = acc + rows * d_, *sums = best + rows;
-  std::fill(acc, acc + rows * d_, 0.0f);
-  std::fill(best, best + rows, kNone);
-  std::fill(sums, sums + rows, 0.0f);
+  const Running softmax = fresh_split(b, g, split);
   const int64_t lowest = parts_.config.sliding_window ? base(b) - parts_.config.sliding_window + 1 : 0;
-  if (count > 0 && first + count > lowest) {
-    float* q = scratch(kTiles).get(static_cast<size_t>(rows * d_));
-    int64_t positions[kSingle * 64];
-    std::vector<int64_t> more;
-    int64_t* position = positions;
-    if (rows > kSingle * 64) {
-      more.resize(static_cast<size_t>(rows));
-      position = more.data();
-    }
-    for (int64_t r = 0; r < rows; r++) {
-      const int64_t s = r / group_, head = g * group_ + r % group_;
-      position[r] = base(b) + s;
-      std::memcpy(q + r * d_, query_ + ((b * length_ + s) * heads_ + head) * d_, static_cast<size_t>(d_) * 4);
-    }
-    accumulate(b, g, rows, position, q, first, count, best, sums, acc);
-  }
-  if (direct)
-    for (int64_t r = 0; r < rows; r++) finish(b, g, r, best[r], sums[r], acc + r * d_, output_);
+  if (count > 0 && first + count > lowest)
+    accumulate(b, g, rows, base(b), queries(b, g, 0, rows), first, count, softmax);
+  if (splits_ == 1) finish_all(b, g, 0, rows, softmax);
 }
 
 void AttentionJob::merge(int64_t b, int64_t g, float* output) const {
@@ -145,25 +145,14 @@ void AttentionJob::merge(int64_t b, int64_t g, float* output) const {
 void AttentionJob::prefill(int64_t b, int64_t g, int64_t tile) const {
   const int64_t first = tile * tile_rows_, positions = std::min(tile_rows_, length_ - first);
   const int64_t rows = positions * group_;
-  float* q = scratch(kTiles).get(static_cast<size_t>(rows * d_));
-  float* acc = scratch(kAcc).get(static_cast<size_t>(rows * (d_ + 2)));
-  float *best = acc + rows * d_, *sums = best + rows;
-  thread_local std::vector<int64_t> position;
-  position.resize(static_cast<size_t>(rows));
-  std::fill(acc, acc + rows * d_, 0.0f);
-  std::fill(best, best + rows, kNone);
-  std::fill(sums, sums + rows, 0.0f);
-  for (int64_t r = 0; r < rows; r++) {
-    const int64_t s = first + r / group_, head = g * group_ + r % group_;
-    position[static_cast<size_t>(r)] = base(b) + s;
-    std::memcpy(q + r * d_, query_ + ((b * length_ + s) * heads_ + head) * d_, static_cast<size_t>(d_) * 4);
-  }
+  const float* q = queries(b, g, first, rows);
+  const Running softmax = fresh(scratch(kAcc).get(static_cast<size_t>(rows * (d_ + 2))), rows);
   const int64_t end = base(b) + first + positions;
   const int64_t sliding = parts_.config.sliding_window;
   const int64_t lowest = sliding ? std::max<int64_t>(0, base(b) + first - sliding + 1) : 0;
   for (int64_t j = lowest / kSplit * kSplit; j < end; j += kSplit)
-    accumulate(b, g, rows, position.data(), q, j, std::min(kSplit, end - j), best, sums, acc);
-  for (int64_t r = 0; r < rows; r++) finish(b, g, first * group_ + r, best[r], sums[r], acc + r * d_, output_);
+    accumulate(b, g, rows, base(b) + first, q, j, std::min(kSplit, end - j), softmax);
+  finish_all(b, g, first * group_, rows, softmax);
 }
 
 }  // namespace doge

@@ -1,23 +1,11 @@
 // One new token on a cache in place, the common case: as few phases as can be.
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 #include "attention.h"
 #include "half.h"
 
 namespace doge {
-namespace {
-
-const float kNone = -std::numeric_limits<float>::infinity();
-
-Scratch<float>& scratch(int which) {
-  thread_local Scratch<float> memory[4];
-  return memory[which];
-}
-enum { kQuery, kValue, kAngles, kAcc };
-
-}  // namespace
 
 // The weight of row b's new key, into the cache and into weights_.
 void AttentionJob::weigh_new(int64_t b, int64_t g) const {
@@ -59,12 +47,7 @@ void AttentionJob::step(int64_t b, int64_t g) const {
 // needs them, and the last split has the new key.
 void AttentionJob::step_part(int64_t b, int64_t g, int64_t split) const {
   const int64_t keys = base(b) + 1, first = split * split_size_, count = std::min(split_size_, keys - first);
-  float* acc = splits_ == 1 ? scratch(kAcc).get(static_cast<size_t>(group_ * (d_ + 2)))
-                            : partials_ + ((b * kv_heads_ + g) * splits_ + split) * group_ * (d_ + 2);
-  float *best = acc + group_ * d_, *sums = best + group_;
-  std::fill(acc, acc + group_ * d_, 0.0f);
-  std::fill(best, best + group_, kNone);
-  std::fill(sums, sums + group_, 0.0f);
+  const Running softmax = fresh_split(b, g, split);
   const int64_t lowest = parts_.config.sliding_window ? keys - parts_.config.sliding_window : 0;
   const bool seen = count > 0 && first + count > lowest, newest = count > 0 && first + count == keys;
   if (!seen && !newest) return;
@@ -76,21 +59,14 @@ void AttentionJob::step_part(int64_t b, int64_t g, int64_t split) const {
     weigh_new(b, g);
   }
   read_weights(b, g, first, newest ? keys - 1 : first + count);
-  float* query = scratch(kQuery).get(static_cast<size_t>(group_ * d_));
-  std::vector<int64_t>& positions = [this]() -> std::vector<int64_t>& {
-    thread_local std::vector<int64_t> memory;
-    memory.resize(static_cast<size_t>(group_));
-    return memory;
-  }();
+  float* query = scratch(kQueries).get(static_cast<size_t>(group_ * d_));
   for (int64_t h = 0; h < group_; h++) {
     const float* from = query_ + (b * heads_ + g * group_ + h) * d_;
     loops_.rms_norm(from, parts_.q_norm.data(), query + h * d_, d_, parts_.config.epsilon);
     loops_.rotate(query + h * d_, angles, angles + d_ / 2, d_);
-    positions[static_cast<size_t>(h)] = keys - 1;
   }
-  accumulate(b, g, group_, positions.data(), query, first, count, best, sums, acc);
-  if (splits_ == 1)
-    for (int64_t h = 0; h < group_; h++) finish(b, g, h, best[h], sums[h], acc + h * d_, output_);
+  accumulate(b, g, group_, keys - 1, query, first, count, softmax);
+  if (splits_ == 1) finish_all(b, g, 0, group_, softmax);
 }
 
 void AttentionJob::merge_all(float* output) const {

@@ -1,7 +1,6 @@
 // Decoder layers one after the other.
 #include <algorithm>
 
-#include "half.h"
 #include "layer.h"
 
 namespace doge {

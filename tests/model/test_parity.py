@@ -12,8 +12,8 @@ WINDOW, BOUNDARY = 12, 24  # SMALL's keep_window_size and max_position_embedding
 PREFILL = calls((3 * WINDOW,), seed=1)
 DECODE = calls((WINDOW - 2, 1, 1, 1, 9, 1, 1, 1, 1), seed=3)  # steps over the window and the rope's boundary
 BATCH = calls((WINDOW + 3, 1, 11, 1, 1), (0, 2, 5), seed=4)
-# With seed 5 the last expert chosen and the first left out were 1e-6 apart once, and an Intel processor rounded
-# the other way; here they are 3e-3 apart.
+# With seed 5 the last expert chosen and the first left out were 1e-6 apart once, and an Intel processor
+# rounded the other way; here they are 3e-3 apart.
 CHUNKS = calls((5, WINDOW, 3, WINDOW, 1), (0, 3), seed=8)
 EVERY_CALL = {"prefill": PREFILL, "decode": DECODE, "batch": BATCH, "chunks": CHUNKS}
 
