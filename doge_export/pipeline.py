@@ -104,7 +104,11 @@ def export_model(
         options.write(folder / RECIPE)
         progress(0, "hashing")
         write_manifest(folder, **_manifest(torch_model, graph, decode, resolved, options.opset))
-        del torch_model, graph, decode  # the weights, before the reference brings its own
+        # The weights go before the reference brings its own. onnxscript's rewrite rules remember the last
+        # node they looked at, and with it the graph.
+        for value in graph.model.graph.initializers.values():
+            value.const_value = None
+        del torch_model, graph, decode
         gc.collect()
         report = None
         if validate:

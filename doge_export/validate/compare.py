@@ -1,7 +1,9 @@
 """Run every schedule on both sides and turn the differences into checks."""
 
+import ctypes
 import gc
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,21 +110,17 @@ def validate(
         omitted=omitted,
         subject={"reference": reference_folder.name, "options": dict(manifest.options), "seed": seed},
     )
-    sides = _sides(bundle, dtype, precision, tolerance, omitted)
+    sides = _sides(bundle, dtype, precision, tolerance, omitted, quick)
     if quick:  # what it runs is small: keep it, and have one model in memory at a time
         expected = list(runs)
-        gc.collect()  # the reference's hooks refer back to it
         for side in sides:
-            opened = side.open()
-            for (schedule, tokens), run in zip(calls, expected, strict=True):
-                _judge(report, side, opened, schedule, tokens, run)
-                advance(1, schedule.name + side.suffix)
-            del opened
+            _release()
+            _judge_all(report, side, calls, expected, advance)
     else:  # the logits of all schedules would be more than the models
         both = [side.open() for side in sides]
         for (schedule, tokens), run in zip(calls, runs, strict=True):
             for side, opened in zip(sides, both, strict=True):
-                _judge(report, side, opened, schedule, tokens, run)
+                _judge(report, side, opened, schedule, tokens, run, opened.run(schedule, tokens))
                 advance(1, schedule.name + side.suffix)
     if precision != "fp32":
         report.rounding = _rounding(Reference(reference_folder, dtype, per_token), Candidate(bundle), calls)
@@ -141,7 +139,7 @@ def _precision(bundle: Bundle) -> str:
 
 
 def _sides(
-    bundle: Bundle, dtype: str, precision: str, tolerance: float | None, omitted: list[str]
+    bundle: Bundle, dtype: str, precision: str, tolerance: float | None, omitted: list[str], quick: bool
 ) -> list[_Side]:
     """The ways in which the bundle runs here; why one is left out goes to `omitted`."""
     limits = dict(TOLERANCES[dtype])
@@ -158,7 +156,7 @@ def _sides(
         rounded = precision != "fp32" and dtype == "float32"
         own = dict(_ROUNDED_KERNELS) if rounded else dict(limits)
         own.pop("selection", None)  # the kernels do not tell
-        sides.append(_Side(lambda: Kernels(bundle), own, ", kernels"))
+        sides.append(_Side(lambda: Kernels(bundle, one_graph=quick), own, ", kernels"))
     return sides
 
 
@@ -169,11 +167,11 @@ def _judge(
     schedule: Schedule,
     tokens: Tokens,
     expected: Run,
+    got: Run,
 ) -> None:
-    """Run `schedule` on one side, and add what differs to `report`."""
+    """Add what differs between the reference and one side to `report`."""
     dtype = opened.bundle.manifest.cache.dtype
     limits = dict(side.limits)
-    got = opened.run(schedule, tokens)
     figures = compare_logits(expected, got, schedule.compared(tokens), _NEAR_BEST.get(dtype, 0.0))
     if isinstance(opened, Kernels):
         worst = report.kernels
@@ -198,6 +196,31 @@ def _judge(
         label = f"{schedule.name}{side.suffix}: {_LABELS[name]}"
         at_least = name in ("selection", "top1_agreement")
         report.checks.append(Check(label, figures[name], limit, at_least))
+
+
+def _judge_all(
+    report: Report,
+    side: _Side,
+    calls: list[tuple[Schedule, Tokens]],
+    expected: list[Run],
+    advance: Callable[[int, str], None],
+) -> None:
+    """All schedules on one side, which is in memory for as long as this lasts."""
+    opened = side.open()
+    given: Iterable[Run] = (opened.run(schedule, tokens) for schedule, tokens in calls)
+    if isinstance(opened, Kernels):
+        given = list(given)  # before its other graph is asked for the first time
+    for (schedule, tokens), run, got in zip(calls, expected, given, strict=True):
+        _judge(report, side, opened, schedule, tokens, run, got)
+        advance(1, schedule.name + side.suffix)
+
+
+def _release() -> None:
+    """Give back the model before: it refers to itself by its hooks, and glibc keeps what was freed."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _largest(first: float, second: float) -> float:

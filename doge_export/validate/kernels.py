@@ -38,22 +38,32 @@ def why_not(bundle: Bundle) -> str | None:
 class Kernels:
     """`model.onnx`, and `decode.onnx` where the bundle has it, with the native library.
 
+    Each graph packs the weights for itself. `one_graph` keeps the one in memory that was asked for last.
+
     Raises:
         DogeExportError: onnxruntime refuses a graph or the library.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, one_graph: bool = False) -> None:
         self.bundle = bundle
-        self.session = Session.open(bundle)
-        self.session.load()
+        self._one_graph, self._tokens = one_graph, False
+        self._session = Session.open(bundle)
+        self._session.load()
+
+    def _with_graph(self, tokens: bool) -> Session:
+        if self._one_graph and tokens is not self._tokens:
+            self._session = Session.open(self.bundle)
+        self._tokens = tokens
+        return self._session
 
     def run(self, schedule: Schedule, tokens: Tokens) -> Run:
         """The schedule, from an empty cache. What was chosen stays in the kernels."""
-        cache, at, logits = self.session.new_cache(len(schedule.padding)), 0, []
+        session = self._with_graph(tokens=False)
+        cache, at, logits = session.new_cache(len(schedule.padding)), 0, []
         for count in schedule.steps:
             part = slice(at, at + count)
             at += count
-            given, cache = self.session.step(
+            given, cache = session.step(
                 np.ascontiguousarray(tokens.input_ids[:, part]),
                 np.ascontiguousarray(tokens.attention_mask[:, :at]),
                 np.ascontiguousarray(tokens.position_ids[:, part]),
@@ -64,9 +74,9 @@ class Kernels:
 
     def best(self, schedule: Schedule, tokens: Tokens) -> BestTokens | None:
         """The same schedule in the graph that gives tokens; None where the bundle has none."""
-        if not self.session.candidates:
+        if not self._session.candidates:
             return None
-        decoder, at = self.session.decoder(len(schedule.padding)), 0
+        decoder, at = self._with_graph(tokens=True).decoder(len(schedule.padding)), 0
         ids, logits = [], []
         for count in schedule.steps:
             part = slice(at, at + count)
