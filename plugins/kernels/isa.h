@@ -78,9 +78,13 @@ extern const Isa isa_generic;
 #if defined(__x86_64__)
 extern const Isa isa_avx2;
 extern const Isa isa_avx512;
+#if defined(__linux__)
+const Isa& isa_amx();
+bool amx_allowed();  // asks the system, which gives tiles only to a process that asked
+#endif
 #endif
 
-// The best one that this processor has; DOGE_EXPORT_ISA=generic|avx2|avx512 asks for less.
+// The best one that this processor has; DOGE_EXPORT_ISA=generic|avx2|avx512|amx asks for less.
 const Isa& isa();
 
 }  // namespace doge

@@ -17,6 +17,11 @@ void* aligned_memory(size_t bytes) {
 }
 void free_aligned(void* memory) { std::free(memory); }
 
+uint8_t* thread_bytes(size_t bytes) {
+  thread_local Scratch<uint8_t> memory;
+  return memory.get(bytes);
+}
+
 float* Arena::take(int64_t n) {
   const size_t wanted = (static_cast<size_t>(n) + 15) / 16 * 16;
   if (blocks_.empty() || blocks_.back().size - used_ < wanted) {

@@ -12,6 +12,9 @@ namespace doge {
 // ones asks for a page every 64 lines. Large blocks are shared, and live as long as anyone uses a part.
 std::shared_ptr<uint8_t> weight_memory(size_t bytes);
 
+// `bytes` of the calling thread, 64 bytes aligned, contents undefined; the next call may move them.
+uint8_t* thread_bytes(size_t bytes);
+
 // Memory of one thread that lasts from call to call: `get` gives `n` elements, contents undefined.
 template <class T>
 class Scratch {

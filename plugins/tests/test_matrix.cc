@@ -15,7 +15,7 @@ void run(Dtype dtype, int64_t n, int64_t k, int64_t block, double limit) {
   const doge::Packed packed(w.matrix);
   const std::string name = "dtype " + std::to_string(static_cast<int>(dtype)) + " n " + std::to_string(n) + " k " + std::to_string(k);
   Floats one;  // the first row alone
-  for (int64_t rows : {1, 2, 3, 4, 5, 6, 7, 13}) {
+  for (int64_t rows : {1, 2, 3, 4, 5, 6, 7, 13, 16, 35}) {
     Random again(7);
     const Floats x = again.normal(rows * k);
     const Doubles expected = linear(Doubles(x.begin(), x.end()), rows, w);
