@@ -110,7 +110,12 @@ void AttentionJob::run(Team::Worker& worker) const {
                std::min(kAppend, length_ - (c - copies) % pieces * kAppend));
   });
   if (io_.cache_position) {
-    worker.phase(io_.batch, [&](int64_t b) { weigh_static(b); });
+    const int64_t parts = ceil_div(length_, kSplit);
+    worker.phase(io_.batch * parts, [&](int64_t c) {
+      const int64_t b = c / parts, first = c % parts * kSplit;
+      if (first == 0) keep_static(b);
+      weigh(b, base(b) + first, std::min(kSplit, length_ - first));
+    });
   } else {
     const int64_t parts = ceil_div(row_, kSplit);
     worker.phase(io_.batch * parts, [&](int64_t c) {
@@ -131,9 +136,12 @@ void AttentionJob::attend(Team::Worker& worker) const {
   } else {
     worker.phase(pairs * blocks_,
                  [&](int64_t c) { transpose_keys(c / blocks_ / kv_heads_, c / blocks_ % kv_heads_, c % blocks_); });
+    // Each worker has the rows that it has in a layer's other phases. The last of them see the most keys and come
+    // first, so that no thread ends alone with one.
+    const int64_t strip = ceil_div(tiles_, worker.width());
     worker.phase(pairs * tiles_, [&](int64_t c) {
-      // The last tiles see the most keys: they come first, so that no thread ends alone with one.
-      prefill(c % pairs / kv_heads_, c % pairs % kv_heads_, tiles_ - 1 - c / pairs);
+      const int64_t tile = c / pairs, begin = tile / strip * strip, end = std::min(begin + strip, tiles_);
+      prefill(c % pairs / kv_heads_, c % pairs % kv_heads_, end - 1 - (tile - begin));
     });
   }
   if (io_.keep) worker.phase(pairs, [&](int64_t c) { write_keep(c / kv_heads_, c % kv_heads_); });
@@ -236,21 +244,25 @@ void AttentionJob::weigh(int64_t b, int64_t first, int64_t count) const {
   }
 }
 
-void AttentionJob::weigh_static(int64_t b) const {
-  const int64_t first = base(b), keys = first + length_, *mask = io_.mask + b * row_;
+// dt of the slots that are not new, of all kv heads.
+void AttentionJob::keep_static(int64_t b) const {
+  const int64_t first = base(b), *mask = io_.mask + b * row_;
   for (int64_t g = 0; g < kv_heads_; g++) {
     const int64_t at = (b * kv_heads_ + g) * row_;
-    if (io_.past_dt != io_.present_dt) {
-      const size_t size = bytes_of(io_.dtype), offset = static_cast<size_t>(at) * size;
+    const auto copy = [&](int64_t begin, int64_t end) {
+      const size_t size = bytes_of(io_.dtype), offset = static_cast<size_t>(at + begin) * size;
       std::memcpy(static_cast<char*>(io_.present_dt) + offset, static_cast<const char*>(io_.past_dt) + offset,
-                  static_cast<size_t>(row_) * size);
+                  static_cast<size_t>(end - begin) * size);
+    };
+    if (io_.past_dt != io_.present_dt) {
+      copy(0, first);
+      copy(first + length_, row_);
     }
     float* dt = weights_ + at;
     read_floats(io_.dtype, io_.present_dt, at, first, dt);
     for (int64_t j = 0; j < first; j++)
       if (mask[j] == 0) dt[j] = kNone;
   }
-  for (int64_t j = first; j < keys; j += kSplit) weigh(b, j, std::min(kSplit, keys - j));
 }
 
 void dynamic_mask_attention(const AttentionConfig& config, const AttentionWeights& weights, const AttentionIO& io,

@@ -65,7 +65,7 @@ class AttentionJob {
   void append_key(int64_t b, int64_t g, int64_t s, const float* angles) const;
   void append(int64_t b, int64_t g, int64_t first, int64_t count) const;
   void weigh(int64_t b, int64_t first, int64_t count) const;
-  void weigh_static(int64_t b) const;
+  void keep_static(int64_t b) const;
   void limit(int64_t b, int64_t g) const;
   void limit_running(int64_t b, int64_t g) const;
   void limit_sliding(int64_t b, int64_t g) const;

@@ -52,6 +52,8 @@ struct Isa {
   void (*key_weights)(int64_t keys, int64_t parts, int64_t d, const float* v, int64_t part_stride, const double* w,
                       double bias, double A, float* out);
   void (*silu_mul)(int64_t n, float* gate, const float* up);  // gate = silu(gate) * up
+  // to = residual * before + x
+  void (*add_residual)(int64_t n, const float* residual, const float* before, const float* x, float* to);
   float (*dot)(int64_t n, const float* x, const float* y);
   float (*dot_f16)(int64_t n, const float* x, const uint16_t* y);
   float (*dot_i8)(int64_t n, const float* x, const int8_t* y);

@@ -20,6 +20,27 @@ inline uint32_t not_below_bits(vf x, vf floor) {
 }
 #include "isa_float.inc"
 
+inline __m512i digits_of(const float* x, __m512 inverse) {
+  return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), inverse));
+}
+
+// The digits of `n` floats, a multiple of 32; returns their sum.
+inline int32_t quantize_block(const float* x, int64_t n, __m512 inverse, int8_t* high, int8_t* low) {
+  const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);  // packs works within 128 bits
+  const __m512i most = _mm512_set1_epi16(32512), least = _mm512_set1_epi16(-32512);
+  __m512i total = _mm512_setzero_si512();
+  for (int64_t i = 0; i < n; i += 32) {
+    __m512i q = _mm512_packs_epi32(digits_of(x + i, inverse), digits_of(x + i + 16, inverse));
+    q = _mm512_permutexvar_epi64(order, _mm512_min_epi16(_mm512_max_epi16(q, least), most));
+    total = _mm512_add_epi32(total, _mm512_madd_epi16(q, _mm512_set1_epi16(1)));
+    const __m512i h = _mm512_srai_epi16(_mm512_add_epi16(q, _mm512_set1_epi16(128)), 8);
+    const __m512i l = _mm512_sub_epi16(q, _mm512_slli_epi16(h, 8));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(high + i), _mm512_cvtepi16_epi8(h));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(low + i), _mm512_cvtepi16_epi8(l));
+  }
+  return _mm512_reduce_add_epi32(total);
+}
+
 // The digits are high bytes int8 [k], then low bytes int8 [k]: q = 256 * high + low.
 void quantize_row(const float* x, int64_t k, int64_t block, uint8_t* row) {
   __m512 most = _mm512_setzero_ps();
@@ -35,6 +56,11 @@ void quantize_row(const float* x, int64_t k, int64_t block, uint8_t* row) {
   int8_t* low = high + k;
   const __m512i most_digit = _mm512_set1_epi32(32512), least = _mm512_set1_epi32(-32512);
   for (int64_t b = 0; b < k / block; b++) {
+    if (block % 32 == 0) {
+      const int32_t digit_sum = quantize_block(x + b * block, block, inverse, high + b * block, low + b * block);
+      std::memcpy(row + 4 + 4 * b, &digit_sum, 4);
+      continue;
+    }
     __m512i total = _mm512_setzero_si512();
     const int64_t end = (b + 1) * block;
     for (int64_t i = b * block; i < end; i += 16) {

@@ -130,11 +130,14 @@ void LayerJob::announce(const LayerParts& p, const Team::Worker& worker, Ahead* 
 
 template <class F>
 void LayerJob::tiles(Team::Worker& worker, size_t mark, int64_t panels, F&& tile) const {
-  const int64_t parts = ceil_div(rows_, kTileRows);
+  const int64_t parts = ceil_div(rows_, kTileRows), strip = ceil_div(parts, worker.width()) * panels;
   if (worker.ahead) worker.ahead->reached(first_mark + mark);
+  // Each worker has rows of its own, as in the other phases: what it reads it wrote itself. Of these it takes all
+  // for one panel before the next.
   worker.phase(panels * parts, [&](int64_t c) {
-    const int64_t first = c % parts * kTileRows;
-    tile(c / parts, first, std::min(kTileRows, rows_ - first));
+    const int64_t begin = c / strip * strip, rows = std::min(strip, panels * parts - begin) / panels;
+    const int64_t first = (begin / panels + (c - begin) % rows) * kTileRows;
+    tile((c - begin) / rows, first, std::min(kTileRows, rows_ - first));
   });
 }
 
@@ -194,7 +197,7 @@ void LayerJob::add(const PackedLinear& linear, const Rows& x, int64_t panel, int
         row_axpy(p_.up_embed, indices_[which], mixing_[which], at, width, row);
       }
     const int64_t base = (first + r) * n + at;
-    for (int64_t i = 0; i < width; i++) to[base + i] = residual[static_cast<size_t>(at + i)] * before[base + i] + row[i];
+    isa().add_residual(width, residual.data() + at, before + base, row, to + base);
   }
 }
 
