@@ -55,9 +55,18 @@ void check(const RoutingConfig& c) {
 
 namespace {
 
-// The `count` largest of `keys` values in descending order, ties by the lower place.
-void best_of(const float* values, int64_t keys, int64_t count, std::vector<int32_t>& order) {
-  order.resize(static_cast<size_t>(keys));
+constexpr int64_t kBlock = 128;  // the most that `check` of a matrix lets through
+
+// The places of the `count` largest of n values in descending order, ties by the lower place.
+void best_of(const float* values, int64_t n, int64_t count, std::vector<int32_t>& order) {
+  constexpr int64_t kRanked = 512;  // as many compared with each other are faster than a sort
+  order.assign(static_cast<size_t>(n), 0);  // NaN has no rank of its own
+  if (n <= kRanked) {
+    int32_t rank[kRanked];
+    isa().ranks(n, values, rank);
+    for (int64_t i = 0; i < n; i++) order[static_cast<size_t>(rank[i])] = static_cast<int32_t>(i);
+    return;
+  }
   std::iota(order.begin(), order.end(), 0);
   std::partial_sort(order.begin(), order.begin() + count, order.end(), [values](int32_t a, int32_t b) {
     return values[a] > values[b] || (values[a] == values[b] && a < b);
@@ -67,31 +76,27 @@ void best_of(const float* values, int64_t keys, int64_t count, std::vector<int32
 }  // namespace
 
 void route(const RoutingConfig& c, const float* x, const float* y, int64_t* indices, float* weights) {
-  thread_local std::vector<int32_t> order_x, order_y;
-  thread_local std::vector<int64_t> next;
+  thread_local std::vector<int32_t> order_x, order_y, order;
+  thread_local std::vector<float> sums;
+  thread_local std::vector<int64_t> pairs;
   const int64_t keys = c.num_keys, k = c.num_experts_per_tok, side = std::min(k, keys);
   best_of(x, keys, side, order_x);
   best_of(y, keys, side, order_y);
-  // Row i of the pairs x[i] + y[j] falls with j, so its best one that is left is at next[i]; and a row
-  // cannot win before the one above it has. Of equal pairs the first in the order of both halves wins.
-  next.assign(static_cast<size_t>(side), 0);
-  int64_t open = 1;
-  for (int64_t e = 0; e < k; e++) {
-    int64_t winner = -1;
-    float best = 0;
-    for (int64_t i = 0; i < open; i++) {
-      const int64_t j = next[static_cast<size_t>(i)];
-      if (j == side) continue;
-      const float score = x[order_x[static_cast<size_t>(i)]] + y[order_y[static_cast<size_t>(j)]];
-      if (winner < 0 || score > best) {
-        winner = i;
-        best = score;
-      }
+  // The pair of the i-th and the j-th best comes after (i + 1)(j + 1) - 1 others that are no smaller. Of equal
+  // pairs the first in the order of both halves wins.
+  sums.clear();
+  pairs.clear();
+  for (int64_t i = 0; i < side; i++)
+    for (int64_t j = 0; j < std::min(side, k / (i + 1)); j++) {
+      const int32_t first = order_x[static_cast<size_t>(i)], second = order_y[static_cast<size_t>(j)];
+      sums.push_back(x[first] + y[second]);
+      pairs.push_back(first * keys + second);
     }
-    const int64_t j = next[static_cast<size_t>(winner)]++;
-    indices[e] = order_x[static_cast<size_t>(winner)] * keys + order_y[static_cast<size_t>(j)];
-    weights[e] = best;
-    if (winner == open - 1 && open < side) open++;
+  best_of(sums.data(), static_cast<int64_t>(sums.size()), k, order);
+  for (int64_t e = 0; e < k; e++) {
+    const auto pair = static_cast<size_t>(order[static_cast<size_t>(e)]);
+    indices[e] = pairs[pair];
+    weights[e] = sums[pair];
   }
   float sum = 0;
   const float peak = weights[0];
@@ -127,6 +132,22 @@ void expert_routing(const RoutingConfig& c, Dtype dtype, int64_t tokens, const v
   Team::run(threads, static_cast<size_t>((tokens + kTokens - 1) / kTokens), body);
 }
 
+void row_prefetch(const Matrix& table, int64_t row, int64_t first, int64_t n) {
+  const auto prefetch = [](const void* data, size_t begin, size_t end) {
+    const auto* bytes = static_cast<const uint8_t*>(data);
+    for (size_t at = begin / 64 * 64; at < end; at += 64) __builtin_prefetch(bytes + at);
+  };
+  const auto at = static_cast<size_t>(row * table.k + first), count = static_cast<size_t>(n);
+  if (table.dtype == Dtype::int4)
+    prefetch(table.data, at / 2, (at + count + 1) / 2);
+  else
+    prefetch(table.data, at * bytes_of(table.dtype), (at + count) * bytes_of(table.dtype));
+  if (table.scales != nullptr) {
+    const auto block = static_cast<size_t>(table.block);
+    prefetch(table.scales, at / block * 2, ((at + count - 1) / block + 1) * 2);
+  }
+}
+
 float row_dot(const Matrix& table, int64_t row, const float* x) {
   const Isa& loops = isa();
   const int64_t k = table.k, at = row * k;
@@ -139,6 +160,15 @@ float row_dot(const Matrix& table, int64_t row, const float* x) {
       for (int64_t b = 0; b < k / table.block; b++)
         total += half_to_float(scales[b]) *
                  loops.dot_i8(table.block, x + b * table.block, static_cast<const int8_t*>(table.data) + at + b * table.block);
+      return total;
+    }
+    case Dtype::int4: {
+      float total = 0, wide[kBlock];
+      const uint16_t* scales = table.scales + row * (k / table.block);
+      for (int64_t b = 0; b < k / table.block; b++) {
+        loops.widen_i4(table.block, static_cast<const uint8_t*>(table.data) + (at + b * table.block) / 2, wide);
+        total += half_to_float(scales[b]) * loops.dot(table.block, x + b * table.block, wide);
+      }
       return total;
     }
     default: {
@@ -170,8 +200,10 @@ void row_axpy(const Matrix& table, int64_t row, float a, int64_t first, int64_t 
       const uint16_t* scales = table.scales + row * (table.k / table.block);
       for (int64_t i = first; i < first + n;) {
         const int64_t end = std::min(first + n, (i / table.block + 1) * table.block);
-        const float scale = a * half_to_float(scales[i / table.block]);
-        for (; i < end; i++) y[i - first] += scale * static_cast<float>(nibble(table.data, row * table.k + i));
+        float wide[kBlock];
+        loops.widen_i4(end - i, static_cast<const uint8_t*>(table.data) + (row * table.k + i) / 2, wide);
+        loops.axpy(end - i, a * half_to_float(scales[i / table.block]), wide, y + i - first);
+        i = end;
       }
       return;
     }

@@ -61,7 +61,10 @@ struct Isa {
   void (*axpy_f16)(int64_t n, float a, const uint16_t* x, float* y);
   void (*axpy_i8)(int64_t n, float a, const int8_t* x, float* y);
   void (*widen_f16)(int64_t n, const uint16_t* x, float* y);
+  void (*widen_i4)(int64_t n, const uint8_t* x, float* y);  // n even; the low nibble of a byte comes first
   float (*largest)(int64_t n, const float* x);  // -inf for none
+  // rank[i] = how many of n elements come before x[i] in descending order, of equal ones the lower places.
+  void (*ranks)(int64_t n, const float* x, int32_t* rank);
   uint64_t (*not_below)(const float* x, float floor);  // bit i for x[i] of a panel; NaN is not below
   // y[r] = x . row r of `rows` rows of k floats (or halves), summed in the order of gemm_f32: the same bits.
   void (*in_order_f32)(int64_t rows, int64_t k, const float* x, const float* const* row, float* y);

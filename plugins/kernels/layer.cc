@@ -115,10 +115,11 @@ void LayerJob::announce(const LayerParts& p, const Team::Worker& worker, Ahead* 
   };
   share({&p.q.weight, &p.k.weight, &p.v.weight});
   share({&p.o.weight});
-  const int64_t gates = p.gate.weight.panels(), all = gates + p.router.panels();
-  for (int64_t panel = worker.first(all); panel < worker.end(all); panel++) {
-    if (panel >= gates) {
-      p.router.announce(panel - gates, ahead);
+  const int64_t gates = p.gate.weight.panels(), all = gates + (p.router.empty() ? 0 : 1);
+  for (int64_t chunk = worker.first(all); chunk < worker.end(all); chunk++) {
+    const int64_t panel = chunk - (all - gates);
+    if (panel < 0) {
+      for (int64_t i = 0; i < p.router.panels(); i++) p.router.announce(i, ahead);
       continue;
     }
     p.gate.weight.announce(panel, ahead);
@@ -216,12 +217,31 @@ void LayerJob::gate_up(const Rows& x, int64_t panel, int64_t first, int64_t coun
   }
 }
 
-// mixing of experts [first, first + count) of a token: activation(x . down) * weight.
-void LayerJob::experts(const float* x, int64_t token, int64_t first, int64_t count) const {
-  for (int64_t e = first; e < first + count; e++) {
-    const int64_t which = token * chosen_ + e;
-    mixing_[which] *= activate(p_.config.activation, row_dot(p_.down_embed, indices_[which], x));
+void LayerJob::router_logits(const Rows& x, int64_t panel, int64_t first, int64_t count) const {
+  const int64_t n = 2 * keys_, at = panel * kPanel;
+  float* tile = scratch(kTile).get(2 * kTileRows * kPanel);
+  x.multiply(p_.router, panel, first, count, tile, kPanel);
+  for (int64_t r = 0; r < count; r++)
+    std::memcpy(logits_ + (first + r) * n + at, tile + r * kPanel, static_cast<size_t>(std::min(kPanel, n - at)) * 4);
+}
+
+void LayerJob::mix(const Rows& x, int64_t first, int64_t count) const {
+  for (int64_t t = first; t < first + count; t++) {
+    int64_t* indices = indices_ + t * chosen_;
+    float* mixing = mixing_ + t * chosen_;
+    const float* logits = logits_ + (p_.config.routing.per_token ? 2 * t * keys_ : t * keys_);
+    route(p_.config.routing, logits, p_.config.routing.per_token ? logits + keys_ : logits_ + (rows_ + t) * keys_,
+          indices, mixing);
+    for (int64_t e = 0; e < chosen_; e++) row_prefetch(p_.down_embed, indices[e], 0, p_.hidden);
+    for (int64_t e = 0; e < chosen_; e++)
+      mixing[e] *= activate(p_.config.activation, row_dot(p_.down_embed, indices[e], x.floats + t * p_.hidden));
   }
+}
+
+bool LayerJob::mixes_early(const Team::Worker& worker) const {
+  const auto bytes = [](const Packed& m) { return static_cast<size_t>(m.panels()) * m.panel_bytes(); };
+  const size_t router = bytes(p_.router), all = router + bytes(p_.gate.weight) + bytes(p_.up.weight);
+  return keys_ > 0 && rows_ <= kFew && router * static_cast<size_t>(worker.width()) <= all;
 }
 
 void LayerJob::run(Team::Worker& worker) {
@@ -249,37 +269,31 @@ void LayerJob::run(Team::Worker& worker) {
     add(p_.o, attended, panel, first, count, hidden_, p_.input_residual, middle_, false);
   });
   const Rows y = prepare(worker, post_, middle_, p_.post_norm.data(), normed_);
-  const int64_t gates = p_.gate.weight.panels();
-  tiles(worker, 2, gates + (keys_ ? p_.router.panels() : 0), [&](int64_t panel, int64_t first, int64_t count) {
-    if (panel < gates) {
-      gate_up(y, panel, first, count);
-      return;
-    }
-    const int64_t n = 2 * keys_, at = (panel - gates) * kPanel;
-    float* tile = scratch(kTile).get(2 * kTileRows * kPanel);
-    y.multiply(p_.router, panel - gates, first, count, tile, kPanel);
-    for (int64_t r = 0; r < count; r++)
-      std::memcpy(logits_ + (first + r) * n + at, tile + r * kPanel, static_cast<size_t>(std::min(kPanel, n - at)) * 4);
-  });
-  if (keys_) {
-    // A single token's experts are shared out among the workers; of many tokens each takes whole ones.
-    const bool few = rows_ <= kFew;
-    worker.phase(ceil_div(rows_, few ? 1 : kExpertTokens), [&](int64_t c) {
-      const int64_t size = few ? 1 : kExpertTokens;
-      for (int64_t t = c * size; t < std::min(rows_, (c + 1) * size); t++) {
-        const float* first = logits_ + (p_.config.routing.per_token ? 2 * t * keys_ : t * keys_);
-        const float* second = p_.config.routing.per_token ? first + keys_ : logits_ + (rows_ + t) * keys_;
-        route(p_.config.routing, first, second, indices_ + t * chosen_, mixing_ + t * chosen_);
-        if (!few) experts(y.floats + t * p_.hidden, t, 0, chosen_);
+  const int64_t gates = p_.gate.weight.panels(), routers = p_.router.panels();
+  if (mixes_early(worker)) {
+    tiles(worker, 2, 1 + gates, [&](int64_t chunk, int64_t first, int64_t count) {
+      if (chunk > 0) {
+        gate_up(y, chunk - 1, first, count);
+        return;
       }
+      for (int64_t panel = 0; panel < routers; panel++) router_logits(y, panel, first, count);
+      mix(y, first, count);
     });
-    if (few) {
-      const int64_t parts = ceil_div(chosen_, kExpertTokens);
-      worker.phase(rows_ * parts, [&](int64_t c) {
-        const int64_t first = c % parts * kExpertTokens;
-        experts(y.floats + c / parts * p_.hidden, c / parts, first, std::min(kExpertTokens, chosen_ - first));
+    const int64_t panels = p_.down.weight.panels(), begin = worker.first(panels) * kPanel;
+    const int64_t n = std::min(worker.end(panels) * kPanel, p_.hidden) - begin;
+    for (int64_t which = 0; which < rows_ * chosen_ && n > 0; which++)
+      row_prefetch(p_.up_embed, indices_[which], begin, n);
+  } else {
+    tiles(worker, 2, gates + (keys_ ? routers : 0), [&](int64_t panel, int64_t first, int64_t count) {
+      if (panel < gates)
+        gate_up(y, panel, first, count);
+      else
+        router_logits(y, panel - gates, first, count);
+    });
+    if (keys_)
+      worker.phase(ceil_div(rows_, kExpertTokens), [&](int64_t c) {
+        mix(y, c * kExpertTokens, std::min(kExpertTokens, rows_ - c * kExpertTokens));
       });
-    }
   }
   const Rows inner = prepare(worker, down_, inner_, nullptr, nullptr);
   tiles(worker, 3, p_.down.weight.panels(), [&](int64_t panel, int64_t first, int64_t count) {

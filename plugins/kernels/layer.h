@@ -53,7 +53,11 @@ class LayerJob {
   void add(const PackedLinear& linear, const Rows& x, int64_t panel, int64_t first, int64_t count, const float* before,
            const Vector& residual, float* to, bool experts) const;
   void gate_up(const Rows& x, int64_t panel, int64_t first, int64_t count) const;
-  void experts(const float* x, int64_t token, int64_t first, int64_t count) const;
+  void router_logits(const Rows& x, int64_t panel, int64_t first, int64_t count) const;
+  // Chooses the experts of tokens [first, first + count) from the logits, and computes what they give.
+  void mix(const Rows& x, int64_t first, int64_t count) const;
+  // Whether one worker takes router and experts as a whole, while the others are at the MLP.
+  bool mixes_early(const Team::Worker& worker) const;
 
   const LayerParts& p_;
   int64_t rows_, width_, kv_width_, keys_ = 0, chosen_ = 0;

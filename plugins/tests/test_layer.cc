@@ -230,15 +230,28 @@ void rotary() {
   expect(throws([&] { doge::RotaryAngles(config, frequencies, {}, {}); }), "a limit without frequencies beyond it is refused");
 }
 
-void ties() {  // equal logits: the first in the order of both halves
-  const doge::RoutingConfig config{4, 5, false, true};
-  const float x[4] = {1, 2, 2, 0}, y[4] = {3, 3, 1, 3};
-  int64_t indices[5];
-  float weights[5];
-  doge::route(config, x, y, indices, weights);
-  const double wide_x[4] = {1, 2, 2, 0}, wide_y[4] = {3, 3, 1, 3};
-  const auto expected = route(config, wide_x, wide_y);
-  for (size_t e = 0; e < 5; e++) expect(indices[e] == expected[e].first, "tied experts are taken in order");
+void routing() {
+  Random random(3);
+  for (int64_t keys : {1, 3, 16, 33, 64, 100, 600})
+    for (int64_t chosen : {1, 2, 5, 16, 64, 700})
+      for (float step : {0.0f, 1.0f, 1e3f}) {  // 1: many equal logits, of which the first in the order of both wins
+        if (chosen > keys * keys) continue;
+        const doge::RoutingConfig config{keys, chosen, true, step == 0};
+        Floats logits = random.normal(2 * keys), weights(static_cast<size_t>(chosen));
+        for (float& x : logits) x = step == 0 ? x : std::round(2 * x) * step;
+        std::vector<int64_t> indices(static_cast<size_t>(chosen));
+        doge::route(config, logits.data(), logits.data() + keys, indices.data(), weights.data());
+        const Doubles halves = wide(logits);
+        const auto expected = route(config, halves.data(), halves.data() + keys);
+        const std::string name = "routing of " + std::to_string(chosen) + " of " + std::to_string(keys) + "^2, step " + std::to_string(step);
+        for (size_t e = 0; e < indices.size(); e++) {
+          expect(indices[e] == expected[e].first, name + ": another expert at " + std::to_string(e));
+          expect(std::fabs(weights[e] - expected[e].second) <= 1e-6, name + ": another weight at " + std::to_string(e));
+        }
+        std::fill(logits.begin(), logits.end(), std::nanf(""));
+        doge::route(config, logits.data(), logits.data() + keys, indices.data(), weights.data());
+        for (int64_t index : indices) expect(index >= 0 && index < keys * keys, "NaN gives an expert that exists");
+      }
 }
 
 }  // namespace
@@ -266,7 +279,7 @@ int main() {
     several(Dtype::int4, 32, threads);
   }
   rotary();
-  ties();
+  routing();
   expect(throws([] { doge::activation_from_name("swoosh"); }), "an unknown activation is refused");
   return finish(doge::instruction_set());
 }
