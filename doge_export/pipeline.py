@@ -272,8 +272,9 @@ _CALL = {
     "decode": (
         "As with a static cache, but key, value and dt of all layers are one tensor each, with the layer as "
         "its first axis, of as many slots as wanted where there is no max_length. token_ids and "
-        "token_logits [batch, steps, count] are the best tokens, best first. With steps above 1 the graph "
-        "goes on alone: each step takes the best token of the one before, which has a slot and a position "
-        "more. All new tokens but the last are in the cache then. attention_mask must be 1 for their slots."
+        "token_logits [batch, steps, best] are the `count` best tokens, best first. With steps above 1 the "
+        "graph goes on alone: each step takes the best token of the one before, which has a slot and a "
+        "position more, and best is 1. All new tokens but the last are in the cache then. attention_mask "
+        "must be 1 for their slots."
     ),
 }

@@ -30,8 +30,9 @@ def decode_tokens(model: ir.Model) -> None:
     The inputs `past_key_values.N.key`, `.value` and `.dt` of all layers become `past_key_values.key`,
     `.value` and `.dt`, with the layer as their first axis, and so do the outputs `present.N.*`. A new
     input, `steps`, says how many tokens shall be made: the first after the tokens given, each other one
-    after the best before it. `token_ids` and `token_logits` become [batch, steps, count]. All of it is one
-    call of the kernel, and the runtime is asked once.
+    after the best before it. `token_ids` and `token_logits` become [batch, steps, best]: `count` tokens of
+    one step, and of several the best one each, since no one can choose among the others any more. All of
+    it is one call of the kernel, and the runtime is asked once.
     """
     graph = model.graph
     nodes = list(graph)
@@ -59,7 +60,7 @@ def decode_tokens(model: ir.Model) -> None:
     for output, old in zip(node.outputs, list(graph.outputs)[:2], strict=False):
         assert old.shape is not None
         output.name, output.type = old.name, old.type
-        output.shape = ir.Shape([old.shape[0], "steps", old.shape[1]])
+        output.shape = ir.Shape([old.shape[0], "steps", "best"])
     graph.outputs[:2] = node.outputs[:2]
     for part, output in zip(_PARTS, node.outputs[2:], strict=True):
         _joined(graph.outputs, "present", part, len(layers), output)
@@ -160,9 +161,12 @@ def _body(
     always = b.const(True, bool)
     state = [b.inputs[name] for name in carried]
     *_, key, value, dt, ids, logits = b.Loop(b.inputs["steps"], always, *state, body=loop, outputs=8)
+    one = b.const(1)
+    count = b.Where(b.Greater(b.inputs["steps"], one), one, b.int_attribute("count"))
+    best = [b.const([0]), b.Unsqueeze(count, b.const([0])), b.const([2])]
     outputs = {
-        "token_ids": b.Transpose(ids, perm=[1, 0, 2]),
-        "token_logits": b.Transpose(logits, perm=[1, 0, 2]),
+        "token_ids": b.Slice(b.Transpose(ids, perm=[1, 0, 2]), *best),
+        "token_logits": b.Slice(b.Transpose(logits, perm=[1, 0, 2]), *best),
         "present_key": b.Identity(key),
         "present_value": b.Identity(value),
         "present_dt": b.Identity(dt),

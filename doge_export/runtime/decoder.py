@@ -45,9 +45,9 @@ class TokenDecoder:
         """Run `input_ids` [batch, sequence] after what came before; `real` marks with 0 what is padding. Then
         go on alone, with the best token after the last, until there are `steps` new ones.
 
-        Returns: token ids [batch, steps, count], best first and the lower id first among equals, and their
-        logits. All but the last of the new tokens are in the cache. Both arrays are overwritten by a later
-        call.
+        Returns: token ids [batch, steps, best], best first and the lower id first among equals, and their
+        logits; of one step there are the spec's `count`, of several the best one each. All but the last of
+        the new tokens are in the cache. Both arrays are overwritten by a later call.
 
         Raises:
             DogeExportError: the tokens do not fit in the cache.
@@ -97,7 +97,7 @@ class TokenDecoder:
 
     def _bind(self, sequence: int, steps: int) -> "_Bound":
         binding, cache = self._graph.io_binding(), self._spec.cache
-        bound = _Bound(binding, self._batch, sequence, steps, self._spec.count)
+        bound = _Bound(binding, self._batch, sequence, steps, self._spec.count if steps == 1 else 1)
         for name, array in (
             ("input_ids", bound.ids),
             ("position_ids", bound.positions),

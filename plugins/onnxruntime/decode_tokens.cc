@@ -46,6 +46,7 @@ class Decoder final : public Kernel {
     positions.expect("position_ids", kInt64, {batch, sequence});
     const int64_t steps = *wanted.expect("steps", kInt64, {}).as<int64_t>();
     if (steps < 1) throw Error("steps is " + std::to_string(steps) + ": there is nothing to do.");
+    const int64_t count = steps > 1 ? 1 : count_;
 
     const Tensor key = call.input(kKey), value = call.input(kValue), dt = call.input(kDt);
     const auto layers = static_cast<int64_t>(layers_->count());
@@ -75,8 +76,8 @@ class Decoder final : public Kernel {
       if (row > slots - sequence - (steps - 1))
         throw Error(std::to_string(sequence) + " tokens and " + std::to_string(steps - 1) + " more from slot " +
                     std::to_string(row) + " on do not fit in a cache of " + std::to_string(slots) + " slots.");
-    auto* best = static_cast<int64_t*>(call.output(0, {batch, steps, count_}));
-    auto* logits = static_cast<float*>(call.output(1, {batch, steps, count_}));
+    auto* best = static_cast<int64_t*>(call.output(0, {batch, steps, count}));
+    auto* logits = static_cast<float*>(call.output(1, {batch, steps, count}));
     io.present_key = call.output(2, cache);
     io.present_value = call.output(3, cache);
     io.present_dt = call.output(4, weights);
@@ -89,7 +90,7 @@ class Decoder final : public Kernel {
     for (size_t layer = 0; layer < each.size(); ++layer) place(each[layer], io, layer * bytes);
     std::vector<int64_t> id(ids.as<int64_t>(), ids.as<int64_t>() + tokens);
     std::vector<int64_t> position(positions.as<int64_t>(), positions.as<int64_t>() + tokens);
-    std::vector<int64_t> some(static_cast<size_t>(batch * count_));
+    std::vector<int64_t> some(static_cast<size_t>(batch * count));
     std::vector<float> values(some.size());
     const Dtype dtype = dtype_of(element_);
     for (int64_t step = 0; step < steps; ++step) {
@@ -98,11 +99,11 @@ class Decoder final : public Kernel {
       angles_->run(dtype, batch * length, position.data(), cos, sin);
       for (AttentionIO& own : each) own.cache_position = slot.data();
       layers_->run(each.data(), states, made, call);
-      head_->top_tokens(dtype, batch, length, made, count_, some.data(), values.data(), call);
+      head_->top_tokens(dtype, batch, length, made, count, some.data(), values.data(), call);
       for (int64_t row = 0; row < batch; ++row) {
-        std::copy_n(&some[static_cast<size_t>(row * count_)], count_, best + (row * steps + step) * count_);
-        std::copy_n(&values[static_cast<size_t>(row * count_)], count_, logits + (row * steps + step) * count_);
-        id[static_cast<size_t>(row)] = some[static_cast<size_t>(row * count_)];
+        std::copy_n(&some[static_cast<size_t>(row * count)], count, best + (row * steps + step) * count);
+        std::copy_n(&values[static_cast<size_t>(row * count)], count, logits + (row * steps + step) * count);
+        id[static_cast<size_t>(row)] = some[static_cast<size_t>(row * count)];
         position[static_cast<size_t>(row)] = position[static_cast<size_t>((row + 1) * length - 1)] + 1;
         slot[static_cast<size_t>(row)] += length;
       }

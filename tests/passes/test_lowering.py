@@ -83,9 +83,9 @@ def run(path: Path, model: DogeForExport, call: Calls) -> list[list[np.ndarray]]
         }
         if slots:
             feed["cache_position"] = torch.full((len(call.ids),), part.start)
-        if "steps" in inputs:
-            feed["steps"] = torch.tensor(1)
         arrays = {name: np.ascontiguousarray(tensor) for name, tensor in feed.items()}
+        if "steps" in inputs:
+            arrays["steps"] = np.array(1)
         results.append(loaded.run(None, {**arrays, **dict(zip(names, cache, strict=True))}))
         cache = results[-1][parts : parts + len(names)]
     return results

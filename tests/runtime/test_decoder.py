@@ -90,6 +90,20 @@ def test_the_bodies_of_decode_onnx_say_the_same(exported, dtype, sliding_window)
         cache = dict(zip(spec.cache.inputs, presents, strict=True))
         limit = 1e-4 if dtype == "float32" else 3e-2
         np.testing.assert_allclose(decoder.step(ids, positions, real)[1], logits, rtol=limit, atol=limit)
+    mask[:, at:] = 1  # the slots of the new tokens
+    feed |= {
+        "input_ids": ids[:, :1],
+        "position_ids": positions[:, -1:] + 1,
+        "attention_mask": mask,
+        "cache_position": np.full(2, at, np.int64),
+        "steps": np.array(4),
+    }
+    tokens, logits, *_ = plain.run(None, {**feed, **cache})
+    got_tokens, got_logits = decoder.step(feed["input_ids"], feed["position_ids"], steps=4)
+    assert tokens.shape == (2, 4, 1)
+    if dtype == "float32":  # a best token that differs would change what follows
+        np.testing.assert_array_equal(got_tokens, tokens)
+        np.testing.assert_allclose(got_logits, logits, rtol=limit, atol=limit)
 
 
 @pytest.mark.parametrize(
@@ -193,9 +207,9 @@ def test_several_steps_are_as_many_calls(bundle, prompt):
         expected.append((token_ids[0, 0].copy(), token_logits[0, 0].copy()))
         ids, positions = token_ids[:, :1, 0].copy(), np.array([[len(prompt) + at]])
     got_ids, got_logits = many.step(np.array([prompt]), np.arange(len(prompt))[None], steps=13)
-    assert got_ids.shape == (1, 13, session.candidates)
-    np.testing.assert_array_equal(got_ids[0], [ids for ids, _ in expected])
-    np.testing.assert_array_equal(got_logits[0], [logits for _, logits in expected])
+    assert got_ids.shape == got_logits.shape == (1, 13, 1)
+    np.testing.assert_array_equal(got_ids[0], [ids[:1] for ids, _ in expected])
+    np.testing.assert_array_equal(got_logits[0], [logits[:1] for _, logits in expected])
     assert many.length == one.length == len(prompt) + 12
 
 
