@@ -46,8 +46,6 @@ class AttentionJob {
   void merge_all(float* output) const;
   // How many threads can be of use.
   size_t width() const;
-  // What `worker` reads in a step.
-  void announce(const Team::Worker& worker, Ahead* ahead) const;
 
  private:
   // The softmax of some rows, as far as it has come: acc [rows, d], and the best score and the sum of each row.

@@ -69,25 +69,6 @@ void AttentionJob::step_part(int64_t b, int64_t g, int64_t split) const {
   if (splits_ == 1) finish_all(b, g, 0, group_, softmax);
 }
 
-void AttentionJob::announce(const Team::Worker& worker, Ahead* ahead) const {
-  if (!shared_step_) return;
-  const int64_t chunks = io_.batch * kv_heads_ * splits_;
-  const auto size = bytes_of(io_.dtype);
-  ahead->add(parts_.q_norm.data(), parts_.q_norm.size() * sizeof(float));
-  for (int64_t c = worker.first(chunks); c < worker.end(chunks); c++) {
-    const int64_t pair = c / splits_, split = c % splits_, keys = base(pair / kv_heads_) + 1;
-    const int64_t first = split * split_size_, end = std::min(first + split_size_, keys);
-    if (end == keys) {
-      ahead->add(parts_.k_norm.data(), parts_.k_norm.size() * sizeof(float));
-      ahead->add(parts_.dt_weight.data(), parts_.dt_weight.size() * sizeof(double));
-    }
-    if (end <= first) continue;
-    const size_t at = static_cast<size_t>((pair * row_ + first) * d_) * size;
-    for (const void* cache : {io_.past_key, io_.past_value})
-      ahead->add(static_cast<const char*>(cache) + at, static_cast<size_t>((end - first) * d_) * size);
-  }
-}
-
 void AttentionJob::merge_all(float* output) const {
   for (int64_t pair = 0; pair < io_.batch * kv_heads_; pair++) merge(pair / kv_heads_, pair % kv_heads_, output);
 }

@@ -100,9 +100,7 @@ size_t LayerJob::width() const {
 }
 
 // The order of panels here is that of the phases in `run`.
-void LayerJob::announce(const Team::Worker& worker, Ahead* ahead) const {
-  const LayerParts& p = p_;
-  const auto vector = [&](const Vector& v) { ahead->add(v.data(), v.size() * sizeof(float)); };
+void LayerJob::announce(const LayerParts& p, const Team::Worker& worker, Ahead* ahead) {
   const auto share = [&](std::initializer_list<const Packed*> matrices) {
     int64_t panels = 0;
     for (const Packed* m : matrices) panels += m->panels();
@@ -115,13 +113,8 @@ void LayerJob::announce(const Team::Worker& worker, Ahead* ahead) const {
     }
     ahead->mark();
   };
-  vector(p.input_norm);
   share({&p.q.weight, &p.k.weight, &p.v.weight});
-  job_->announce(worker, ahead);
-  ahead->mark();
-  vector(p.input_residual);
   share({&p.o.weight});
-  vector(p.post_norm);
   const int64_t gates = p.gate.weight.panels(), all = gates + (p.router.empty() ? 0 : 1);
   for (int64_t chunk = worker.first(all); chunk < worker.end(all); chunk++) {
     const int64_t panel = chunk - (all - gates);
@@ -133,7 +126,6 @@ void LayerJob::announce(const Team::Worker& worker, Ahead* ahead) const {
     p.up.weight.announce(panel, ahead);
   }
   ahead->mark();
-  vector(p.post_residual);
   share({&p.down.weight});
 }
 
@@ -265,7 +257,6 @@ void LayerJob::run(Team::Worker& worker) {
     else
       write(p_.v, x, panel - q_panels - kv_panels, first, count, v_);
   });
-  if (worker.ahead) worker.ahead->reached(first_mark + 1);
   job_->run(worker);
   const float* heads = attended_;
   if (job_->in_parts()) {
@@ -274,13 +265,13 @@ void LayerJob::run(Team::Worker& worker) {
     heads = own;
   }
   const Rows attended = prepare(worker, attention_, heads, nullptr, nullptr);
-  tiles(worker, 2, p_.o.weight.panels(), [&](int64_t panel, int64_t first, int64_t count) {
+  tiles(worker, 1, p_.o.weight.panels(), [&](int64_t panel, int64_t first, int64_t count) {
     add(p_.o, attended, panel, first, count, hidden_, p_.input_residual, middle_, false);
   });
   const Rows y = prepare(worker, post_, middle_, p_.post_norm.data(), normed_);
   const int64_t gates = p_.gate.weight.panels(), routers = p_.router.panels();
   if (mixes_early(worker)) {
-    tiles(worker, 3, 1 + gates, [&](int64_t chunk, int64_t first, int64_t count) {
+    tiles(worker, 2, 1 + gates, [&](int64_t chunk, int64_t first, int64_t count) {
       if (chunk > 0) {
         gate_up(y, chunk - 1, first, count);
         return;
@@ -293,7 +284,7 @@ void LayerJob::run(Team::Worker& worker) {
     for (int64_t which = 0; which < rows_ * chosen_ && n > 0; which++)
       row_prefetch(p_.up_embed, indices_[which], begin, n);
   } else {
-    tiles(worker, 3, gates + (keys_ ? routers : 0), [&](int64_t panel, int64_t first, int64_t count) {
+    tiles(worker, 2, gates + (keys_ ? routers : 0), [&](int64_t panel, int64_t first, int64_t count) {
       if (panel < gates)
         gate_up(y, panel, first, count);
       else
@@ -305,7 +296,7 @@ void LayerJob::run(Team::Worker& worker) {
       });
   }
   const Rows inner = prepare(worker, down_, inner_, nullptr, nullptr);
-  tiles(worker, 4, p_.down.weight.panels(), [&](int64_t panel, int64_t first, int64_t count) {
+  tiles(worker, 3, p_.down.weight.panels(), [&](int64_t panel, int64_t first, int64_t count) {
     add(p_.down, inner, panel, first, count, middle_, p_.post_residual, result_, keys_ > 0);
   });
   if (dtype_ != Dtype::float32)

@@ -39,8 +39,8 @@ class LayerJob {
   // How many threads can be of use.
   size_t width() const;
   // What `worker` reads in one call of `run` on few rows, a mark a phase.
-  static constexpr size_t kMarks = 5;
-  void announce(const Team::Worker& worker, Ahead* ahead) const;
+  static constexpr size_t kMarks = 4;
+  static void announce(const LayerParts& parts, const Team::Worker& worker, Ahead* ahead);
   size_t first_mark = 0;  // of this layer, where several follow each other
 
  private:

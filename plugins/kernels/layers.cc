@@ -49,7 +49,7 @@ void DecoderLayers::run(const AttentionIO* io, const void* hidden, void* output,
       thread_local Ahead ahead;
       ahead.clear();
       if (rows <= LayerJob::kFew && worker.width() > 1) {
-        for (const LayerJob& job : jobs) job.announce(worker, &ahead);
+        for (size_t i = first; i < first + together; i++) LayerJob::announce(*parts_->layers[i], worker, &ahead);
         worker.ahead = &ahead;
       }
       for (LayerJob& job : jobs) job.run(worker);
