@@ -54,7 +54,7 @@ void DecoderLayers::run(const AttentionIO* io, const void* hidden, void* output,
       }
       for (LayerJob& job : jobs) job.run(worker);
     };
-    Team::run(threads, width, body, together * Team::kPhases);
+    Team::run(threads, width, body);
   }
 }
 
