@@ -42,6 +42,11 @@ class Ahead {
     }
     limit_ = marks_[m].bytes + kMost;
   }
+  // All of it is read once more, from the beginning.
+  void again() {
+    next_ = done_ = fetched_ = 0;
+    limit_ = kMost;
+  }
   // Prefetches a little; false where there is nothing more to do now.
   bool step() {
     if (next_ >= ranges_.size() || fetched_ >= limit_) return false;

@@ -128,8 +128,10 @@ class DecoderLayers {
   // hidden and output: [batch, sequence, hidden] of io's dtype. io: one a layer, alike but for the caches.
   void run(const AttentionIO* io, const void* hidden, void* output, Threads& threads) const;
 
- private:
   struct Parts;
+  const Parts& parts() const { return *parts_; }
+
+ private:
   std::unique_ptr<Parts> parts_;
 };
 
@@ -150,10 +152,28 @@ class Head {
   void top_tokens(Dtype dtype, int64_t batch, int64_t sequence, const void* hidden, int64_t count,
                   int64_t* ids, float* values, Threads& threads) const;
 
- private:
   struct Parts;
+  const Parts& parts() const { return *parts_; }
+
+ private:
   std::unique_ptr<Parts> parts_;
 };
+
+class RotaryAngles;
+
+// The operator doge::DecodeTokens: embedding, angles, layers and head for `steps` tokens, each the best one after the
+// last. The first step takes ids and positions [batch, sequence]; every other takes one token a row, one position
+// and one slot on, and finds its past in present_*. io: one a layer, alike but for the caches, without cos and sin;
+// there must be slots for all. token_ids, token_logits: [batch, steps, count].
+struct DecodeCall {
+  std::vector<AttentionIO> io;
+  const int64_t *ids = nullptr, *positions = nullptr;
+  int64_t steps = 1, count = 1;
+  int64_t* token_ids = nullptr;
+  float* token_logits = nullptr;
+};
+void decode_tokens(const Matrix& table, const RotaryAngles& angles, const DecoderLayers& layers, const Head& head,
+                   const DecodeCall& call, Threads& threads);
 
 // The operator doge::TokenEmbedding: rows of the table, dequantized. ids [tokens] -> output [tokens, k] of
 // `dtype`. Throws Error for an id outside the table.

@@ -29,6 +29,10 @@ struct LayerParts {
   LayerParts(const LayerConfig& config, const LayerWeights& weights);  // throws Error
 };
 
+struct DecoderLayers::Parts {
+  std::vector<std::unique_ptr<LayerParts>> layers;
+};
+
 class LayerJob {
  public:
   static constexpr int64_t kFew = 2;  // so few rows are prepared by every worker for itself

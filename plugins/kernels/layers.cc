@@ -5,10 +5,6 @@
 
 namespace doge {
 
-struct DecoderLayers::Parts {
-  std::vector<std::unique_ptr<LayerParts>> layers;
-};
-
 DecoderLayers::DecoderLayers(const LayerConfig& config, const std::vector<LayerWeights>& weights)
     : parts_(std::make_unique<Parts>()) {
   if (weights.empty()) throw Error("There are no layers.");

@@ -32,6 +32,7 @@ class Team {
     int64_t end(int64_t chunks) const { return chunks * (index_ + 1) / team_.width_; }
     int64_t width() const { return team_.width_; }
     size_t index() const { return static_cast<size_t>(index_); }
+    uint64_t next_phase() const { return phase_ + 1; }  // its number: the same for all who are at the same place
     Ahead* ahead = nullptr;  // what to fetch while waiting
     template <class F>
     void phase(int64_t chunks, F&& chunk) {

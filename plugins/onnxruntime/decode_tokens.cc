@@ -57,63 +57,39 @@ class Decoder final : public Kernel {
     value.expect("past_value", element_, cache);
     dt.expect("past_dt", element_, weights);
 
-    const int64_t hidden = layers_->hidden_size(), half = attention_.head_dim / 2, tokens = batch * sequence;
-    thread_local std::vector<float> memory;  // enough for any element type
-    memory.resize(static_cast<size_t>(2 * tokens * (hidden + half)));
-    float *states = memory.data(), *made = states + tokens * hidden, *cos = made + tokens * hidden, *sin = cos + tokens * half;
+    const int64_t half = attention_.head_dim / 2;
     AttentionInputs inputs;
     inputs.attention_mask = call.input(kMask);
-    inputs.cos = {element_, {batch, sequence, half}, cos};
-    inputs.sin = {element_, {batch, sequence, half}, sin};
+    inputs.cos = inputs.sin = {element_, {batch, sequence, half}, nullptr};  // made by the kernel
     inputs.past_key = first(key);
     inputs.past_value = first(value);
     inputs.past_dt = first(dt);
     inputs.is_static = true;
     inputs.cache_position = call.input(kSlot);
     AttentionIO io = attention_io(attention_, element_, batch, sequence, inputs);
-    std::vector<int64_t> slot(io.cache_position, io.cache_position + batch);
-    for (const int64_t row : slot)
+    for (int64_t b = 0; b < batch; ++b) {
+      const int64_t row = io.cache_position[b];
       if (row > slots - sequence - (steps - 1))
         throw Error(std::to_string(sequence) + " tokens and " + std::to_string(steps - 1) + " more from slot " +
                     std::to_string(row) + " on do not fit in a cache of " + std::to_string(slots) + " slots.");
-    auto* best = static_cast<int64_t*>(call.output(0, {batch, steps, count}));
-    auto* logits = static_cast<float*>(call.output(1, {batch, steps, count}));
+    }
+    DecodeCall decode;
+    decode.token_ids = static_cast<int64_t*>(call.output(0, {batch, steps, count}));
+    decode.token_logits = static_cast<float*>(call.output(1, {batch, steps, count}));
     io.present_key = call.output(2, cache);
     io.present_value = call.output(3, cache);
     io.present_dt = call.output(4, weights);
     if (batch == 0) return;
-    if (!best || !logits || !io.present_key || !io.present_value || !io.present_dt)
+    if (!decode.token_ids || !decode.token_logits || !io.present_key || !io.present_value || !io.present_dt)
       throw Error("No output can be left out.");
-
-    std::vector<AttentionIO> each(static_cast<size_t>(layers), io);
+    decode.io.assign(static_cast<size_t>(layers), io);
     const size_t bytes = static_cast<size_t>(weights.elements() / layers) * (element_ == kFloat ? 4 : 2);
-    for (size_t layer = 0; layer < each.size(); ++layer) place(each[layer], io, layer * bytes);
-    std::vector<int64_t> id(ids.as<int64_t>(), ids.as<int64_t>() + tokens);
-    std::vector<int64_t> position(positions.as<int64_t>(), positions.as<int64_t>() + tokens);
-    std::vector<int64_t> some(static_cast<size_t>(batch * count));
-    std::vector<float> values(some.size());
-    const Dtype dtype = dtype_of(element_);
-    for (int64_t step = 0; step < steps; ++step) {
-      const int64_t length = each.front().sequence;
-      doge::token_embedding(table_, dtype, batch * length, id.data(), states);
-      angles_->run(dtype, batch * length, position.data(), cos, sin);
-      for (AttentionIO& own : each) own.cache_position = slot.data();
-      layers_->run(each.data(), states, made, call);
-      head_->top_tokens(dtype, batch, length, made, count, some.data(), values.data(), call);
-      for (int64_t row = 0; row < batch; ++row) {
-        std::copy_n(&some[static_cast<size_t>(row * count)], count, best + (row * steps + step) * count);
-        std::copy_n(&values[static_cast<size_t>(row * count)], count, logits + (row * steps + step) * count);
-        id[static_cast<size_t>(row)] = some[static_cast<size_t>(row * count)];
-        position[static_cast<size_t>(row)] = position[static_cast<size_t>((row + 1) * length - 1)] + 1;
-        slot[static_cast<size_t>(row)] += length;
-      }
-      for (AttentionIO& own : each) {  // from here on the cache is the one that was written
-        own.sequence = 1;
-        own.past_key = own.present_key;
-        own.past_value = own.present_value;
-        own.past_dt = own.present_dt;
-      }
-    }
+    for (size_t layer = 0; layer < decode.io.size(); ++layer) place(decode.io[layer], io, layer * bytes);
+    decode.ids = ids.as<int64_t>();
+    decode.positions = positions.as<int64_t>();
+    decode.steps = steps;
+    decode.count = count;
+    doge::decode_tokens(table_, *angles_, *layers_, *head_, decode, call);
   }
 
  private:
