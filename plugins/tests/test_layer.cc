@@ -1,5 +1,5 @@
 // Whole layers, dense and with experts, of every kind of weight, against the oracle put together.
-#include "oracle.h"
+#include "models.h"
 
 #include <memory>
 
@@ -137,35 +137,15 @@ void run(const Case& c, size_t threads, double limit) {
 
 // Layers at once against the same layers one by one, on a cache in place: the same bits.
 void several(Dtype dtype, int64_t block, size_t threads) {
-  constexpr int64_t hidden = 128, inner = 192, heads = 4, kv_heads = 2, d = 32, slots = 90, layers = 3;
+  constexpr int64_t slots = 90;
   Random random(11);
-  std::vector<std::unique_ptr<OwnMatrix>> own;
-  const auto draw = [&](int64_t n, int64_t k) {
-    own.push_back(std::make_unique<OwnMatrix>());
-    own.back()->draw(random, dtype, n, k, block);
-    return own.back()->matrix;
-  };
-  doge::LayerConfig config;
-  config.attention = {heads, kv_heads, d, 60, 0, 1 / std::sqrt(static_cast<float>(d)), 1e-6f};
-  std::vector<doge::LayerWeights> weights(layers);
+  const OwnLayers own(random, dtype, block);
+  constexpr int64_t kv_heads = OwnLayers::kv_heads, d = OwnLayers::d, hidden = OwnLayers::hidden;
+  constexpr size_t layers = OwnLayers::count;
   std::vector<std::unique_ptr<doge::DecoderLayers>> single;
-  for (doge::LayerWeights& w : weights) {
-    w.q_proj.weight = draw(heads * d, hidden);
-    w.k_proj.weight = draw(kv_heads * d, hidden);
-    w.v_proj.weight = draw(kv_heads * d, hidden);
-    w.o_proj.weight = draw(hidden, heads * d);
-    w.gate_proj.weight = draw(inner, hidden);
-    w.up_proj.weight = draw(inner, hidden);
-    w.down_proj.weight = draw(hidden, inner);
-    w.input_layernorm = random.normal(hidden);
-    w.post_attention_layernorm = random.normal(hidden);
-    w.input_residual = random.normal(hidden);
-    w.post_attention_residual = random.normal(hidden);
-    w.attention = {random.normal(d), random.normal(d), random.normal(kv_heads * kv_heads * d, 0.02f), random.normal(kv_heads),
-                   random.normal(kv_heads, 0.5f)};
-    single.push_back(std::make_unique<doge::DecoderLayers>(config, std::vector<doge::LayerWeights>{w}));
-  }
-  const doge::DecoderLayers all(config, weights);
+  for (const doge::LayerWeights& w : own.weights)
+    single.push_back(std::make_unique<doge::DecoderLayers>(own.config, std::vector<doge::LayerWeights>{w}));
+  const doge::DecoderLayers all(own.config, own.weights);
   expect(all.count() == layers, "all layers are there");
   const size_t keys = kv_heads * slots * d;
   std::vector<Floats> cache(2 * 3 * layers);

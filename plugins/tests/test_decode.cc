@@ -1,0 +1,127 @@
+// Several tokens in one team against one step of layers and head after the other: the same bits, whoever comes late.
+#include <chrono>
+
+#include "models.h"
+
+using namespace oracle;
+using doge::Dtype;
+
+namespace {
+
+// Threads of which each starts later than the one before; `together`: or, on one thread, when that one is done.
+struct Late final : doge::Threads {
+  size_t n;
+  bool together;
+  Late(size_t count, bool together) : n(count), together(together) {}
+  void run(void (*task)(void*, size_t), void* argument, size_t count) override {
+    std::vector<std::thread> threads;
+    for (size_t i = 0; i < count; i++) {
+      threads.emplace_back([=] {
+        if (together) std::this_thread::sleep_for(std::chrono::microseconds(150 * i));
+        task(argument, i);
+      });
+      if (!together) threads.back().join();
+    }
+    for (auto& thread : threads)
+      if (thread.joinable()) thread.join();
+  }
+  size_t count() const override { return n; }
+};
+
+struct Cache {
+  Floats key, value, dt;
+  std::vector<int64_t> mask, slot;
+  Cache(int64_t batch, int64_t slots)
+      : key(OwnLayers::count * batch * OwnLayers::kv_heads * slots * OwnLayers::d), value(key.size()),
+        dt(key.size() / OwnLayers::d), mask(batch * slots, 1), slot(batch) {}
+  std::vector<doge::AttentionIO> io(int64_t batch, int64_t sequence, int64_t slots) {
+    std::vector<doge::AttentionIO> io(OwnLayers::count);
+    for (size_t layer = 0; layer < io.size(); layer++) {
+      io[layer].batch = batch;
+      io[layer].sequence = sequence;
+      io[layer].past = slots;
+      io[layer].mask = mask.data();
+      io[layer].past_key = io[layer].present_key = &key[layer * key.size() / io.size()];
+      io[layer].past_value = io[layer].present_value = &value[layer * value.size() / io.size()];
+      io[layer].past_dt = io[layer].present_dt = &dt[layer * dt.size() / io.size()];
+      io[layer].cache_position = slot.data();
+    }
+    return io;
+  }
+};
+
+void run(Dtype dtype, int64_t block, int64_t batch, int64_t sequence, doge::Threads& threads) {
+  constexpr int64_t slots = 90, vocab = 700, steps = 80, hidden = OwnLayers::hidden;  // beyond the window of 60
+  Random random(static_cast<unsigned>(7 + batch));
+  OwnLayers own(random, dtype, block);
+  const doge::Matrix table = own.matrix(random, dtype, vocab, hidden, block);
+  const doge::DecoderLayers layers(own.config, own.weights);
+  const doge::Head head(random.normal(hidden), 1e-6f, own.matrix(random, dtype, vocab, hidden, block), true);
+  Floats frequencies(OwnLayers::d / 2);
+  for (size_t i = 0; i < frequencies.size(); i++) frequencies[i] = std::pow(1e4f, -static_cast<float>(i) / frequencies.size());
+  const doge::RotaryAngles angles({}, frequencies, {}, {});
+  std::vector<int64_t> ids(static_cast<size_t>(batch * sequence)), positions(ids.size());
+  for (size_t i = 0; i < ids.size(); i++) {
+    ids[i] = random.below(vocab);
+    positions[i] = static_cast<int64_t>(i) % sequence;
+  }
+  const std::string name = "dtype " + std::to_string(static_cast<int>(dtype)) + ", " + std::to_string(batch) + " rows of " +
+                           std::to_string(sequence) + ", " + std::to_string(threads.count()) + " threads";
+
+  Cache cache(batch, slots);
+  doge::DecodeCall call;
+  call.io = cache.io(batch, sequence, slots);
+  call.ids = ids.data();
+  call.positions = positions.data();
+  call.steps = steps;
+  std::vector<int64_t> got(static_cast<size_t>(batch * steps));
+  Floats logits(got.size());
+  call.token_ids = got.data();
+  call.token_logits = logits.data();
+  doge::decode_tokens(table, angles, layers, head, call, threads);
+
+  Cache other(batch, slots);
+  Pool pool(1);
+  for (int64_t step = 0; step < steps; step++) {
+    const int64_t length = step == 0 ? sequence : 1, tokens = batch * length;
+    Floats states(static_cast<size_t>(tokens * hidden)), made(states.size());
+    Floats cos(static_cast<size_t>(tokens) * frequencies.size()), sin(cos.size());
+    doge::token_embedding(table, Dtype::float32, tokens, ids.data(), states.data());
+    angles.run(Dtype::float32, tokens, positions.data(), cos.data(), sin.data());
+    auto io = other.io(batch, length, slots);
+    for (auto& each : io) {
+      each.cos = cos.data();
+      each.sin = sin.data();
+    }
+    layers.run(io.data(), states.data(), made.data(), pool);
+    std::vector<int64_t> best(static_cast<size_t>(batch));
+    Floats values(best.size());
+    head.top_tokens(Dtype::float32, batch, length, made.data(), 1, best.data(), values.data(), pool);
+    for (int64_t row = 0; row < batch; row++) {
+      expect(got[static_cast<size_t>(row * steps + step)] == best[static_cast<size_t>(row)], name + ": another token at step " + std::to_string(step));
+      expect(logits[static_cast<size_t>(row * steps + step)] == values[static_cast<size_t>(row)], name + ": another logit at step " + std::to_string(step));
+      other.slot[static_cast<size_t>(row)] += length;
+    }
+    ids = best;
+    positions.assign(static_cast<size_t>(batch), sequence + step);
+  }
+  expect(cache.key == other.key && cache.value == other.value && cache.dt == other.dt, name + ": another cache");
+}
+
+}  // namespace
+
+int main() {
+  for (size_t count : {1, 2, 3}) {
+    Pool pool(count);
+    for (int64_t batch : {1, 2, 3})
+      for (int64_t sequence : {1, 2, 7}) run(Dtype::float32, 0, batch, sequence, pool);
+    run(Dtype::int8, 64, 1, 5, pool);
+    run(Dtype::int4, 32, 2, 1, pool);
+  }
+  for (bool together : {true, false}) {
+    Late late(4, together);
+    run(Dtype::float32, 0, 1, 5, late);
+    run(Dtype::int8, 64, 3, 1, late);
+  }
+  return finish(doge::instruction_set());
+}
