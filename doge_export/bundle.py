@@ -306,8 +306,8 @@ def new_folder(output: Path, force: bool = False) -> Generator[Path]:
     partial = output.with_name(f".{output.name}.{token}.partial")
     try:
         _make_parents(output)
-        partial.mkdir()  # not tempfile.mkdtemp, which hides the folder from everybody else
-        try:
+        try:  # first: a signal may come as soon as the folder is there
+            partial.mkdir()  # not tempfile.mkdtemp, which hides the folder from everybody else
             yield partial
             _swap(partial, output, output.with_name(f".{output.name}.{token}.old"), force)
         except BaseException:
