@@ -27,7 +27,7 @@ Head::Head(const Vector& norm, float epsilon, const Matrix& weight, bool only_to
   parts_->epsilon = epsilon;
   parts_->original = weight;
   if (only_top_tokens) parts_->screen = Screen(weight);
-  if (parts_->screen.empty()) parts_->weight = Packed(weight);
+  if (parts_->screen.empty() || weight.dtype == Dtype::int8) parts_->weight = Packed(weight);
 }
 Head::~Head() = default;
 int64_t Head::hidden_size() const { return parts_->original.k; }

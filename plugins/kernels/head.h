@@ -11,7 +11,7 @@ struct Head::Parts {
   Vector norm;
   float epsilon;
   Matrix original;
-  Packed weight;  // empty where only the screen is used
+  Packed weight;  // empty where only the screen is used; of int8 both are, the screen for a single token
   Screen screen;
 };
 
@@ -37,12 +37,13 @@ class TopTokensJob {
   struct Found;
   Rows prepare(Team::Worker& worker);
   void look(const Rows& rows, int64_t chunk, Found* found) const;
+  void compute(const Rows& rows, int64_t b, uint64_t turn, Found* found) const;
   void choose(const Rows& rows, int64_t b, uint64_t turn);
 
   const Head::Parts& parts_;
+  bool screened_;
   const Packed& weight_;
   Dtype dtype_;
-  bool screened_;
   int64_t batch_, sequence_, count_;
   size_t stride_;  // bytes of a quantized row
   const void* hidden_;

@@ -69,6 +69,9 @@ struct Isa {
   // y[r] = x . row r of `rows` rows of k floats (or halves), summed in the order of gemm_f32: the same bits.
   void (*in_order_f32)(int64_t rows, int64_t k, const float* x, const float* const* row, float* y);
   void (*in_order_f16)(int64_t rows, int64_t k, const float* x, const uint16_t* const* row, float* y);
+  // The same for int8 rows with scales[k / block], x one row of quantize_row: the bits of gemm_i8.
+  void (*in_order_i8)(int64_t rows, int64_t k, int64_t block, const uint8_t* x, const int8_t* const* row,
+                      const uint16_t* const* scales, float* y);
 };
 
 // Bytes of a row of quantize_row, and where its digits begin; a multiple of 64 each.

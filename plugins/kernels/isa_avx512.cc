@@ -176,6 +176,33 @@ void gemm_i4(int64_t rows, int64_t k, int64_t block, const uint8_t* x, size_t st
   gemm_digits<true>(rows, k, block, x, stride, panel, scales, y, ldy);
 }
 
+void in_order_i8(int64_t rows, int64_t k, int64_t block, const uint8_t* x, const int8_t* const* row,
+                 const uint16_t* const* scales, float* y) {
+  float step;
+  std::memcpy(&step, x, 4);
+  const int8_t* high = reinterpret_cast<const int8_t*>(x + quantized_digits(k, block));
+  const int8_t* low = high + k;
+  const __m512i offset = _mm512_set1_epi8(-128);
+  for (int64_t r = 0; r < rows; r++) {
+    float total = 0;
+    for (int64_t b = 0; b < k / block; b++) {
+      __m512i acc_high = _mm512_setzero_si512(), acc_low = _mm512_setzero_si512();
+      const int64_t end = (b + 1) * block;
+      for (int64_t i = b * block; i < end; i += 64) {
+        const __mmask64 lanes = end - i >= 64 ? ~uint64_t{0} : (uint64_t{1} << (end - i)) - 1;
+        const __m512i w = _mm512_xor_si512(_mm512_maskz_loadu_epi8(lanes, row[r] + i), offset);
+        acc_high = _mm512_dpbusd_epi32(acc_high, w, _mm512_maskz_loadu_epi8(lanes, high + i));
+        acc_low = _mm512_dpbusd_epi32(acc_low, w, _mm512_maskz_loadu_epi8(lanes, low + i));
+      }
+      int32_t digit_sum;
+      std::memcpy(&digit_sum, x + 4 + 4 * b, 4);
+      const int32_t q = _mm512_reduce_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(acc_high, 8), acc_low)) - 128 * digit_sum;
+      total = std::fma(static_cast<float>(q), half_to_float(scales[r][b]), total);
+    }
+    y[r] = total * step;
+  }
+}
+
 #include "isa_table.inc"
 }  // namespace
 

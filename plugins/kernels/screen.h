@@ -1,11 +1,13 @@
-// A certified screen for a float head: an int8 copy says, with an error bound, which tokens cannot be best.
+// A certified screen for a head: a smaller copy says, with an error bound, which tokens cannot be best. A float head
+// has a copy in int8, an int8 head one in int4.
 //
-// For token n with weights w = w8 + e the logit w . x lies within |e| |x| of w8 . x (Cauchy and Schwarz), where
+// For token n with weights w = copy + e the logit w . x lies within |e| |x| of copy . x (Cauchy and Schwarz), where
 // |e| is known from packing; the digits of x and the roundings of both sums add a little more. What the bound
-// cannot exclude is computed from the float weights in the order of gemm_f32, so that every logit that comes
-// out has the bits it would have had without the screen.
+// cannot exclude is computed from the weights themselves in the order of gemm_f32 or gemm_i8, so that every logit that
+// comes out has the bits it would have had without the screen.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "packed.h"
@@ -15,30 +17,35 @@ namespace doge {
 class Screen {
  public:
   Screen() = default;
-  // Empty where the weight is not float32 or float16, or its width has no block for int8.
+  // Empty where the weight is of another type, or has no block for the copy.
   explicit Screen(const Matrix& weight);
   bool empty() const { return copy_.empty(); }
   const Packed& weight() const { return copy_; }
-  // How far a logit can be from the copy's, by unit of `error`: for the row x and its digits.
-  float reach(const float* x, const uint8_t* digits) const;
-  // values of panel p become lower bounds; upper[64] the upper ones.
-  void bound(int64_t p, float reach, float* values, float* upper) const;
-  // set(i, logit of token id(i)) for i < count.
+  // How far a logit can be from the copy's, by unit of `error`: for the row x.
+  float reach(const float* x) const;
+  // upper[64]: the upper bounds of the values of panel p.
+  void upper(int64_t p, float reach, const float* values, float* upper) const;
+  // The values of panel p become lower bounds.
+  void lower(int64_t p, float reach, float* values) const;
+  // set(i, logit of token id(i)) for i < count. digits: the row x quantized for the copy.
   template <class Id, class Set>
-  void exact(const float* x, size_t count, Id&& id, Set&& set) const {
-    constexpr size_t kAtOnce = 64;
+  void exact(const float* x, const uint8_t* digits, size_t count, Id&& id, Set&& set) const {
     float values[kAtOnce];
     for (size_t first = 0; first < count; first += kAtOnce) {
-      const size_t some = count - first < kAtOnce ? count - first : kAtOnce;
+      const size_t some = std::min(count - first, kAtOnce);
       int64_t tokens[kAtOnce];
       for (size_t i = 0; i < some; i++) tokens[i] = id(first + i);
-      compute(x, some, tokens, values);
+      compute(x, digits, some, tokens, values);
       for (size_t i = 0; i < some; i++) set(first + i, values[i]);
     }
   }
 
  private:
-  void compute(const float* x, size_t count, const int64_t* tokens, float* values) const;
+  static constexpr size_t kAtOnce = 64;
+  void copy_floats(int64_t block);
+  void copy_int8();
+  bool keep_error(int64_t token, double error, double size, double roundings);
+  void compute(const float* x, const uint8_t* digits, size_t count, const int64_t* tokens, float* values) const;
 
   Matrix original_;
   Packed copy_;

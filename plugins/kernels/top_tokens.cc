@@ -36,6 +36,10 @@ class Best {
     tokens_.push_back({value, id});
     if (tokens_.size() >= 4 * count_ + 64) cut();
   }
+  void raise(float value, int64_t id) {
+    push(value, id);
+    cut();
+  }
   void push_all(const Best& other) {
     for (const Token& token : other.tokens_) push(token.value, token.id);
   }
@@ -83,8 +87,10 @@ struct alignas(64) TopTokensJob::Found {
 
 TopTokensJob::TopTokensJob(const Head::Parts& parts, Dtype dtype, int64_t batch, int64_t sequence, const void* hidden,
                            int64_t count, int64_t* ids, float* values, Threads& threads)
-    : parts_(parts), weight_(parts.screen.empty() ? parts.weight : parts.screen.weight()), dtype_(dtype),
-      screened_(!parts.screen.empty()), batch_(batch), sequence_(sequence), count_(count),
+    : parts_(parts),
+      // The bounds of an int8 head let many tokens through where many are wanted.
+      screened_(!parts.screen.empty() && (parts.weight.empty() || count == 1)),
+      weight_(screened_ ? parts.screen.weight() : parts.weight), dtype_(dtype), batch_(batch), sequence_(sequence), count_(count),
       stride_(weight_.quantized() ? quantized_bytes(weight_.k(), weight_.block()) : 0), hidden_(hidden), ids_(ids),
       values_(values), found_(std::max<size_t>(1, std::min(threads.count(), Team::kWorkers))) {
   if (count <= 0 || count > weight_.n())
@@ -114,7 +120,7 @@ TopTokensJob::Rows TopTokensJob::prepare(Team::Worker& worker) {
     read_floats(dtype_, hidden_, (b * sequence_ + sequence_ - 1) * k, k, x);
     isa().rms_norm(x, parts_.norm.data(), x, k, parts_.epsilon);
     if (stride_) isa().quantize_row(x, k, weight_.block(), digits);
-    rows.reach[b] = screened_ ? parts_.screen.reach(x, digits) : 0.0f;
+    rows.reach[b] = screened_ ? parts_.screen.reach(x) : 0.0f;
   };
   if (batch_ > kFew) {
     const Rows rows{floats_.data(), digits_.get(stride_ * static_cast<size_t>(batch_) + 1), reach_.data()};
@@ -143,7 +149,25 @@ void TopTokensJob::run(Team::Worker& worker) {
     }
     look(rows, c, own);
   });
+  if (screened_ && count_ == 1) {
+    const auto workers = static_cast<int64_t>(found_.size());
+    worker.phase(batch_ * workers, [&](int64_t c) { compute(rows, c / workers, turn, &found_[static_cast<size_t>(c % workers)]); });
+  }
   worker.phase(batch_, [&](int64_t b) { choose(rows, b, turn); });
+}
+
+// The best token of row b among the candidates that one worker found: the bounds of most are too low by now.
+void TopTokensJob::compute(const Rows& rows, int64_t b, uint64_t turn, Found* found) const {
+  if (found->turn != turn) return;
+  const auto row = static_cast<size_t>(b);
+  float floor = kNone;
+  for (const Found& each : found_)
+    if (each.turn == turn) floor = std::max(floor, each.best[row].floor());
+  std::vector<Token>& candidates = found->candidates[row];
+  candidates.erase(std::remove_if(candidates.begin(), candidates.end(), [&](const Token& token) { return token.value < floor; }),
+                   candidates.end());
+  parts_.screen.exact(rows.floats + b * weight_.k(), rows.digits + row * stride_, candidates.size(),
+                      [&](size_t i) { return candidates[i].id; }, [&](size_t i, float value) { candidates[i].value = number(value); });
 }
 
 // The panels of one chunk.
@@ -163,11 +187,18 @@ void TopTokensJob::look(const Rows& rows, int64_t chunk, Found* found) const {
         const auto row = static_cast<size_t>(first + r);
         float* value = tile + r * kPanel;
         Best& best = found->best[row];
-        if (screened_) parts_.screen.bound(p, rows.reach[row], value, upper);  // value: lower bounds
         const uint64_t real = wide == kPanel ? ~uint64_t{0} : (uint64_t{1} << wide) - 1;
+        if (screened_) parts_.screen.upper(p, rows.reach[row], value, upper);
+        if (screened_ && count_ > 1) parts_.screen.lower(p, rows.reach[row], value);
         for (uint64_t bits = isa().not_below(value, best.floor()) & real; bits; bits &= bits - 1) {
           const int64_t i = __builtin_ctzll(bits);
-          if (number(value[i]) >= best.floor()) best.push(number(value[i]), p * kPanel + i);
+          if (!(number(value[i]) >= best.floor())) continue;
+          if (screened_ && count_ == 1)  // what looks better than the best is computed: few do, and they raise the floor
+            parts_.screen.exact(
+                rows.floats + (first + r) * k, rows.digits + row * stride_, 1, [&](size_t) { return p * kPanel + i; },
+                [&](size_t, float exact) { best.raise(number(exact), p * kPanel + i); });
+          else
+            best.push(number(value[i]), p * kPanel + i);
         }
         if (screened_)
           for (uint64_t bits = isa().not_below(upper, best.floor()) & real; bits; bits &= bits - 1) {
@@ -187,14 +218,15 @@ void TopTokensJob::choose(const Rows& rows, int64_t b, uint64_t turn) {
   for (const Found& found : found_)
     if (found.turn == turn) best.push_all(found.best[row]);
   if (screened_) {
-    const float floor = best.sorted().back().value;  // no token below it can be among the best
     std::vector<Token> survivors;
+    const float floor = count_ == 1 ? kNone : best.sorted().back().value;  // no token below it can be among the best
     for (const Found& found : found_)
       if (found.turn == turn)
         for (const Token& token : found.candidates[row])
           if (!(token.value < floor)) survivors.push_back(token);
-    parts_.screen.exact(rows.floats + b * weight_.k(), survivors.size(), [&](size_t i) { return survivors[i].id; },
-                        [&](size_t i, float value) { survivors[i].value = value; });
+    if (count_ > 1)
+      parts_.screen.exact(rows.floats + b * weight_.k(), rows.digits + row * stride_, survivors.size(),
+                          [&](size_t i) { return survivors[i].id; }, [&](size_t i, float value) { survivors[i].value = value; });
     best.reset(static_cast<size_t>(count_));
     for (const Token& token : survivors) best.push(number(token.value), token.id);
   }
