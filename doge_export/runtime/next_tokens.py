@@ -16,7 +16,7 @@ from doge_export.runtime.session import Session
 Ids = npt.NDArray[np.int64]
 
 _MOST_STEPS = 16  # tokens of one call
-_PATIENCE = 0.01  # seconds that one call may take
+_PATIENCE = 0.02  # seconds that one call may take, but for the second of two tokens
 
 
 class NextTokens(Protocol):
@@ -108,8 +108,11 @@ class GreedyTokens:
     ) -> dict[int, int]:
         """See NextTokens."""
         if not self._made:
-            # No more than would keep a reader waiting; what a stop makes useless was soon made.
-            steps = max(1, min(left, _MOST_STEPS, int(_PATIENCE / self._seconds)))
+            # No more than would keep a reader waiting; what a stop makes useless was soon made. Two at
+            # least, once the time of one is known: of several the kernels look for the best alone, which is
+            # faster.
+            least = 1 if self._seconds == float("inf") else 2
+            steps = max(1, min(left, _MOST_STEPS, max(least, int(_PATIENCE / self._seconds))))
             steps = 1 << (steps.bit_length() - 1)  # few sizes: what is bound for one serves again
             started = time.perf_counter()
             token_ids, _ = self._decoder.step(input_ids, position_ids, real, steps)
