@@ -112,7 +112,7 @@ class GreedyTokens:
             # least, once the time of one is known: of several the kernels look for the best alone, which is
             # faster.
             least = 1 if self._seconds == float("inf") else 2
-            steps = max(1, min(left, _MOST_STEPS, max(least, int(_PATIENCE / self._seconds))))
+            steps = min(left, _MOST_STEPS, max(least, int(_PATIENCE / self._seconds)))
             steps = 1 << (steps.bit_length() - 1)  # few sizes: what is bound for one serves again
             started = time.perf_counter()
             token_ids, _ = self._decoder.step(input_ids, position_ids, real, steps)

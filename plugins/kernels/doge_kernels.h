@@ -199,7 +199,7 @@ class RotaryAngles {
   Vector frequencies_, long_, exponents_;
 };
 
-// The instruction set that the kernels use on this processor: "avx512", "avx2" or "generic".
+// The instruction set that the kernels use on this processor: "amx", "avx512", "avx2" or "generic".
 const char* instruction_set();
 
 }  // namespace doge

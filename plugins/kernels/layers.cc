@@ -1,4 +1,4 @@
-// Decoder layers one after the other.
+// Decoder layers one after the other, a team each; decode.cc takes those of a step in one.
 #include <algorithm>
 
 #include "layer.h"
@@ -20,37 +20,26 @@ int64_t DecoderLayers::hidden_size() const { return parts_->layers.front()->hidd
 void DecoderLayers::run(const AttentionIO* io, const void* hidden, void* output, Threads& threads) const {
   const int64_t rows = io->batch * io->sequence;
   if (rows == 0) return;
-  thread_local Arena arena;
-  arena.clear();
   const size_t layers = count();
-  // Few rows: one team goes through all layers. Many take long, and much memory: a team a layer, which all share.
-  const size_t together = rows <= LayerJob::kFew ? layers : 1;
+  thread_local Arena arena, own;  // what lies between layers, and what is of one layer: all of them share it
+  arena.clear();
   void* between[2] = {nullptr, nullptr};
-  for (size_t i = 0; i < std::min<size_t>(2, layers - 1) && together == 1; i++)
-    between[i] = arena.take(rows * hidden_size());
-  for (size_t first = 0; first < layers; first += together) {
-    thread_local Arena own;
+  for (size_t i = 0; i < std::min<size_t>(2, layers - 1); i++) between[i] = arena.take(rows * hidden_size());
+  for (size_t i = 0; i < layers; i++) {
     own.clear();
-    std::vector<LayerJob> jobs;
-    jobs.reserve(together);
-    size_t width = 1;
-    for (size_t i = first; i < first + together; i++) {
-      void* to = i + 1 == layers ? output : together == 1 ? between[i % 2] : arena.take(rows * hidden_size());
-      jobs.emplace_back(*parts_->layers[i], io[i], hidden, to, own);
-      jobs.back().first_mark = (i - first) * LayerJob::kMarks;
-      width = std::max(width, jobs.back().width());
-      hidden = to;
-    }
+    void* to = i + 1 == layers ? output : between[i % 2];
+    LayerJob job(*parts_->layers[i], io[i], hidden, to, own);
     auto body = [&](Team::Worker& worker) {
       thread_local Ahead ahead;
       ahead.clear();
       if (rows <= LayerJob::kFew && worker.width() > 1) {
-        for (size_t i = first; i < first + together; i++) LayerJob::announce(*parts_->layers[i], worker, &ahead);
+        LayerJob::announce(*parts_->layers[i], worker, &ahead);
         worker.ahead = &ahead;
       }
-      for (LayerJob& job : jobs) job.run(worker);
+      job.run(worker);
     };
-    Team::run(threads, width, body);
+    Team::run(threads, job.width(), body);
+    hidden = to;
   }
 }
 

@@ -36,7 +36,7 @@ class Best {
     tokens_.push_back({value, id});
     if (tokens_.size() >= 4 * count_ + 64) cut();
   }
-  void raise(float value, int64_t id) {
+  void raise(float value, int64_t id) {  // the floor follows at once
     push(value, id);
     cut();
   }

@@ -57,6 +57,9 @@ int main() {
   run(Dtype::float32, 5000, 256, 0, 1, 1, false);
   run(Dtype::float16, 1000, 128, 0, 2, 1, false);
   run(Dtype::int8, 1000, 128, 128, 2, 3, false);
+  run(Dtype::int8, 5000, 256, 128, 1, 1, false);  // the best one is screened
+  run(Dtype::int8, 257, 96, 24, 50, 1, false);
+  run(Dtype::int8, 300, 100, 20, 1, 1, false);  // not screened: no block of int4
   run(Dtype::int4, 257, 96, 32, 2, 1, false);
   run(Dtype::float32, 10, 3, 0, 1, 1, false);  // no block fits: not screened
   Random random(3);
