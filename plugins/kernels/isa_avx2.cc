@@ -20,6 +20,8 @@ inline uint32_t not_below_bits(vf x, vf floor) {
   return static_cast<uint32_t>(_mm256_movemask_ps(kept));
 }
 #include "isa_float.inc"
+// As the vectors of gemm_digits do it, whatever the compiler contracts.
+inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 #include "isa_digits16.inc"
 
 // 32 outputs of one block: acc[c] holds outputs 4c .. 4c + 3 as two partial sums each.

@@ -19,6 +19,7 @@ inline uint32_t not_below_bits(vf x, vf floor) {
   return bits;
 }
 #include "isa_float.inc"
+inline float multiply_add(float a, float b, float c) { return a * b + c; }
 #include "isa_digits16.inc"
 
 // `weight(i, o)` is q + offset of input i and output o of the panel.
