@@ -53,7 +53,8 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """How the graph's cache works: its kind, its shape, and the names that carry it in and out.
+    """How the graph's cache works: its kind, its shape, and the names that carry it in and out. `slots`: the
+    most a bounded one ever has.
 
     `inputs` and `outputs` are in the same order: output i becomes input i of the next step.
     """
@@ -66,6 +67,7 @@ class CacheSpec:
     max_length: int | None
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    slots: int | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def _decode(raw: Any) -> DecodeSpec | None:
 
 
 def _cache(raw: Any) -> CacheSpec:
-    values = {key: raw[key] for key in CacheSpec.__dataclass_fields__}
+    values = {key: raw[key] for key in CacheSpec.__dataclass_fields__ if key != "slots" or key in raw}
     values["inputs"], values["outputs"] = tuple(values["inputs"]), tuple(values["outputs"])
     return CacheSpec(**values)
 

@@ -106,6 +106,21 @@ class DogeConfig:
         """Rows of each half of the product keys: floor(sqrt(num_experts))."""
         return math.isqrt(self.num_experts)
 
+    def why_not_bounded(self, routing: str) -> str | None:
+        """Why a cache bounded to keep_window_size keys would not give what the reference gives with experts
+        routed by `routing`; None where it does. The proof, and what it needs: docs/bounded-cache.md."""
+        if self.sliding_window is not None:
+            return (
+                f"with sliding_window {self.sliding_window} keys leave by their age, and one that was "
+                "dropped for its weight may come back"
+            )
+        if self.is_moe and routing != "per-token":
+            return (
+                "--routing reference chooses a token's experts by the other tokens of its call, so that a "
+                "text read in pieces is another text"
+            )
+        return None
+
     @classmethod
     def from_file(cls, path: Path) -> "DogeConfig":
         """Read `config.json`.

@@ -49,6 +49,7 @@ def plan_export(model: str, options: ExportOptions) -> dict[str, Any]:
         config = presets.load(model)
     else:
         config = Checkpoint.open(presets.resolve_model(model)).config
+    options.check_model(config)
     width = {"float32": 4}.get(options.dtype, 2)
     tied = config.tie_word_embeddings
     return {
@@ -87,6 +88,7 @@ def export_model(
     with new_folder(Path(output), force) as folder, _checkpoint_folder(model) as source:
         progress(0, "reading the checkpoint")
         checkpoint = Checkpoint.open(source)
+        options.check_model(checkpoint.config)
         resolved = _resolved(options, checkpoint.config.max_position_embeddings)
         torch_model = load_model(checkpoint, options.dtype, options.routing, options.kv_cache)
         progress(0, "building the graph")
@@ -224,8 +226,9 @@ def _decode(
     model: "DogeForExport", graph: "GraphFile", decode: "ir.Model", resolved: dict[str, Any]
 ) -> dict[str, Any]:
     interface = _interface(decode)
-    cache = _cache(model, interface, "static", resolved)
-    return {"file": DECODE, "count": graph.count, **interface, "cache": cache, "call": _CALL["decode"]}
+    cache = _cache(model, interface, graph.decode_cache, resolved)
+    call = _CALL[f"decode, {graph.decode_cache}"]
+    return {"file": DECODE, "count": graph.count, **interface, "cache": cache, "call": call}
 
 
 def _interface(model: "ir.Model") -> dict[str, Any]:
@@ -245,6 +248,7 @@ def _cache(
         "head_dim": config.head_dim,
         "dtype": resolved["dtype"],
         "max_length": resolved["max_length"],
+        **({"slots": config.keep_window_size} if kind == "bounded" else {}),
         "inputs": [name for name in names["inputs"] if name.startswith("past_")],
         "outputs": [name for name in names["outputs"] if name.startswith("present.")],
     }
@@ -256,6 +260,11 @@ def _spec(value: Any) -> dict[str, Any]:
     return {"name": value.name, "dtype": names[value.dtype.name], "shape": shape}
 
 
+_STEPS = (
+    "token_ids and token_logits [batch, steps, best] are the `count` best tokens, best first. With steps "
+    "above 1 the graph goes on alone: each step takes the best token of the one before, which has a "
+    "position more, and best is 1. All new tokens but the last are in the cache then."
+)
 _CALL = {
     "growing": (
         "Start with empty past_key_values (past = 0). Each call takes new tokens, attention_mask over all "
@@ -269,12 +278,22 @@ _CALL = {
         "position_ids = cumsum(mask) - 1 of the new tokens, at least 0. Feed each present.N back as "
         "past_key_values.N; both may be one buffer."
     ),
-    "decode": (
+    "bounded": (
+        "Start with empty past_key_values (past = 0), or with more slots of which every position is -1: "
+        "such a slot is empty. Each call takes new tokens, attention_mask [batch, sequence] of them alone "
+        "(0 on left padding), and position_ids = cumsum(mask) - 1 over all tokens so far, at least 0. Feed "
+        "each present.N back as past_key_values.N: it has min(past + sequence, keep_window_size) slots. "
+        "rope_length [] (only where the rope depends on the length): 0, or, when a text is read in pieces, "
+        "the length of the whole: each piece has the frequencies of one call then."
+    ),
+    "decode, static": (
         "As with a static cache, but key, value and dt of all layers are one tensor each, with the layer as "
-        "its first axis, of as many slots as wanted where there is no max_length. token_ids and "
-        "token_logits [batch, steps, best] are the `count` best tokens, best first. With steps above 1 the "
-        "graph goes on alone: each step takes the best token of the one before, which has a slot and a "
-        "position more, and best is 1. All new tokens but the last are in the cache then. attention_mask "
-        "must be 1 for their slots."
+        "its first axis, of as many slots as wanted where there is no max_length. "
+        f"{_STEPS} attention_mask must be 1 for their slots."
+    ),
+    "decode, bounded": (
+        "As with a bounded cache, but key, value, dt and position of all layers are one tensor each, with "
+        "the layer as its first axis, of keep_window_size slots, or fewer that suffice, which they keep: "
+        f"start with positions of -1. {_STEPS}"
     ),
 }

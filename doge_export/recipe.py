@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
 from doge_export.quantize import PRECISIONS
 from doge_export.targets import OPSETS, Target, get_target
@@ -20,7 +21,6 @@ _CHOICES = {
     "kv_cache": tuple(OPSETS),
     "routing": ("reference", "per-token"),
 }
-_COMING = {"kv_cache": ("bounded",)}
 _KINDS: dict[type, str] = {int: "whole number", str: "text"}
 
 
@@ -29,9 +29,9 @@ class ExportOptions:
     """What decides the bytes of a bundle, beside the checkpoint.
 
     target: where it is to run. dtype: of weights, arithmetic and cache. precision: what the large
-    matrices are stored in; "fp32" leaves them in `dtype`. kv_cache: "growing" or "static". routing:
-    "reference" mixes tokens as transformers does, "per-token" does not. max_length: the slots of a static
-    cache; None takes the model's max_position_embeddings.
+    matrices are stored in; "fp32" leaves them in `dtype`. kv_cache: "growing", "static" or "bounded".
+    routing: "reference" mixes tokens as transformers does, "per-token" does not. max_length: the slots of a
+    static cache; None takes the model's max_position_embeddings.
     """
 
     target: str = "ort-cpu"
@@ -66,6 +66,19 @@ class ExportOptions:
         """The ONNX opset of the file."""
         return OPSETS[self.kv_cache]
 
+    def check_model(self, config: DogeConfig) -> None:
+        """See whether the options fit the model.
+
+        Raises:
+            DogeExportError: the bounded cache would not be exact (docs/bounded-cache.md).
+        """
+        reason = config.why_not_bounded(self.routing) if self.kv_cache == "bounded" else None
+        if reason is not None:
+            per_token = "--routing per-token or " if config.sliding_window is None else ""
+            raise DogeExportError(
+                f"--kv-cache bounded would not be exact: {reason}.", f"Choose {per_token}--kv-cache growing."
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Every option with its resolved value."""
         return asdict(self)
@@ -80,8 +93,6 @@ class ExportOptions:
     def _check(self) -> None:
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
-            if value in _COMING.get(name, ()):
-                raise DogeExportError(f"{name} {value!r} is not in this version.", f"Choose {_any(choices)}.")
             if value not in choices:
                 raise DogeExportError(f"{name} {value!r} does not exist.", f"Choose {_any(choices)}.")
         target = self.target_data
@@ -100,9 +111,9 @@ class ExportOptions:
         if length is not None:
             if length < 1:
                 raise DogeExportError(f"max_length {length!r} is not a whole number of at least 1.")
-            if self.kv_cache == "growing":
+            if self.kv_cache != "static":
                 raise DogeExportError(
-                    "--max-length belongs to --kv-cache static; a growing cache has no limit.",
+                    f"--max-length belongs to --kv-cache static; a {self.kv_cache} cache has no limit.",
                     "Leave one of the two out.",
                 )
 

@@ -48,11 +48,14 @@ _COUNT = 64
 @dataclass(frozen=True)
 class GraphFile:
     """A graph ready to be written, and what its function bodies were specialised for. `count`: how many
-    tokens `decode.onnx` gives; None where there shall be no such file."""
+    tokens `decode.onnx` gives; None where there shall be no such file. `cache` and `decode_cache`: the kinds
+    of the two files."""
 
     model: ir.Model
     options: BodyOptions
+    cache: str = "growing"
     count: int | None = None
+    decode_cache: str = "static"
 
 
 def build_graph(
@@ -95,7 +98,10 @@ def build_graph(
         lower_head(exported)
     decoding = {DECODE_TOKENS, DECODER_LAYER, LM_HEAD, ROTARY_ANGLES, TOP_TOKENS} <= kernels
     count = min(_COUNT, config.vocab_size) if decoding else None
-    return GraphFile(exported, options, count)
+    decode_cache = model.kv_cache
+    if model.kv_cache == "growing":
+        decode_cache = "bounded" if config.why_not_bounded(routing) is None else "static"
+    return GraphFile(exported, options, model.kv_cache, count, decode_cache)
 
 
 def save_graph(
@@ -103,8 +109,9 @@ def save_graph(
 ) -> ir.Model | None:
     """Write `model.onnx` and `model.onnx.data`, and `decode.onnx`, which reads the same weights.
 
-    `decode.onnx` gives the best tokens, and its cache is written in place: a growing one becomes one of as
-    many slots as the caller likes. `progress` gets the bytes of each tensor written.
+    `decode.onnx` gives the best tokens, and its cache is written in place: a growing one becomes a bounded
+    one, or a static one of as many slots as the caller likes. `progress` gets the bytes of each tensor
+    written.
 
     Returns: the graph of `decode.onnx`, or None where there is none.
     """
@@ -119,8 +126,9 @@ def save_graph(
     if graph.count is None:
         return None
     decode = ir.load(folder / "model.onnx")  # knows where each weight lies
-    if not graph.options.static:
-        in_place_cache(decode, replace(graph.options, static=True, opset=OPSETS["static"]))
+    if graph.cache == "growing":
+        kind = graph.decode_cache
+        in_place_cache(decode, replace(graph.options, static=kind == "static", opset=OPSETS[kind]), kind)
     top_tokens(decode, graph.count)
     decode_tokens(decode)
     ir.save(decode, folder / "decode.onnx")

@@ -23,13 +23,14 @@ def export_graph(model: DogeForExport, opset: int, max_length: int | None = None
     `max_length` slots. Weights stay references to the model's tensors.
     """
     _register_schemas()
-    static = model.kv_cache == "static"
+    static, bounded = model.kv_cache == "static", model.kv_cache == "bounded"
     batch, sequence, past = 2, 3, 5  # 0 and 1 would be taken for constants
-    total = past if static else past + sequence
+    total = {"static": past, "bounded": sequence}.get(model.kv_cache, past + sequence)
     ids = torch.zeros(batch, sequence, dtype=torch.int64)
     mask = torch.ones(batch, total, dtype=torch.int64)
     position = torch.zeros(batch, dtype=torch.int64) if static else None
     cache = model.empty_cache(batch, past)
+    whole = torch.tensor(0) if bounded and model.rotary_embedding.depends_on_length else None
     dim = torch.export.Dim.DYNAMIC
     token_dims = {0: dim, 1: dim}
     shapes = {
@@ -38,13 +39,14 @@ def export_graph(model: DogeForExport, opset: int, max_length: int | None = None
         "position_ids": token_dims,
         "past": [{0: dim, 2: dim} for _ in cache],
         "cache_position": {0: dim} if static else None,
+        "rope_length": None if whole is None else {},
     }
     # The exporter looks for torchvision and logs that it is not there.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.export.export(
-            model, (ids, mask, ids.clone(), cache, position), dynamic_shapes=shapes, strict=False
+            model, (ids, mask, ids.clone(), cache, position, whole), dynamic_shapes=shapes, strict=False
         )
         onnx_program = torch.onnx.export(
             program,
@@ -91,28 +93,31 @@ def _translation(operator: Operator) -> Callable[..., Any]:
 def _name_interface(exported: ir.Model, model: DogeForExport, max_length: int | None) -> None:
     """The names that loaders expect, and symbolic dimensions under their own names."""
     config = model.config
-    parts = CACHE_KINDS[model.kv_cache]
-    static = model.kv_cache == "static"
+    kind = model.kv_cache
     graph = exported.graph
-    slots: int | str = (max_length or "slots") if static else "past"
-    kv_shape: dict[str, list[int | str]] = {
-        "key": ["batch", config.num_key_value_heads, slots, config.head_dim],
-        "dt": ["batch", config.num_key_value_heads, slots],
-    }
-    kv_shape["value"] = kv_shape["key"]
+    slots: int | str = (max_length or "slots") if kind == "static" else "past"
+    grown = {"growing": "past+sequence", "bounded": "kept"}.get(kind, slots)
+    covered = {"static": slots, "bounded": "sequence"}.get(kind, "past+sequence")
     shapes: dict[str, list[int | str]] = {
         "input_ids": ["batch", "sequence"],
-        "attention_mask": ["batch", slots if static else "past+sequence"],
+        "attention_mask": ["batch", covered],
         "position_ids": ["batch", "sequence"],
     }
     outputs: dict[str, list[int | str]] = {"logits": ["batch", "sequence", config.vocab_size]}
     for layer in range(config.num_hidden_layers):
-        for part in parts:
-            shapes[f"past_key_values.{layer}.{part}"] = kv_shape[part]
-            grown = [d if d != "past" else "past+sequence" for d in kv_shape[part]]
-            outputs[f"present.{layer}.{part}"] = grown
-    if static:
+        for part in CACHE_KINDS[kind]:
+            head_dim = [config.head_dim] if part in ("key", "value") else []
+            shapes[f"past_key_values.{layer}.{part}"] = [
+                "batch",
+                config.num_key_value_heads,
+                slots,
+                *head_dim,
+            ]
+            outputs[f"present.{layer}.{part}"] = ["batch", config.num_key_value_heads, grown, *head_dim]
+    if kind == "static":
         shapes["cache_position"] = ["batch"]
+    if kind == "bounded" and model.rotary_embedding.depends_on_length:
+        shapes["rope_length"] = []
     for value, (name, shape) in zip(graph.inputs, shapes.items(), strict=True):
         value.name, value.shape = name, ir.Shape(shape)
     for value, (name, shape) in zip(graph.outputs, outputs.items(), strict=True):

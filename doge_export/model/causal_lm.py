@@ -16,6 +16,7 @@ __all__ = ["CACHE_KINDS", "DogeForExport"]
 CACHE_KINDS: dict[str, tuple[str, ...]] = {
     "growing": ("key", "value"),
     "static": ("key", "value", "dt"),
+    "bounded": ("key", "value", "dt", "position"),
 }
 
 
@@ -39,9 +40,10 @@ class DecoderLayer(torch.nn.Module):
         sin: torch.Tensor,
         past: LayerCache,
         cache_position: torch.Tensor | None,
+        position_ids: torch.Tensor,
     ) -> tuple[torch.Tensor, LayerCache]:
         attended, present = self.self_attn(
-            self.input_layernorm(hidden_states), attention_mask, cos, sin, past, cache_position
+            self.input_layernorm(hidden_states), attention_mask, cos, sin, past, cache_position, position_ids
         )
         hidden_states = self.input_residual * hidden_states + attended
         mixed = self.mlp(self.post_attention_layernorm(hidden_states))
@@ -64,10 +66,11 @@ class DogeForExport(torch.nn.Module):
     """A Doge language model whose cache is an argument and a result.
 
     Args of `forward`:
-        input_ids, position_ids: int64 [batch, sequence]
-        attention_mask: int64 [batch, past + sequence]; static cache: [batch, slots]
-        past: per layer the tensors that CACHE_KINDS names, flat, layer by layer
-        cache_position: int64 [batch], with a static cache only
+        input_ids, position_ids: int64 [batch, sequence] attention_mask: int64 [batch, past + sequence];
+        static cache: [batch, slots]; bounded: [batch, sequence] past: per layer the tensors that CACHE_KINDS
+        names, flat, layer by layer cache_position: int64 [batch], with a static cache only rope_length: int64
+        [], the length of the text that this call is a part of, for the rope's choice of
+            frequencies; None or less than what the call reaches: up to this call's end
 
     Returns: logits [batch, sequence, vocab], then the cache in the order of `past`.
     """
@@ -87,14 +90,17 @@ class DogeForExport(torch.nn.Module):
         position_ids: torch.Tensor,
         past: Sequence[torch.Tensor],
         cache_position: torch.Tensor | None = None,
+        rope_length: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         hidden_states = self.model.embed_tokens(input_ids)
-        cos, sin = self.rotary_embedding(position_ids, hidden_states.dtype)
+        cos, sin = self.rotary_embedding(position_ids, hidden_states.dtype, rope_length)
         parts = len(CACHE_KINDS[self.kv_cache])
         presents: list[torch.Tensor] = []
         for index, layer in enumerate(self.model.layers):
             cache = LayerCache(*past[index * parts : (index + 1) * parts])
-            hidden_states, present = layer(hidden_states, attention_mask, cos, sin, cache, cache_position)
+            hidden_states, present = layer(
+                hidden_states, attention_mask, cos, sin, cache, cache_position, position_ids
+            )
             presents.extend(present[:parts])
         hidden_states = self.model.norm(hidden_states)
         tied = self.config.tie_word_embeddings
@@ -102,12 +108,14 @@ class DogeForExport(torch.nn.Module):
         return (torch.nn.functional.linear(hidden_states, head), *presents)
 
     def empty_cache(self, batch: int, slots: int = 0) -> list[torch.Tensor]:
-        """An empty growing cache, or a static one of `slots` slots."""
+        """An empty growing cache, or a static or bounded one of `slots` slots."""
         config = self.config
         shape = (batch, config.num_key_value_heads, slots, config.head_dim)
         parameter = self.model.norm.weight
-        return [
-            parameter.new_zeros(shape if part != "dt" else shape[:3])
-            for _ in range(config.num_hidden_layers)
-            for part in CACHE_KINDS[self.kv_cache]
-        ]
+
+        def empty(part: str) -> torch.Tensor:
+            if part == "position":
+                return torch.full(shape[:3], -1)
+            return parameter.new_zeros(shape[:3] if part == "dt" else shape)
+
+        return [empty(part) for _ in range(config.num_hidden_layers) for part in CACHE_KINDS[self.kv_cache]]

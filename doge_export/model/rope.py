@@ -5,7 +5,8 @@ Sources: transformers' `modeling_rope_utils` (behaviour), YaRN (arXiv 2309.00071
 
 `dynamic` and `longrope` choose their frequencies by the largest position of the call, batch-wide. The
 reference's dynamic rope also remembers the largest length it has seen; over the calls of one sequence,
-which only grows, that memory changes nothing, and the graph needs none.
+which only grows, that memory changes nothing, and the graph needs none. Where one call of the reference is
+made in pieces, each of them is told the length of the whole, `rope_length`, and has its frequencies.
 """
 
 import math
@@ -122,6 +123,11 @@ class RotaryEmbedding(torch.nn.Module):
             self.register_buffer("exponents", exponents, persistent=False)
 
     @property
+    def depends_on_length(self) -> bool:
+        """Whether the frequencies are other ones in a long text."""
+        return self.rope_type in ("dynamic", "longrope")
+
+    @property
     def constants(self) -> dict[str, float]:
         """The numbers of the formula beside the frequencies, for a kernel that computes it: cos and sin are
         multiplied with `scaling`; a call that reaches beyond `limit` positions (0: none can) has other
@@ -142,10 +148,12 @@ class RotaryEmbedding(torch.nn.Module):
             name: float(value) for name, value in {**constants, "scaling": self.attention_scaling}.items()
         }
 
-    def _frequencies(self, position_ids: torch.Tensor) -> torch.Tensor:
-        if self.rope_type not in ("dynamic", "longrope"):
+    def _frequencies(self, position_ids: torch.Tensor, rope_length: torch.Tensor | None) -> torch.Tensor:
+        if not self.depends_on_length:
             return self.inv_freq
         length = position_ids.max() + 1
+        if rope_length is not None:
+            length = torch.maximum(length, rope_length)
         if self.rope_type == "longrope":
             limit = self.rope["original_max_position_embeddings"]
             return torch.where(length > limit, self.long_inv_freq, self.inv_freq)
@@ -156,7 +164,9 @@ class RotaryEmbedding(torch.nn.Module):
         exponents: torch.Tensor = self.get_buffer("exponents")
         return torch.where(length > limit, 1.0 / (base**exponents), self.inv_freq)
 
-    def forward(self, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        phases = position_ids[..., None].float() * self._frequencies(position_ids)
+    def forward(
+        self, position_ids: torch.Tensor, dtype: torch.dtype, rope_length: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        phases = position_ids[..., None].float() * self._frequencies(position_ids, rope_length)
         cos, sin = phases.cos() * self.attention_scaling, phases.sin() * self.attention_scaling
         return cos.to(dtype), sin.to(dtype)

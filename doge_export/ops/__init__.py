@@ -1,9 +1,13 @@
 """The operators of this project: one file each, one row each in `OPERATORS`."""
 
-from doge_export.ops import dynamic_mask_attention, expert_routing
+from doge_export.ops import bounded_mask_attention, dynamic_mask_attention, expert_routing
 from doge_export.ops.function import DOMAIN, VERSION
 from doge_export.ops.schema import BodyOptions, Operator
 
 __all__ = ["DOMAIN", "OPERATORS", "VERSION", "BodyOptions", "Operator"]
 
-OPERATORS: tuple[Operator, ...] = (dynamic_mask_attention.OPERATOR, expert_routing.OPERATOR)
+OPERATORS: tuple[Operator, ...] = (
+    dynamic_mask_attention.OPERATOR,
+    bounded_mask_attention.OPERATOR,
+    expert_routing.OPERATOR,
+)

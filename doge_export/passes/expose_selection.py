@@ -27,12 +27,13 @@ def expose_selection(model: ir.Model) -> tuple[list[str], list[str]]:
     for node in model.graph:
         if node.domain != DOMAIN or node.op_type not in _CHOOSING:
             continue
-        if node.op_type == "DynamicMaskAttention":
-            before = len(node.outputs)
-            node.resize_outputs(5)
-            for place in range(before, 4):
+        operator = next(operator for operator in OPERATORS if operator.name == node.op_type)
+        if "keep" in operator.outputs:
+            before, last = len(node.outputs), operator.outputs.index("keep")
+            node.resize_outputs(last + 1)
+            for place in range(before, last):
                 node.outputs[place].name = f"unread.{len(masks)}.{place}"
-            output, names, kind, kept = node.outputs[4], masks, ir.DataType.BOOL, 4
+            output, names, kind, kept = node.outputs[last], masks, ir.DataType.BOOL, 4
         else:
             output, names, kind, kept = node.outputs[0], experts, ir.DataType.INT64, 2
         output.name = f"{'keep' if kept == 4 else 'experts'}.{len(names)}"

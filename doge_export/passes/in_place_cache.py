@@ -1,44 +1,72 @@
 """A growing cache becomes buffers that each step writes in place, for decoding with nothing copied."""
 
+from collections.abc import MutableSequence
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
-from doge_export.ops import DOMAIN, BodyOptions
-from doge_export.ops.dynamic_mask_attention import OPERATOR
+from doge_export.ops import DOMAIN, BodyOptions, Operator, bounded_mask_attention, dynamic_mask_attention
 from doge_export.targets import OPSETS
-from doge_export.targets.lowered import DECODER_LAYER, LAYER_ROLES
+from doge_export.targets.lowered import DECODER_LAYER, LAYER_ROLES, ROTARY_ANGLES, ROTARY_ANGLES_ROLES
 
 __all__ = ["in_place_cache"]
 
 _SLOTS = "slots"
+_WHOLE = "rope_length"
+_INT64 = ir.TensorType(ir.DataType.INT64)
 
 
-def in_place_cache(model: ir.Model, options: BodyOptions) -> None:
-    """Give a lowered graph with a growing cache the interface of a static one, of any number of slots.
+@dataclass(frozen=True)
+class _Kind:
+    """`parts`: what a layer keeps beside keys and values. `shared`: the input that all layers read besides.
+    `covered`: what attention_mask speaks of."""
 
-    `options` are those of a static body. New inputs: `cache_position` int64 [batch], the slot of the first
-    new token of each row, and `past_key_values.N.dt` [batch, kv_heads, slots], the keys' weights, which a
-    growing cache computes anew at each step. What was `past` or `past+sequence` long has `slots` then. The
-    layers' bodies change with their nodes: they stay what the kernels compute.
+    operator: Operator
+    parts: tuple[str, ...]
+    shared: str
+    covered: str
+
+
+_KINDS = {
+    "static": _Kind(dynamic_mask_attention.OPERATOR, ("dt",), "cache_position", _SLOTS),
+    "bounded": _Kind(bounded_mask_attention.OPERATOR, ("dt", "position"), "position_ids", "sequence"),
+}
+
+
+def in_place_cache(model: ir.Model, options: BodyOptions, kind: str) -> None:
+    """Give a lowered graph with a growing cache the interface of a static or bounded one, of any number of
+    slots.
+
+    `options` are those of a body of that kind. What was `past` or `past+sequence` long has `slots` then. New
+    inputs and outputs are what a growing cache computes anew at each step: `past_key_values.N.dt` [batch,
+    kv_heads, slots], the keys' weights, and of a bounded one `.position`, int64. New inputs: for a static
+    cache `cache_position` int64 [batch], the slot of the first new token of each row; for a bounded one
+    `rope_length`, where the rope depends on it. The layers' bodies change with their nodes: they stay what
+    the kernels compute.
     """
-    graph = model.graph
+    graph, new = model.graph, _KINDS[kind]
     layers = [node for node in graph if node.domain == DOMAIN and node.op_type == DECODER_LAYER]
-    model.functions.pop((DOMAIN, OPERATOR.name, ""))
+    model.functions.pop((DOMAIN, dynamic_mask_attention.OPERATOR.name, ""))
     for value in (*graph.inputs, *graph.outputs):
-        if value.name == "attention_mask" or "key" in (value.name or "") or "value" in (value.name or ""):
+        if value.name == "attention_mask":
+            value.shape = ir.Shape([_batch(graph), new.covered])
+        elif "key" in (value.name or "") or "value" in (value.name or ""):
             value.shape = _with_slots(value)
-    position = ir.Value(
-        name="cache_position", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([_batch(graph)])
-    )
-    _widen_body(model.functions[(DOMAIN, DECODER_LAYER, "")])
+    shared = next((value for value in graph.inputs if value.name == new.shared), None)
+    if shared is None:
+        shared = ir.Value(name=new.shared, type=_INT64, shape=ir.Shape([_batch(graph)]))
+        graph.inputs.append(shared)
+    _widen_body(model.functions[(DOMAIN, DECODER_LAYER, "")], new)
     for index, node in enumerate(layers):
-        _widen_node(graph, node, index, position)
-    graph.inputs.append(position)
-    body = OPERATOR.body(options)
-    del body.outputs[4:]
+        _widen_node(graph, node, index, new, shared)
+    if kind == "bounded":
+        _tell_length(model)
+    body = new.operator.body(options)
+    del body.outputs[3 + len(new.parts) :]
     model.functions[body.identifier()] = body
-    graph.opset_imports[""] = OPSETS["static"]
+    graph.opset_imports[""] = OPSETS[kind]
     for function in model.functions.values():
-        function.opset_imports[""] = OPSETS["static"]
+        function.opset_imports[""] = OPSETS[kind]
 
 
 def _batch(graph: ir.Graph) -> str:
@@ -53,44 +81,96 @@ def _with_slots(value: ir.Value) -> ir.Shape:
     return ir.Shape([_SLOTS if isinstance(dim, str) and dim.startswith("past") else dim for dim in dims])
 
 
-def _roles(names: list[str]) -> list[str]:
-    return [role for role in LAYER_ROLES if role in {*names, "past_dt", "cache_position"}]
+def _roles(names: list[str], new: _Kind) -> list[str]:
+    wanted = {*names, new.shared, *(f"past_{part}" for part in new.parts)}
+    return [role for role in LAYER_ROLES if role in wanted]
 
 
-def _widen_body(body: ir.Function) -> None:
-    """The same layer, whose attention is given past_dt and cache_position and gives present_dt."""
+def _widen_body(body: ir.Function, new: _Kind) -> None:
+    """The same layer, with the attention of the other cache."""
     formal = {value.name or "": value for value in body.inputs}
-    roles = _roles(list(formal))
-    formal |= {name: ir.Value(name=name) for name in ("past_dt", "cache_position")}
+    roles = _roles(list(formal), new)
+    for name in roles:
+        if name not in formal:
+            formal[name] = ir.Value(name=name)
     body.inputs[:] = [formal[role] for role in roles]
-    (attention,) = (node for node in body if node.op_type == OPERATOR.name)
-    attention.resize_inputs(len(OPERATOR.inputs))
-    attention.replace_input_with(OPERATOR.inputs.index("past_dt"), formal["past_dt"])
-    attention.replace_input_with(OPERATOR.inputs.index("cache_position"), formal["cache_position"])
-    attention.resize_outputs(4)
-    attention.outputs[3].name = "present_dt"
-    body.outputs.append(attention.outputs[3])
+    old_operator = dynamic_mask_attention.OPERATOR
+    (old,) = (node for node in body if node.op_type == old_operator.name)
+    given = dict(zip(old_operator.inputs, old.inputs, strict=False)) | {
+        name: formal[name] for name in (new.shared, *(f"past_{part}" for part in new.parts))
+    }
+    node = ir.Node(
+        DOMAIN,
+        new.operator.name,
+        [given[name] for name in new.operator.inputs],
+        [old.attributes[name] for name in new.operator.attributes],
+        num_outputs=3 + len(new.parts),
+    )
+    names = [old.outputs[0].name or "", *new.operator.outputs[1:]]
+    outputs = list(body.outputs)
+    ir.convenience.replace_nodes_and_values(body, old, [old], [node], old.outputs[:3], node.outputs[:3])
+    swapped = dict(zip(old.outputs, node.outputs, strict=False))
+    body.outputs[:] = [*(swapped.get(value, value) for value in outputs), *node.outputs[3:]]
+    for value, name in zip(node.outputs, names, strict=False):
+        value.name = name
 
 
-def _widen_node(graph: ir.Graph, node: ir.Node, index: int, position: ir.Value) -> None:
+def _widen_node(graph: ir.Graph, node: ir.Node, index: int, new: _Kind, shared: ir.Value) -> None:
     names = node.attributes["inputs"].as_string().split(",")
     given = dict(zip(names, node.inputs, strict=True))
     key = given["past_key"]
     assert key is not None and key.shape is not None
     shape = ir.Shape(list(key.shape)[:3])
-    weights = ir.Value(name=f"past_key_values.{index}.dt", type=key.type, shape=shape)
-    given |= {"past_dt": weights, "cache_position": position}
-    roles = _roles(names)
+    kinds = {"dt": key.type, "position": _INT64}
+    given[new.shared] = shared
+    for part in new.parts:
+        value = ir.Value(name=f"past_key_values.{index}.{part}", type=kinds[part], shape=shape)
+        given[f"past_{part}"] = value
+    roles = _roles(names, new)
+    values: MutableSequence[ir.Value]
+    added: ir.Value | None
     node.resize_inputs(len(roles))
     for place, role in enumerate(roles):
         node.replace_input_with(place, given[role])
     node.attributes["inputs"] = ir.AttrString("inputs", ",".join(roles))
-    node.resize_outputs(4)
-    output = node.outputs[3]
-    output.name, output.type, output.shape = f"present.{index}.dt", key.type, shape
-    for values, other, new in (
-        (graph.inputs, "past_key_values", weights),
-        (graph.outputs, "present", output),
-    ):
-        at = [value.name for value in values].index(f"{other}.{index}.value")
-        values.insert(at + 1, new)
+    node.resize_outputs(3 + len(new.parts))
+    for place, part in enumerate(new.parts):
+        output = node.outputs[3 + place]
+        output.name, output.type, output.shape = f"present.{index}.{part}", kinds[part], shape
+        for values, other, added in (
+            (graph.inputs, "past_key_values", given[f"past_{part}"]),
+            (graph.outputs, "present", output),
+        ):
+            at = [each.name for each in values].index(f"{other}.{index}.value")
+            assert added is not None
+            values.insert(at + 1 + place, added)
+
+
+def _tell_length(model: ir.Model) -> None:
+    """Let RotaryAngles be told the length of the text that a call is a part of, where it asks how long it
+    is."""
+    body = model.functions[(DOMAIN, ROTARY_ANGLES, "")]
+    longest = [node for node in body if node.op_type == "ReduceMax"]
+    if not longest:
+        return
+    ((add, _),) = longest[0].outputs[0].uses()
+    assert add.op_type == "Add" and len(longest) == 1, "the rope asks for its length in another way"
+    formal = ir.Value(name=_WHOLE)
+    length = ir.Node("", "Max", [add.outputs[0], formal])
+    length.outputs[0].name = "whole_length"
+    ir.convenience.replace_all_uses_with(add.outputs[0], length.outputs[0])
+    length.replace_input_with(0, add.outputs[0])
+    body.insert_after(add, length)
+    inputs = {value.name: value for value in body.inputs} | {_WHOLE: formal}
+    body.inputs[:] = [inputs[role] for role in ROTARY_ANGLES_ROLES if role in inputs]
+
+    whole = ir.Value(name=_WHOLE, type=_INT64, shape=ir.Shape([]))
+    model.graph.inputs.append(whole)
+    (node,) = (node for node in model.graph if node.domain == DOMAIN and node.op_type == ROTARY_ANGLES)
+    names = node.attributes["inputs"].as_string().split(",")
+    given = dict(zip(names, node.inputs, strict=True)) | {_WHOLE: whole}
+    roles = [role for role in ROTARY_ANGLES_ROLES if role in given]
+    node.resize_inputs(len(roles))
+    for place, role in enumerate(roles):
+        node.replace_input_with(place, given[role])
+    node.attributes["inputs"] = ir.AttrString("inputs", ",".join(roles))

@@ -4,19 +4,24 @@ from typing import Any
 
 import onnx_ir as ir
 
-from doge_export.ops import DOMAIN, VERSION
+from doge_export.ops import DOMAIN, VERSION, bounded_mask_attention, dynamic_mask_attention
 from doge_export.passes.outline import ATTRIBUTE_KINDS, Outline, replace_by, tidy
 from doge_export.targets.lowered import DECODER_LAYER, LAYER_ATTRIBUTES, LAYER_ROLES
 
 __all__ = ["lower_layers"]
 
-#: What the attention reads that comes from outside, in the order of its inputs. Weights say by their names
-#: what they are; the bias alone may be a constant of zeros.
-_ATTENTION_ROLES = (
-    *(None, None, None, "past_key", "past_value", "attention_mask", "cos", "sin"),
-    *(None, None, None, "dt_proj.bias", None, "past_dt", "cache_position"),
-)
-_OUTPUTS = ("output", "present_key", "present_value", "present_dt")  # hidden_states is an input's name
+_ATTENTIONS = {
+    module.OPERATOR.name: module.OPERATOR for module in (dynamic_mask_attention, bounded_mask_attention)
+}
+#: What an attention reads that comes from outside -> its role. Weights say by their names what they are; the
+#: bias alone may be a constant of zeros.
+_ATTENTION_ROLES = {"dt_bias": "dt_proj.bias"} | {
+    name: name
+    for name in (
+        *("attention_mask", "cos", "sin", "past_key", "past_value", "past_dt"),
+        *("cache_position", "past_position", "position_ids"),
+    )
+}
 
 
 def lower_layers(model: ir.Model, activation: str) -> None:
@@ -25,14 +30,16 @@ def lower_layers(model: ir.Model, activation: str) -> None:
     `activation` is the config's `hidden_act`: the graph has it taken apart already.
     """
     graph = model.graph
-    attentions = [node for node in graph if node.op_type == "DynamicMaskAttention"]
+    attentions = [node for node in graph if node.op_type in _ATTENTIONS]
     states = _states(graph, len(attentions))
     kinds = {name: ATTRIBUTE_KINDS[of] for name, of in LAYER_ATTRIBUTES.items()}
     body: ir.Function | None = None
     for layer, attention in enumerate(attentions):
         outline = _outline(layer, attention, graph, states)
         made = [states[layer + 1], *attention.outputs[1:]]
-        copies = dict(zip(_OUTPUTS, [outline.copy(value) for value in made], strict=False))
+        # hidden_states, its first output, is an input's name, so it is called as the attention's is.
+        names = _ATTENTIONS[attention.op_type].outputs
+        copies = dict(zip(names, [outline.copy(value) for value in made], strict=False))
         attributes = _attributes(outline, activation)
         function = outline.function(DECODER_LAYER, LAYER_ROLES, copies, kinds, graph.opset_imports[""])
         if body is None:
@@ -60,7 +67,8 @@ def _states(graph: ir.Graph, layers: int) -> list[ir.Value]:
 
 
 def _outline(layer: int, attention: ir.Node, graph: ir.Graph, states: list[ir.Value]) -> Outline:
-    named = dict(zip(attention.inputs, _ATTENTION_ROLES, strict=False))
+    names = _ATTENTIONS[attention.op_type].inputs
+    named = dict(zip(attention.inputs, map(_ATTENTION_ROLES.get, names), strict=False))
     named[states[layer]] = "hidden_states"
     prefix = f"model.layers.{layer}."
 

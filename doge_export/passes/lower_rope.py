@@ -5,7 +5,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from doge_export.ops.dynamic_mask_attention import OPERATOR
+from doge_export.ops import bounded_mask_attention, dynamic_mask_attention
 from doge_export.passes.outline import Outline, replace_by, tidy
 from doge_export.targets.lowered import ROTARY_ANGLES, ROTARY_ANGLES_ROLES
 
@@ -20,13 +20,17 @@ def lower_rope(model: ir.Model, attributes: Mapping[str, Any]) -> None:
     `attributes` are the operator's: a graph has them taken apart already.
     """
     graph = model.graph
-    attention = next(node for node in graph if node.op_type == OPERATOR.name)
-    angles = [attention.inputs[OPERATOR.inputs.index(name)] for name in ("cos", "sin")]
-    positions = next(value for value in graph.inputs if value.name == "position_ids")
+    operators = {
+        module.OPERATOR.name: module.OPERATOR for module in (dynamic_mask_attention, bounded_mask_attention)
+    }
+    attention = next(node for node in graph if node.op_type in operators)
+    names = operators[attention.op_type].inputs
+    angles = [attention.inputs[names.index(name)] for name in ("cos", "sin")]
+    given = {value: value.name for value in graph.inputs if value.name in ("position_ids", "rope_length")}
 
     def role_of(value: ir.Value) -> str | None:
-        if value is positions:
-            return "position_ids"
+        if value in given:
+            return given[value]
         name = value.name or ""
         return name.removeprefix(_PREFIX) if value.is_initializer() and name.startswith(_PREFIX) else None
 

@@ -1,6 +1,6 @@
 """The attention cache between two steps: one class a kind, one table."""
 
-__all__ = ["CACHES", "Cache", "GrowingCache", "StaticCache", "new_cache"]
+__all__ = ["CACHES", "BoundedCache", "Cache", "GrowingCache", "StaticCache", "new_cache"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,12 +23,18 @@ class Cache(Protocol):
 
     @property
     def capacity(self) -> int | None:
-        """The most positions it can hold; None where it grows."""
+        """The most positions that may be fed; None where there is no limit."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether a long text read in pieces takes no more memory than a short one. Its attention_mask is
+        that of the new tokens alone then."""
 
     def inputs(self, attention_mask: npt.NDArray[np.int64], sequence: int) -> Mapping[str, Any]:
         """The graph's inputs that depend on the kind of cache, for a step of `sequence` tokens.
 
-        `attention_mask` is [batch, length + sequence], whatever the graph wants.
+        `attention_mask` is [batch, length + sequence], whatever the graph wants, or [batch, sequence] if it
+        `streams`.
 
         Raises:
             DogeExportError: the step does not fit.
@@ -49,6 +55,7 @@ class GrowingCache:
     past: tuple[Any, ...]
     length: int = 0
     capacity: int | None = None
+    streams: bool = False
 
     @classmethod
     def empty(cls, manifest: Manifest, batch: int, in_place: bool = False) -> Self:
@@ -84,6 +91,7 @@ class StaticCache:
     past: tuple[Any, ...]
     present: tuple[Any, ...]
     length: int = 0
+    streams: bool = False
 
     @classmethod
     def empty(cls, manifest: Manifest, batch: int, in_place: bool = False) -> Self:
@@ -122,12 +130,54 @@ class StaticCache:
         return replace(self, past=self.present, present=self.past, length=self.length + sequence)
 
 
+@dataclass(frozen=True)
+class BoundedCache:
+    """At most keep_window_size keys a kv head, however long the text.
+
+    It starts empty and grows until then. Where the native kernels run it has all slots from the start, empty
+    ones marked by the position -1, and a step of one token changes the one slot that it needs.
+    """
+
+    manifest: Manifest
+    past: tuple[Any, ...]
+    in_place: bool
+    length: int = 0
+    capacity: int | None = None
+    streams: bool = True
+
+    @classmethod
+    def empty(cls, manifest: Manifest, batch: int, in_place: bool = False) -> Self:
+        """The cache before the first token; `in_place`: the graph may write where it reads."""
+        past = _allocate(manifest, batch, manifest.cache.slots or 0 if in_place else 0)
+        return cls(manifest, past, in_place)
+
+    def inputs(self, attention_mask: npt.NDArray[np.int64], sequence: int) -> Mapping[str, Any]:
+        """See Cache."""
+        past = dict(zip(self.manifest.cache.inputs, self.past, strict=True))
+        return {"attention_mask": tensors.from_array(attention_mask), **past}
+
+    def outputs(self) -> Mapping[str, Any]:
+        """See Cache."""
+        if self.in_place:
+            return dict(zip(self.manifest.cache.outputs, self.past, strict=True))
+        return dict.fromkeys(self.manifest.cache.outputs)
+
+    def advanced(self, presents: Sequence[Any], sequence: int) -> Self:
+        """See Cache."""
+        past = self.past if self.in_place else tuple(presents)
+        return replace(self, past=past, length=self.length + sequence)
+
+
 class _CacheKind(Protocol):
     def empty(self, manifest: Manifest, batch: int, in_place: bool = False) -> Cache: ...
 
 
 #: The manifest's cache kind -> its class.
-CACHES: dict[str, _CacheKind] = {"growing": GrowingCache, "static": StaticCache}
+CACHES: dict[str, _CacheKind] = {
+    "growing": GrowingCache,
+    "static": StaticCache,
+    "bounded": BoundedCache,
+}
 
 
 def new_cache(manifest: Manifest, batch: int, in_place: bool = False) -> Cache:
@@ -147,7 +197,10 @@ def new_cache(manifest: Manifest, batch: int, in_place: bool = False) -> Cache:
 
 def _allocate(manifest: Manifest, batch: int, slots: int) -> tuple[Any, ...]:
     specs = [_find(manifest, name) for name in manifest.cache.inputs]
-    return tuple(tensors.zeros(spec.dtype, _resolve(spec.shape, batch, slots)) for spec in specs)
+    return tuple(
+        tensors.filled(spec.dtype, _resolve(spec.shape, batch, slots), -1 if spec.dtype == "int64" else 0)
+        for spec in specs
+    )
 
 
 def _find(manifest: Manifest, name: str) -> TensorSpec:

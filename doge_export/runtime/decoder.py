@@ -1,4 +1,7 @@
-"""Decoding with a cache written in place: one conversation on the graph that gives the best tokens."""
+"""Decoding with a cache written in place: one conversation on the graph that gives the best tokens.
+
+The cache is static, a slot a position, or bounded: at most keep_window_size keys, however long the text.
+"""
 
 __all__ = ["TokenDecoder"]
 
@@ -14,14 +17,15 @@ from doge_export.runtime import tensors
 Ids = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
 
-#: A cache without a fixed length starts with this many slots and doubles: a copy now and then.
+#: A cache without a fixed length starts with this many slots and doubles, a bounded one until it has all it
+#: ever needs: a copy now and then.
 _SLOTS = 256
 
 
 class TokenDecoder:
     """One batch of rows on a loaded `decode.onnx`, from the first token on.
 
-    It needs the native kernels, which write the new slots of the cache and touch no others. A call with one
+    It needs the native kernels, which write the new keys' slots of the cache and no others. A call with one
     token changes numbers in memory that is bound once, and runs. Not for two threads at once.
     """
 
@@ -31,7 +35,8 @@ class TokenDecoder:
         self._cache: dict[str, npt.NDArray[Any]] = {}
         self._slots = 0
         self._steady: dict[int, _Bound] = {}  # steps -> what is bound for a call with one token
-        self._mask = np.empty((batch, 0), np.int64)
+        self._mask = np.empty((batch, 0), np.int64)  # of a static cache
+        self.streams = spec.cache.kind == "bounded"
         self.length = 0
 
     @property
@@ -40,10 +45,16 @@ class TokenDecoder:
         return self._spec.cache.max_length
 
     def step(
-        self, input_ids: Ids, position_ids: Ids, real: Ids | None = None, steps: int = 1
+        self,
+        input_ids: Ids,
+        position_ids: Ids,
+        real: Ids | None = None,
+        steps: int = 1,
+        rope_length: int = 0,
     ) -> tuple[Ids, Logits]:
         """Run `input_ids` [batch, sequence] after what came before; `real` marks with 0 what is padding. Then
-        go on alone, with the best token after the last, until there are `steps` new ones.
+        go on alone, with the best token after the last, until there are `steps` new ones. `rope_length`: see
+        Session.step; for a bounded cache alone.
 
         Returns: token ids [batch, steps, best], best first and the lower id first among equals, and their
         logits; of one step there are the spec's `count`, of several the best one each. All but the last of
@@ -54,9 +65,10 @@ class TokenDecoder:
         """
         sequence = input_ids.shape[1]
         needed = self.length + sequence + steps - 1
-        if needed > self._slots:
-            self._grow(needed)
-        if real is not None:
+        most = self._spec.cache.slots
+        if (slots := needed if most is None else min(needed, most)) > self._slots:
+            self._grow(slots)
+        if real is not None and not self.streams:
             self._mask[:, self.length : self.length + sequence] = real
         if sequence != 1:
             bound = self._bind(sequence, steps)
@@ -66,6 +78,8 @@ class TokenDecoder:
             bound = self._steady[steps] = self._bind(1, steps)
         bound.ids[:], bound.positions[:] = input_ids, position_ids
         bound.slot.fill(self.length)
+        bound.real[:] = 1 if real is None else real
+        bound.whole.fill(rope_length)
         with tensors.memory_errors():
             self._graph.run_with_iobinding(bound.binding)
         self.length = needed
@@ -81,18 +95,24 @@ class TokenDecoder:
         slots = (
             capacity if capacity is not None else max(_SLOTS, 2 * self._slots, -(-needed // _SLOTS) * _SLOTS)
         )
+        slots = min(slots, self._spec.cache.slots or slots)
         for name in self._spec.cache.inputs:
             spec = self._specs[name]
-            # Layers, batch, kv_heads, slots and, but for dt, head_dim.
+            # Layers, batch, kv_heads, slots and, of keys and values, head_dim.
             shape = (spec.shape[0], self._batch, spec.shape[2], slots, *spec.shape[4:])
             grown = tensors.storage(spec.dtype, [int(size) for size in shape])
+            if spec.dtype == "int64":  # a position: the slot is empty
+                grown.fill(-1)
             if name in self._cache:
-                grown[:, :, :, : self.length] = self._cache[name][:, :, :, : self.length]
+                used = min(self.length, self._slots)
+                grown[:, :, :, :used] = self._cache[name][:, :, :, :used]
             self._cache[name] = grown
-        # A slot that is not written yet is beyond every query; it needs no 0.
-        mask = np.ones((self._batch, slots), np.int64)
-        mask[:, : self.length] = self._mask[:, : self.length]
-        self._mask, self._slots = mask, slots
+        if not self.streams:
+            # A slot that is not written yet is beyond every query; it needs no 0.
+            mask = np.ones((self._batch, slots), np.int64)
+            mask[:, : self.length] = self._mask[:, : self.length]
+            self._mask = mask
+        self._slots = slots
         self._steady.clear()
 
     def _bind(self, sequence: int, steps: int) -> "_Bound":
@@ -103,9 +123,11 @@ class TokenDecoder:
             ("position_ids", bound.positions),
             ("cache_position", bound.slot),
             ("steps", bound.steps),
-            ("attention_mask", self._mask),
+            ("rope_length", bound.whole),
+            ("attention_mask", bound.real if self.streams else self._mask),
         ):
-            tensors.bind(binding.bind_input, name, "int64", array)
+            if name in self._specs:
+                tensors.bind(binding.bind_input, name, "int64", array)
         for name, output in zip(cache.inputs, cache.outputs, strict=True):
             dtype = self._specs[name].dtype
             tensors.bind(binding.bind_input, name, dtype, self._cache[name])
@@ -122,5 +144,6 @@ class _Bound:
         self.binding = binding
         self.ids, self.positions = (np.empty((batch, sequence), np.int64) for _ in range(2))
         self.slot, self.steps = np.empty(batch, np.int64), np.array(steps, np.int64)
+        self.real, self.whole = np.ones((batch, sequence), np.int64), np.array(0, np.int64)
         self.tokens: Ids = np.empty((batch, steps, count), np.int64)
         self.logits: Logits = np.empty((batch, steps, count), np.float32)

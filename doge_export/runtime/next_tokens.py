@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from doge_export.runtime.decoder import TokenDecoder
 from doge_export.runtime.options import GenerationOptions
 from doge_export.runtime.sampling import Sampler
 from doge_export.runtime.session import Session
@@ -16,6 +17,7 @@ from doge_export.runtime.session import Session
 Ids = npt.NDArray[np.int64]
 
 _MOST_STEPS = 16  # tokens of one call
+_PIECE = 512  # tokens of a prompt that a bounded cache is given at once
 _PATIENCE = 0.02  # seconds that one call may take, but for the second of two tokens
 
 
@@ -43,9 +45,17 @@ class AllLogits:
         self.capacity = self._cache.capacity
 
     def feed(self, input_ids: Ids, real: Ids, position_ids: Ids) -> npt.NDArray[np.float32]:
-        """Logits [batch, sequence, vocab]."""
-        self._mask = np.concatenate([self._mask, real], axis=1)
-        logits, self._cache = self._session.step(input_ids, self._mask, position_ids, self._cache)
+        """Logits [batch, sequence, vocab]; of a long prompt those of its last positions, the very last
+        included."""
+        if not self._cache.streams:
+            self._mask = np.concatenate([self._mask, real], axis=1)
+            logits, self._cache = self._session.step(input_ids, self._mask, position_ids, self._cache)
+            return logits
+        length = int(position_ids.max()) + 1
+        for part in _pieces(input_ids.shape[1]):
+            logits, self._cache = self._session.step(
+                input_ids[:, part], real[:, part], position_ids[:, part], self._cache, length
+            )
         return logits
 
     def choose(
@@ -77,7 +87,7 @@ class BestTokens:
         if self._other is not None:
             return self._other.choose(input_ids, real, position_ids, rows, left)
         self._calls.append((input_ids, real, position_ids))
-        token_ids, token_logits = self._decoder.step(input_ids, position_ids, real)
+        token_ids, token_logits = _stream(self._decoder, input_ids, real, position_ids, steps=1)
         tokens: dict[int, int] = {}
         for row in rows:
             token = self._sampler.choose_among(row, token_ids[row, 0], token_logits[row, 0])
@@ -115,11 +125,29 @@ class GreedyTokens:
             steps = min(left, _MOST_STEPS, max(least, int(_PATIENCE / self._seconds)))
             steps = 1 << (steps.bit_length() - 1)  # few sizes: what is bound for one serves again
             started = time.perf_counter()
-            token_ids, _ = self._decoder.step(input_ids, position_ids, real, steps)
+            token_ids, _ = _stream(self._decoder, input_ids, real, position_ids, steps)
             if input_ids.shape[1] == 1:
                 self._seconds = (time.perf_counter() - started) / steps
             self._made = token_ids[0, ::-1, 0].tolist()
         return {0: self._made.pop()}
+
+
+def _pieces(length: int) -> list[slice]:
+    """A prompt in parts, the last one never empty."""
+    return [slice(at, at + _PIECE) for at in range(0, length, _PIECE)]
+
+
+def _stream(
+    decoder: TokenDecoder, input_ids: Ids, real: Ids, position_ids: Ids, steps: int
+) -> tuple[Ids, npt.NDArray[np.float32]]:
+    """`decoder.step`; a prompt goes into a bounded cache piece by piece, each with the whole one's angles."""
+    if not decoder.streams:
+        return decoder.step(input_ids, position_ids, real, steps)
+    *before, last = _pieces(input_ids.shape[1])
+    length = int(position_ids.max()) + 1
+    for part in before:
+        decoder.step(input_ids[:, part], position_ids[:, part], real[:, part], 1, length)
+    return decoder.step(input_ids[:, last], position_ids[:, last], real[:, last], steps, length)
 
 
 def next_tokens(session: Session, options: GenerationOptions, batch: int) -> NextTokens:

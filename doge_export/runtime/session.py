@@ -58,7 +58,7 @@ class Session:
         outputs = (*manifest.outputs, *(decode.outputs if decode else ()))
         needed = {"input_ids", "attention_mask", "position_ids", "logits", *manifest.cache.inputs}
         if decode:
-            needed |= {*_TOKENS, "cache_position", "steps", *decode.cache.inputs}
+            needed |= {*_TOKENS, "steps", *decode.cache.inputs}
         if missing := sorted(needed - {spec.name for spec in (*inputs, *outputs)}):
             raise DogeExportError(f"The graph has no {', '.join(missing)}.", "Export the model again.")
         for spec in (*inputs, *outputs):
@@ -123,10 +123,13 @@ class Session:
         attention_mask: npt.NDArray[np.int64],
         position_ids: npt.NDArray[np.int64],
         cache: Cache,
+        rope_length: int = 0,
     ) -> tuple[npt.NDArray[np.float32], Cache]:
         """Run `input_ids` [batch, sequence] after what `cache` holds.
 
-        `attention_mask` is [batch, cache.length + sequence], for every kind of cache; 0 marks padding.
+        `attention_mask` is [batch, cache.length + sequence], but [batch, sequence] for a cache that
+        `streams`; 0 marks padding. `rope_length`: where a text is read in pieces into such a cache, its whole
+        length, so that the rope turns as in one call; a graph whose rope does not depend on it does not care.
 
         Returns:
             float32 logits [batch, sequence, vocab], and the cache to go on with. The one given is spent.
@@ -140,6 +143,8 @@ class Session:
             "position_ids": tensors.from_array(position_ids),
             **cache.inputs(attention_mask, sequence),
         }
+        if any(spec.name == "rope_length" for spec in self.bundle.manifest.inputs):
+            feeds["rope_length"] = tensors.scalar(rope_length)
         session = self._graph(tokens=False).session
         binding, wrap = session.io_binding(), onnxruntime.OrtValue
         for name, value in feeds.items():
@@ -187,6 +192,7 @@ def _checked(
     batch, sequence = input_ids.shape
     if position_ids.shape != input_ids.shape:
         raise ValueError(f"position_ids are {position_ids.shape}, input_ids {input_ids.shape}")
-    if attention_mask.shape != (batch, cache.length + sequence):
-        raise ValueError(f"attention_mask is {attention_mask.shape}, not {(batch, cache.length + sequence)}")
+    covered = sequence if cache.streams else cache.length + sequence
+    if attention_mask.shape != (batch, covered):
+        raise ValueError(f"attention_mask is {attention_mask.shape}, not {(batch, covered)}")
     return batch, sequence

@@ -5,7 +5,17 @@ model's step in Python. The methods that take it are public, its type is in an i
 its memory, except where `empty` made it.
 """
 
-__all__ = ["ELEMENT_TYPES", "bind", "empty", "from_array", "memory_errors", "storage", "to_float32", "zeros"]
+__all__ = [
+    "ELEMENT_TYPES",
+    "bind",
+    "empty",
+    "filled",
+    "from_array",
+    "memory_errors",
+    "scalar",
+    "storage",
+    "to_float32",
+]
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
@@ -33,9 +43,9 @@ _STORAGE: dict[str, npt.DTypeLike] = {
 }
 
 
-def zeros(dtype: str, shape: Sequence[int]) -> Any:
-    """A tensor of zeros."""
-    array = np.zeros(shape, _STORAGE[dtype])
+def filled(dtype: str, shape: Sequence[int], number: int = 0) -> Any:
+    """A tensor of one number, which the type has as its bits say."""
+    array = np.full(shape, number, _STORAGE[dtype])
     tensor = capi.OrtValue.ortvalue_from_shape_and_onnx_type(array.shape, ELEMENT_TYPES[dtype][0], _CPU)
     tensor.update_inplace(array)
     return tensor
@@ -44,8 +54,13 @@ def zeros(dtype: str, shape: Sequence[int]) -> Any:
 def from_array(array: npt.NDArray[np.int64]) -> Any:
     """An int64 tensor with the array's numbers."""
     tensor = capi.OrtValue.ortvalue_from_shape_and_type(array.shape, np.int64, _CPU)
-    tensor.update_inplace(np.ascontiguousarray(array, np.int64))
+    tensor.update_inplace(np.asarray(array, np.int64, order="C"))
     return tensor
+
+
+def scalar(number: int) -> Any:
+    """An int64 tensor of no axes."""
+    return from_array(np.array(number, np.int64))
 
 
 def empty(dtype: str, shape: Sequence[int]) -> tuple[Any, npt.NDArray[Any]]:
@@ -64,7 +79,7 @@ def to_float32(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
 
 
 def storage(dtype: str, shape: Sequence[int]) -> npt.NDArray[Any]:
-    """An array of zeros that holds the bits of `dtype`."""
+    """An array of zeros that holds the bits of `dtype`. Its memory is taken as it is written."""
     return np.zeros(shape, _STORAGE[dtype])
 
 

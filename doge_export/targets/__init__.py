@@ -16,7 +16,7 @@ __all__ = ["OPSETS", "TARGETS", "Target", "get_target"]
 
 #: Cache kind -> the ONNX opset of the file. RMSNormalization and RotaryEmbedding are of opset 23,
 #: TensorScatter, which writes into a static cache, of 24. onnxruntime 1.32 and TensorRT-RTX 1.7 take both.
-OPSETS: dict[str, int] = {"growing": 23, "static": 24}
+OPSETS: dict[str, int] = {"growing": 23, "static": 24, "bounded": 23}
 
 
 @dataclass(frozen=True)

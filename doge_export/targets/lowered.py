@@ -8,7 +8,8 @@ Matrices are [outputs, inputs], as in the checkpoint.
 
 | operator | outputs | attributes beside `inputs` |
 |---|---|---|
-| DecoderLayer | hidden_states, present_key, present_value, present_dt if static | `LAYER_ATTRIBUTES` |
+| DecoderLayer | hidden_states, present_key, present_value; static: present_dt; bounded: that and \
+present_position | `LAYER_ATTRIBUTES` |
 | DecodeTokens | those of TopTokens, [batch, steps, count], and present_* | those of all others, layers |
 | LMHead | logits [batch, sequence, vocab] | epsilon |
 | TopTokens | of the last position: token_ids int64, token_logits float32 [batch, count] | epsilon, count |
@@ -18,9 +19,10 @@ Matrices are [outputs, inputs], as in the checkpoint.
 TopTokens has the inputs of LMHead and gives the best tokens first, ties by the lower id. TokenEmbedding
 stands for quantized tables only: a float table is read by a plain Gather. What RotaryAngles computes is said
 at `doge_export.model.rope.RotaryEmbedding.constants`; it has one of `long_inv_freq` and `exponents` where the
-frequencies depend on the length. DecodeTokens is a whole model with a static cache, whose tensors have the
-layer as their first axis; a weight's role is `N.<role>` of layer N. It runs `steps` times: first with the
-tokens given, then with the best one of the step before.
+frequencies depend on the length, and with a bounded cache `rope_length` then. DecodeTokens is a whole model
+with a static or bounded cache, whose tensors have the layer as their first axis; a bounded one keeps the
+slots that it is given, keep_window_size, or fewer that suffice. A weight's role is `N.<role>` of layer N. It
+runs `steps` times: first with the tokens given, then with the best one of the step before.
 """
 
 __all__ = [
@@ -54,7 +56,7 @@ def _matrix(*names: str) -> tuple[str, ...]:
 #: The order of a layer's inputs; a node has those that exist.
 LAYER_ROLES: tuple[str, ...] = (
     *("hidden_states", "attention_mask", "cos", "sin"),
-    *("past_key", "past_value", "past_dt", "cache_position"),
+    *("past_key", "past_value", "past_dt", "cache_position", "past_position", "position_ids"),
     "input_layernorm",
     *_matrix("q_proj", "k_proj", "v_proj"),
     *("q_norm", "k_norm", "dt_proj", "dt_proj.bias", "A"),
@@ -65,13 +67,19 @@ LAYER_ROLES: tuple[str, ...] = (
     *("down_embed", "down_embed.scale", "up_embed", "up_embed.scale"),
 )
 LM_HEAD_ROLES: tuple[str, ...] = ("hidden_states", "norm", "lm_head", "lm_head.scale")
-ROTARY_ANGLES_ROLES: tuple[str, ...] = ("position_ids", "inv_freq", "long_inv_freq", "exponents")
+ROTARY_ANGLES_ROLES: tuple[str, ...] = (
+    "position_ids",
+    "rope_length",
+    "inv_freq",
+    "long_inv_freq",
+    "exponents",
+)
 TOKEN_EMBEDDING_ROLES: tuple[str, ...] = ("input_ids", "table", "table.scale")
 
 #: The first inputs of DecodeTokens; its weights follow.
 DECODE_CALL_ROLES: tuple[str, ...] = (
-    *("past_key", "past_value", "past_dt"),
-    *("input_ids", "position_ids", "attention_mask", "cache_position", "steps"),
+    *("past_key", "past_value", "past_dt", "past_position"),
+    *("input_ids", "position_ids", "attention_mask", "cache_position", "rope_length", "steps"),
 )
 
 ROTARY_ATTRIBUTES: tuple[str, ...] = ("limit", "factor", "offset", "theta", "power", "scaling")  # float

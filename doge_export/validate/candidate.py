@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -45,14 +46,11 @@ class Candidate:
         """The schedule, from an empty cache."""
         cache_spec = self.bundle.manifest.cache
         rows = len(schedule.padding)
-        static = cache_spec.kind == "static"
+        static, bounded = cache_spec.kind == "static", cache_spec.kind == "bounded"
         slots = (cache_spec.max_length or 0) if static else 0
-        shape = (rows, cache_spec.kv_heads, slots, cache_spec.head_dim)
-        cache: dict[str, Any] = {
-            name: np.zeros(shape[:3] if name.endswith(".dt") else shape, _NUMPY[cache_spec.dtype])
-            for name in cache_spec.inputs
-        }
+        cache = {name: self._empty(name, rows, slots) for name in cache_spec.inputs}
         outputs = ["logits", *cache_spec.outputs, *self.masks, *self.experts]
+        whole = any(value.name == "rope_length" for value in self.session.get_inputs())
         logits, at = [], 0
         run = Run(np.empty(0, np.float32))
         for count in schedule.steps:
@@ -67,18 +65,53 @@ class Candidate:
             if static:
                 mask = np.pad(mask, ((0, 0), (0, slots - end)))
                 feed["cache_position"] = np.full(rows, at, np.int64)
+            if bounded:
+                mask = tokens.attention_mask[:, part]
+            if whole:
+                feed["rope_length"] = np.array(0, np.int64)
             feed["attention_mask"] = mask
             results = dict(zip(outputs, self.session.run(outputs, feed), strict=True))
             logits.append(results["logits"][:, schedule.kept(count)].astype(np.float32))
+            if bounded:
+                held = [cache[name] for name in cache_spec.inputs if name.endswith(".position")]
+                run.keys.append(
+                    [
+                        _by_position(results[name], position, schedule.padding, at, end)
+                        for name, position in zip(self.masks, held, strict=True)
+                    ]
+                )
+            else:
+                run.keys.append([results[name][..., : end if static else None] for name in self.masks])
             cache = {
                 name: results[output]
                 for name, output in zip(cache_spec.inputs, cache_spec.outputs, strict=True)
             }
-            run.keys.append([results[name][..., : end if static else None] for name in self.masks])
             run.experts.append([results[name] for name in self.experts])
             at = end
         run.logits = np.concatenate(logits, 1)
         return run
+
+    def _empty(self, name: str, rows: int, slots: int) -> npt.NDArray[Any]:
+        """A cache tensor before the first token."""
+        spec = self.bundle.manifest.cache
+        shape = (rows, spec.kv_heads, slots)
+        if name.endswith(".position"):
+            return np.full(shape, -1, np.int64)
+        own = () if name.endswith(".dt") else (spec.head_dim,)
+        return np.zeros((*shape, *own), _NUMPY[spec.dtype])
+
+
+def _by_position(
+    keep: npt.NDArray[np.bool_], position: npt.NDArray[np.int64], padding: tuple[int, ...], at: int, end: int
+) -> npt.NDArray[np.bool_]:
+    """A mask of a bounded cache's slots and the call's new tokens, at ... end, as one of all tokens:
+    [batch, kv_heads, sequence, end]. `position` are those of the slots, before the call."""
+    slots = position.shape[-1]
+    result = np.zeros((*keep.shape[:3], end), bool)
+    result[..., at:] = keep[..., slots:]
+    for row, column, slot in np.argwhere(position >= 0):
+        result[row, column, :, position[row, column, slot] + padding[row]] = keep[row, column, :, slot]
+    return result
 
 
 def _options() -> ort.SessionOptions:

@@ -63,9 +63,10 @@ class Kernels:
         for count in schedule.steps:
             part = slice(at, at + count)
             at += count
+            covered = part if cache.streams else slice(at)
             given, cache = session.step(
                 np.ascontiguousarray(tokens.input_ids[:, part]),
-                np.ascontiguousarray(tokens.attention_mask[:, :at]),
+                np.ascontiguousarray(tokens.attention_mask[:, covered]),
                 np.ascontiguousarray(tokens.position_ids[:, part]),
                 cache,
             )

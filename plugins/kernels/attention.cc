@@ -48,8 +48,18 @@ AttentionJob::AttentionJob(const AttentionParts& parts, const AttentionIO& io, f
                            float* output, Arena& arena)
     : parts_(parts), io_(io), loops_(isa()), heads_(parts.config.num_heads), kv_heads_(parts.config.num_kv_heads),
       d_(parts.config.head_dim), group_(heads_ / kv_heads_), length_(io.sequence),
-      row_(io.cache_position ? io.past : io.past + io.sequence), window_(parts.config.keep_window_size), query_(query),
-      key_(key), value_(value), output_(output) {
+      row_(io.cache_position || io.past_position ? io.past : io.past + io.sequence),
+      window_(parts.config.keep_window_size), query_(query), key_(key), value_(value), output_(output) {
+  const bool bounded = io.past_position != nullptr;
+  if (bounded) {
+    count_used(arena);
+    const bool real = std::all_of(io.mask, io.mask + io.batch, [](int64_t m) { return m != 0; });
+    if (length_ > 1 || !real || io.past_key != io.present_key || io.past != io.slots) {
+      lay_out(arena);
+      return;
+    }
+    places_ = reinterpret_cast<Place*>(arena.take(static_cast<int64_t>(sizeof(Place) / 4) * io.batch * kv_heads_));
+  }
   most_keys_ = 0;
   for (int64_t b = 0; b < io.batch; b++) {
     if (base(b) < 0 || base(b) + length_ > row_)
@@ -61,7 +71,7 @@ AttentionJob::AttentionJob(const AttentionParts& parts, const AttentionIO& io, f
   const int64_t reach = sliding ? std::min(most_keys_, sliding) : most_keys_;
   limited_ = reach > window_;
   single_ = length_ <= kSingle;
-  step_in_place_ = length_ == 1 && io.cache_position && io.past_key == io.present_key;
+  step_in_place_ = bounded || (length_ == 1 && io.cache_position && io.past_key == io.present_key);
   shared_step_ = step_in_place_ && !limited_ && !io.keep;
   // An even number of splits of equal size; they depend on the length alone, and so do the last bits.
   splits_ = !single_ ? 0 : most_keys_ > kAlone ? 2 * ceil_div(most_keys_, kSplit) : 1;
@@ -78,6 +88,7 @@ AttentionJob::AttentionJob(const AttentionParts& parts, const AttentionIO& io, f
 }
 
 size_t AttentionJob::width() const {
+  if (laid_) return inner().width();
   return static_cast<size_t>(std::max<int64_t>(2, io_.batch * kv_heads_ * std::max(splits_, tiles_)));
 }
 
@@ -89,6 +100,22 @@ int64_t AttentionJob::start(int64_t b) const {
 
 void AttentionJob::run(Team::Worker& worker) const {
   const int64_t pairs = io_.batch * kv_heads_;
+  if (laid_) {
+    run_laid(worker);
+    return;
+  }
+  if (places_) {
+    int64_t pair = -1;  // its place is looked for once
+    Place place{};
+    worker.phase(pairs * splits_, [&](int64_t c) {
+      if (c / splits_ != pair) {
+        pair = c / splits_;
+        place = find_place(pair / kv_heads_, pair % kv_heads_);
+      }
+      step_bounded(pair / kv_heads_, pair % kv_heads_, c % splits_, place);
+    });
+    return;
+  }
   if (shared_step_) {
     worker.phase(pairs * splits_, [&](int64_t c) { step_part(c / splits_ / kv_heads_, c / splits_ % kv_heads_, c % splits_); });
     return;
@@ -185,13 +212,13 @@ void AttentionJob::append(int64_t b, int64_t g, int64_t first, int64_t count) co
       loops_.rms_norm(q, parts_.q_norm.data(), q, d_, parts_.config.epsilon);
       loops_.rotate(q, cos, sin, d_);
     }
-    append_key(b, g, s, cos);
+    append_key(b, g, s, cos, base(b) + s);
   }
 }
 
 // One key and value into the cache; cos [d / 2], then sin.
-void AttentionJob::append_key(int64_t b, int64_t g, int64_t s, const float* angles) const {
-  const int64_t row = b * length_ + s, slot = base(b) + s;
+void AttentionJob::append_key(int64_t b, int64_t g, int64_t s, const float* angles, int64_t slot) const {
+  const int64_t row = b * length_ + s;
   float* k = key_ + (row * kv_heads_ + g) * d_;
   loops_.rms_norm(k, parts_.k_norm.data(), k, d_, parts_.config.epsilon);
   loops_.rotate(k, angles, angles + d_ / 2, d_);

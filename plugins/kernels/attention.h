@@ -5,7 +5,9 @@
 // the queries, since a key that once fell out of the window never comes back.
 #pragma once
 
+#include <algorithm>
 #include <limits>
+#include <memory>
 
 #include "doge_kernels.h"
 #include "isa.h"
@@ -42,8 +44,10 @@ class AttentionJob {
   void run(Team::Worker& worker) const;
   // After `run` the outputs may be in parts yet: then they are what `merge_all` makes of them, which is so little
   // that every worker may do it for itself, in memory of its own.
-  bool in_parts() const { return shared_step_ && splits_ > 1; }
+  bool in_parts() const { return inner().shared_step_ && inner().splits_ > 1; }
   void merge_all(float* output) const;
+  // What is left to do once, after `run` of all workers.
+  void commit() const;
   // How many threads can be of use.
   size_t width() const;
 
@@ -54,7 +58,28 @@ class AttentionJob {
   };
   Running fresh(float* room, int64_t rows) const;  // room: rows * (d + 2)
   Running fresh_split(int64_t b, int64_t g, int64_t split) const;
-  int64_t base(int64_t b) const { return io_.cache_position ? io_.cache_position[b] : io_.past; }
+  // Several tokens on a bounded cache, as the static one that it is laid out as.
+  struct Laid;
+  // Where a new key goes in a bounded cache (-1: nowhere), and its weight.
+  struct Place {
+    int64_t slot;
+    float dt;
+  };
+  const AttentionJob& inner() const { return laid_job_ ? *laid_job_ : *this; }
+  // The place of the first new key; of one in place on a bounded cache that of the last key of all.
+  int64_t base(int64_t b) const {
+    if (used_) return std::min(used_[b], row_ - 1);
+    return io_.cache_position ? io_.cache_position[b] : io_.past;
+  }
+  void count_used(Arena& arena);
+  void lay_out(Arena& arena);
+  void run_laid(Team::Worker& worker) const;
+  void gather(int64_t b, int64_t g) const;
+  void keep_best(int64_t b, int64_t g) const;
+  Place find_place(int64_t b, int64_t g) const;
+  void step_bounded(int64_t b, int64_t g, int64_t split, const Place& place) const;
+  void attend_alone(int64_t b, int64_t g, int64_t position, const float* angles, int64_t first, int64_t count,
+                    const Running& softmax) const;
   int64_t start(int64_t b) const;
   void copy_past(int64_t chunk) const;
   void attend(Team::Worker& worker) const;
@@ -62,7 +87,7 @@ class AttentionJob {
   void step_part(int64_t b, int64_t g, int64_t split) const;
   void weigh_new(int64_t b, int64_t g) const;
   void read_weights(int64_t b, int64_t g, int64_t first, int64_t end) const;
-  void append_key(int64_t b, int64_t g, int64_t s, const float* angles) const;
+  void append_key(int64_t b, int64_t g, int64_t s, const float* angles, int64_t slot) const;
   void append(int64_t b, int64_t g, int64_t first, int64_t count) const;
   void weigh(int64_t b, int64_t first, int64_t count) const;
   void keep_static(int64_t b) const;
@@ -95,6 +120,10 @@ class AttentionJob {
   int64_t* lasts_;     // as thresholds_
   float* partials_;    // [batch, kv_heads, splits, rows, d + 2]
   float* panels_;      // [batch, kv_heads, blocks, d, 64]
+  int64_t* used_ = nullptr;  // bounded: [batch], slots in use before the call
+  Place* places_ = nullptr;  // bounded, in place: [batch, kv_heads]
+  std::shared_ptr<Laid> laid_;  // shared, for it is not known here
+  const AttentionJob* laid_job_ = nullptr;
 };
 
 }  // namespace doge

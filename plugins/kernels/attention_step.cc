@@ -55,21 +55,28 @@ void AttentionJob::step_part(int64_t b, int64_t g, int64_t split) const {
   read_floats(io_.dtype, io_.cos, b * d_ / 2, d_ / 2, angles);
   read_floats(io_.dtype, io_.sin, b * d_ / 2, d_ / 2, angles + d_ / 2);
   if (newest) {
-    append_key(b, g, 0, angles);
+    append_key(b, g, 0, angles, keys - 1);
     weigh_new(b, g);
   }
   read_weights(b, g, first, newest ? keys - 1 : first + count);
+  attend_alone(b, g, keys - 1, angles, first, count, softmax);
+}
+
+// A step's queries of one kv head, at `position`, over keys [first, first + count), on nobody else's word.
+void AttentionJob::attend_alone(int64_t b, int64_t g, int64_t position, const float* angles, int64_t first,
+                                int64_t count, const Running& softmax) const {
   float* query = scratch(kQueries).get(static_cast<size_t>(group_ * d_));
   for (int64_t h = 0; h < group_; h++) {
     const float* from = query_ + (b * heads_ + g * group_ + h) * d_;
     loops_.rms_norm(from, parts_.q_norm.data(), query + h * d_, d_, parts_.config.epsilon);
     loops_.rotate(query + h * d_, angles, angles + d_ / 2, d_);
   }
-  accumulate(b, g, group_, keys - 1, query, first, count, softmax);
+  accumulate(b, g, group_, position, query, first, count, softmax);
   if (splits_ == 1) finish_all(b, g, 0, group_, softmax);
 }
 
 void AttentionJob::merge_all(float* output) const {
+  if (laid_) return inner().merge_all(output);
   for (int64_t pair = 0; pair < io_.batch * kv_heads_; pair++) merge(pair / kv_heads_, pair % kv_heads_, output);
 }
 

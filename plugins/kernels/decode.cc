@@ -14,7 +14,7 @@ class Decode {
          const DecodeCall& call, Threads& threads)
       : table_(table), angles_(angles), layers_(layers), head_(head), call_(call), threads_(threads), io_(call.io),
         dtype_(io_.front().dtype), batch_(io_.front().batch), hidden_(layers.hidden_size()),
-        slots_(io_.front().cache_position, io_.front().cache_position + batch_),
+        bounded_(io_.front().past_position != nullptr), ones_(static_cast<size_t>(batch_), 1),
         ids_(call.ids, call.ids + batch_ * io_.front().sequence),
         positions_(call.positions, call.positions + batch_ * io_.front().sequence),
         best_(static_cast<size_t>(batch_ * call.count)), logits_(best_.size()) {
@@ -23,10 +23,14 @@ class Decode {
     made_.resize(states_.size());
     cos_.resize(tokens * half);
     sin_.resize(tokens * half);
+    if (!bounded_) slots_.assign(io_.front().cache_position, io_.front().cache_position + batch_);
     for (AttentionIO& own : io_) {
       own.cos = cos_.data();
       own.sin = sin_.data();
-      own.cache_position = slots_.data();
+      if (bounded_)
+        own.positions = positions_.data();
+      else
+        own.cache_position = slots_.data();
     }
   }
 
@@ -46,7 +50,7 @@ class Decode {
   void embed() {
     const auto tokens = static_cast<int64_t>(ids_.size());
     token_embedding(table_, dtype_, tokens, ids_.data(), states_.data());
-    angles_.run(dtype_, tokens, positions_.data(), cos_.data(), sin_.data());
+    angles_.run(dtype_, tokens, positions_.data(), cos_.data(), sin_.data(), call_.rope_length);
   }
 
   // Writes out what the step gave, and turns to the next one.
@@ -58,7 +62,7 @@ class Decode {
       std::copy_n(&logits_[static_cast<size_t>(row * count)], count, call_.token_logits + to);
       ids_[static_cast<size_t>(row)] = *best;
       positions_[static_cast<size_t>(row)] = positions_[static_cast<size_t>((row + 1) * length - 1)] + 1;
-      slots_[static_cast<size_t>(row)] += length;
+      if (!bounded_) slots_[static_cast<size_t>(row)] += length;
     }
     ids_.resize(static_cast<size_t>(batch_));
     positions_.resize(static_cast<size_t>(batch_));
@@ -67,6 +71,9 @@ class Decode {
       own.past_key = own.present_key;
       own.past_value = own.present_value;
       own.past_dt = own.present_dt;
+      if (!bounded_) continue;
+      own.past_position = own.present_position;
+      own.mask = ones_.data();
     }
     step_++;
   }
@@ -135,7 +142,8 @@ class Decode {
   std::vector<AttentionIO> io_;
   Dtype dtype_;
   int64_t batch_, hidden_, step_ = 0;
-  std::vector<int64_t> slots_, ids_, positions_, best_;
+  bool bounded_;
+  std::vector<int64_t> ones_, slots_, ids_, positions_, best_;
   Vector logits_, states_, made_, cos_, sin_;
   Arena arena_;
 };

@@ -70,15 +70,21 @@ struct AttentionWeights {
 //
 // Growing cache: `cache_position` is null, past_* have `past` positions, present_* past + sequence, and
 // `mask` has past + sequence entries a row. Static cache: past_* and present_* have `past` slots, may be
-// the same memory, and `mask` has `past` entries a row.
+// the same memory, and `mask` has `past` entries a row. Bounded cache: `past_position` is not null, past_* have
+// `past` slots and present_* `slots`, and may be the same memory; `mask` and `positions` are those of the new
+// tokens. doge_export/ops/bounded_mask_attention.py says what it holds.
 struct AttentionIO {
   Dtype dtype = Dtype::float32;
   int64_t batch = 0, sequence = 0, past = 0;
-  const int64_t* mask = nullptr;            // [batch, past + sequence] or [batch, slots]
+  const int64_t* mask = nullptr;            // [batch, past + sequence], [batch, slots] or [batch, sequence]
   const void *cos = nullptr, *sin = nullptr;  // [batch, sequence, head_dim / 2]
   const void *past_key = nullptr, *past_value = nullptr;  // [batch, kv_heads, past, head_dim]
-  const void* past_dt = nullptr;            // static: [batch, kv_heads, slots]
+  const void* past_dt = nullptr;            // static, bounded: [batch, kv_heads, past]
   const int64_t* cache_position = nullptr;  // static: [batch]
+  int64_t slots = 0;                        // bounded: of present_*
+  const int64_t* positions = nullptr;       // bounded: [batch, sequence]
+  const int64_t* past_position = nullptr;   // bounded: [batch, kv_heads, past]; -1: the slot is empty
+  int64_t* present_position = nullptr;      // bounded: [batch, kv_heads, slots]
   void *present_key = nullptr, *present_value = nullptr;
   void* present_dt = nullptr;               // growing: null, or [batch, kv_heads, keys in reach]
   bool* keep = nullptr;                     // null, or [batch, kv_heads, sequence, keys in reach]
@@ -163,12 +169,12 @@ class RotaryAngles;
 
 // The operator doge::DecodeTokens: embedding, angles, layers and head for `steps` tokens, each the best one after the
 // last. The first step takes ids and positions [batch, sequence]; every other takes one token a row, one position
-// and one slot on, and finds its past in present_*. io: one a layer, alike but for the caches, without cos and sin;
-// there must be slots for all. token_ids, token_logits: [batch, steps, count].
+// and one slot on, and finds its past in present_*. io: one a layer, alike but for the caches, without cos, sin and
+// positions; there must be slots for all. rope_length: as of RotaryAngles. token_ids, token_logits: [batch, steps, count].
 struct DecodeCall {
   std::vector<AttentionIO> io;
   const int64_t *ids = nullptr, *positions = nullptr;
-  int64_t steps = 1, count = 1;
+  int64_t steps = 1, count = 1, rope_length = 0;
   int64_t* token_ids = nullptr;
   float* token_logits = nullptr;
 };
@@ -180,7 +186,7 @@ void decode_tokens(const Matrix& table, const RotaryAngles& angles, const Decode
 void token_embedding(const Matrix& table, Dtype dtype, int64_t tokens, const int64_t* ids, void* output);
 
 // The operator doge::RotaryAngles. cos and sin are multiplied with `scaling`. Where the largest position of a
-// call is `limit` or more (0: no limit) it has other frequencies: the long ones, or, where there are exponents e
+// call, or of the text of which it is a part, is `limit` or more (0: no limit) it has other frequencies: the long ones, or, where there are exponents e
 // instead, (theta * (factor * length / limit - offset)^power)^-e.
 struct RotaryConfig {
   float limit = 0, factor = 0, offset = 0, theta = 0, power = 0, scaling = 1;
@@ -191,8 +197,9 @@ class RotaryAngles {
   // Each of the vectors [head_dim / 2], or empty.
   RotaryAngles(const RotaryConfig& config, Vector frequencies, Vector long_frequencies, Vector exponents);
   int64_t size() const { return static_cast<int64_t>(frequencies_.size()); }
-  // positions [tokens] -> cos and sin [tokens, head_dim / 2] of `dtype`. `tokens` are those of a whole call.
-  void run(Dtype dtype, int64_t tokens, const int64_t* positions, void* cos, void* sin) const;
+  // positions [tokens] -> cos and sin [tokens, head_dim / 2] of `dtype`. `tokens` are those of a whole call;
+  // `length`: of the text, where it reaches beyond them.
+  void run(Dtype dtype, int64_t tokens, const int64_t* positions, void* cos, void* sin, int64_t length = 0) const;
 
  private:
   RotaryConfig config_;

@@ -266,6 +266,7 @@ void LayerJob::run(Team::Worker& worker) {
   }
   const Rows attended = prepare(worker, attention_, heads, nullptr, nullptr);
   tiles(worker, 1, p_.o.weight.panels(), [&](int64_t panel, int64_t first, int64_t count) {
+    if (panel == 0 && first == 0) job_->commit();
     add(p_.o, attended, panel, first, count, hidden_, p_.input_residual, middle_, false);
   });
   const Rows y = prepare(worker, post_, middle_, p_.post_norm.data(), normed_);

@@ -18,10 +18,11 @@ RotaryAngles::RotaryAngles(const RotaryConfig& config, Vector frequencies, Vecto
     throw Error("A rotary embedding has other frequencies beyond a limit, and either they or the limit are missing.");
 }
 
-void RotaryAngles::run(Dtype dtype, int64_t tokens, const int64_t* positions, void* cos, void* sin) const {
+void RotaryAngles::run(Dtype dtype, int64_t tokens, const int64_t* positions, void* cos, void* sin,
+                       int64_t length) const {
   const size_t half = frequencies_.size();
   const float* frequencies = frequencies_.data();
-  const int64_t length = tokens > 0 ? *std::max_element(positions, positions + tokens) + 1 : 0;
+  if (tokens > 0) length = std::max(length, *std::max_element(positions, positions + tokens) + 1);
   thread_local Vector own;
   own.resize(3 * half);
   if (config_.limit > 0 && static_cast<float>(length) > config_.limit) {

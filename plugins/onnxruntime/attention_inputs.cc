@@ -45,7 +45,9 @@ AttentionIO attention_io(const AttentionConfig& config, ElementType element, int
   const Shape angles{batch, sequence, config.head_dim / 2};
   inputs.cos.expect("cos", element, angles);
   inputs.sin.expect("sin", element, angles);
-  const int64_t slots = inputs.is_static ? past : past + sequence;
+  const int64_t slots = inputs.kind == CacheKind::fixed     ? past
+                        : inputs.kind == CacheKind::bounded ? sequence
+                                                            : past + sequence;
   inputs.attention_mask.expect("attention_mask", kInt64, {batch, slots});
 
   AttentionIO io;
@@ -58,8 +60,19 @@ AttentionIO attention_io(const AttentionConfig& config, ElementType element, int
   io.sin = inputs.sin.data;
   io.past_key = inputs.past_key.data;
   io.past_value = inputs.past_value.data;
-  if (inputs.is_static) {
-    inputs.past_dt.expect("past_dt", element, {batch, config.num_kv_heads, past});
+  const Shape numbers{batch, config.num_kv_heads, past};
+  if (inputs.kind == CacheKind::bounded) {
+    if (config.sliding_window > 0) throw Error("A bounded cache and a sliding window do not go together.");
+    io.past_dt = inputs.past_dt.expect("past_dt", element, numbers).data;
+    io.past_position = inputs.past_position.expect("past_position", kInt64, numbers).as<int64_t>();
+    io.positions = inputs.position_ids.expect("position_ids", kInt64, {batch, sequence}).as<int64_t>();
+    io.slots = std::min(past + sequence, config.keep_window_size);
+    for (int64_t i = 0; i < batch * sequence; ++i)
+      if (io.positions[i] < 0)
+        throw Error("position_ids has " + std::to_string(io.positions[i]) + ", and positions are not negative.");
+  }
+  if (inputs.kind == CacheKind::fixed) {
+    inputs.past_dt.expect("past_dt", element, numbers);
     inputs.cache_position.expect("cache_position", kInt64, {batch});
     io.past_dt = inputs.past_dt.data;
     io.cache_position = inputs.cache_position.as<int64_t>();
@@ -82,8 +95,13 @@ int64_t keys_in_reach(const AttentionConfig& config, const AttentionIO& io) {
 }
 
 Shape present_shape(const AttentionConfig& config, const AttentionIO& io) {
+  if (io.past_position != nullptr) return {io.batch, config.num_kv_heads, io.slots, config.head_dim};
   const int64_t slots = io.cache_position != nullptr ? io.past : io.past + io.sequence;
   return {io.batch, config.num_kv_heads, slots, config.head_dim};
+}
+
+Shape present_numbers(const AttentionConfig& config, const AttentionIO& io) {
+  return {io.batch, config.num_kv_heads, io.past_position != nullptr ? io.slots : io.past};
 }
 
 }  // namespace doge::ort

@@ -12,10 +12,14 @@ AttentionConfig attention_config(const Node& node);
 // Throws Error unless it is even and positive.
 int64_t checked_head_dim(int64_t head_dim);
 
+enum class CacheKind { growing, fixed, bounded };
+
 struct AttentionInputs {
   Tensor attention_mask, cos, sin, past_key, past_value;
-  bool is_static = false;  // the two below are there
-  Tensor past_dt, cache_position;
+  CacheKind kind = CacheKind::growing;
+  Tensor past_dt;                      // fixed, bounded
+  Tensor cache_position;               // fixed
+  Tensor past_position, position_ids;  // bounded
 };
 
 // The io of a call, its inputs checked against each other; no outputs yet.
@@ -25,5 +29,7 @@ AttentionIO attention_io(const AttentionConfig& config, ElementType element, int
 // The shapes of the outputs. `keys`: those that present_dt and keep are about.
 int64_t keys_in_reach(const AttentionConfig& config, const AttentionIO& io);
 Shape present_shape(const AttentionConfig& config, const AttentionIO& io);
+// present_dt's and present_position's, where there is a slot for each.
+Shape present_numbers(const AttentionConfig& config, const AttentionIO& io);
 
 }  // namespace doge::ort

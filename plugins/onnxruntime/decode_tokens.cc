@@ -13,10 +13,17 @@ class Decoder final : public Kernel {
   explicit Decoder(Node& node) : element_(node.element()), count_(0) {
     const int64_t layers = node.integer("layers", 1, 4096);
     node.read_roles(roles(layers));
-    for (size_t i = 0; i < std::size(kCalled); ++i)
-      if (node.place(kCalled[i]) != i) throw Error(std::string("Input ") + std::to_string(i) + " must be " + kCalled[i] + ".");
-    if (node.output_count() != 5)
-      throw Error("It has 5 outputs, not " + std::to_string(node.output_count()) + ".");
+    bounded_ = node.has("past_position");
+    told_ = node.has("rope_length");
+    for (size_t i = 0; i < std::size(kCalled); ++i) {
+      const std::string role = kCalled[i];
+      const bool other = role == "cache_position" ? bounded_ : role == "past_position" ? !bounded_ : false;
+      if (!other && (role != "rope_length" || told_)) places_[i] = node.place(role.c_str());
+    }
+    if (places_[kKey] != 0) throw Error("The first input must be past_key.");  // its type decides
+    const size_t outputs = bounded_ ? 6 : 5;
+    if (node.output_count() != outputs)
+      throw Error("It has " + std::to_string(outputs) + " outputs, not " + std::to_string(node.output_count()) + ".");
     LayerConfig config = layer_config(node);
     std::vector<LayerWeights> weights;
     int64_t head_dim = 0;
@@ -39,7 +46,8 @@ class Decoder final : public Kernel {
   }
 
   void run(Call& call) const override {
-    const Tensor ids = call.input(kIds), positions = call.input(kPositions), wanted = call.input(kSteps);
+    const auto given = [&](size_t which) { return call.input(places_[which]); };
+    const Tensor ids = given(kIds), positions = given(kPositions), wanted = given(kSteps);
     const bool rows = ids.shape.rank() == 2;
     const int64_t batch = rows ? ids.shape[0] : 0, sequence = rows ? ids.shape[1] : 0;
     ids.expect("input_ids", kInt64, {batch, sequence});
@@ -48,7 +56,7 @@ class Decoder final : public Kernel {
     if (steps < 1) throw Error("steps is " + std::to_string(steps) + ": there is nothing to do.");
     const int64_t count = steps > 1 ? 1 : count_;
 
-    const Tensor key = call.input(kKey), value = call.input(kValue), dt = call.input(kDt);
+    const Tensor key = given(kKey), value = given(kValue), dt = given(kDt);
     const auto layers = static_cast<int64_t>(layers_->count());
     const int64_t slots = key.shape.rank() == 5 ? key.shape[3] : 0;
     const Shape cache{layers, batch, attention_.num_kv_heads, slots, attention_.head_dim};
@@ -59,15 +67,36 @@ class Decoder final : public Kernel {
 
     const int64_t half = attention_.head_dim / 2;
     AttentionInputs inputs;
-    inputs.attention_mask = call.input(kMask);
+    inputs.attention_mask = given(kMask);
     inputs.cos = inputs.sin = {element_, {batch, sequence, half}, nullptr};  // made by the kernel
     inputs.past_key = first(key);
     inputs.past_value = first(value);
     inputs.past_dt = first(dt);
-    inputs.is_static = true;
-    inputs.cache_position = call.input(kSlot);
+    inputs.kind = bounded_ ? CacheKind::bounded : CacheKind::fixed;
+    if (bounded_) {
+      const Tensor position = given(kPosition);
+      position.expect("past_position", kInt64, weights);
+      inputs.past_position = first(position);
+      inputs.position_ids = positions;
+    } else {
+      inputs.cache_position = given(kSlot);
+    }
     AttentionIO io = attention_io(attention_, element_, batch, sequence, inputs);
+    io.slots = slots;
+    if (bounded_ && slots > attention_.keep_window_size)
+      throw Error("The cache has " + std::to_string(slots) + " slots, and no more than keep_window_size, " +
+                  std::to_string(attention_.keep_window_size) + ", are of use.");
     for (int64_t b = 0; b < batch; ++b) {
+      if (bounded_) {
+        // Every layer holds as many: it has seen the same tokens.
+        const int64_t* row = io.past_position + b * attention_.num_kv_heads * slots;
+        const int64_t used = std::partition_point(row, row + slots, [](int64_t p) { return p >= 0; }) - row;
+        if (slots < attention_.keep_window_size && used > slots - sequence - (steps - 1))
+          throw Error(std::to_string(sequence) + " tokens and " + std::to_string(steps - 1) + " more after " +
+                      std::to_string(used) + " do not fit in a cache of " + std::to_string(slots) +
+                      " slots; with " + std::to_string(attention_.keep_window_size) + " any number would.");
+        continue;
+      }
       const int64_t row = io.cache_position[b];
       if (row > slots - sequence - (steps - 1))
         throw Error(std::to_string(sequence) + " tokens and " + std::to_string(steps - 1) + " more from slot " +
@@ -79,24 +108,28 @@ class Decoder final : public Kernel {
     io.present_key = call.output(2, cache);
     io.present_value = call.output(3, cache);
     io.present_dt = call.output(4, weights);
+    if (bounded_) io.present_position = static_cast<int64_t*>(call.output(5, weights));
     if (batch == 0) return;
-    if (!decode.token_ids || !decode.token_logits || !io.present_key || !io.present_value || !io.present_dt)
+    if (!decode.token_ids || !decode.token_logits || !io.present_key || !io.present_value || !io.present_dt ||
+        (bounded_ && !io.present_position))
       throw Error("No output can be left out.");
     decode.io.assign(static_cast<size_t>(layers), io);
-    const size_t bytes = static_cast<size_t>(weights.elements() / layers) * (element_ == kFloat ? 4 : 2);
-    for (size_t layer = 0; layer < decode.io.size(); ++layer) place(decode.io[layer], io, layer * bytes);
+    const auto numbers = static_cast<size_t>(weights.elements() / layers);
+    for (size_t layer = 0; layer < decode.io.size(); ++layer) place(decode.io[layer], io, layer * numbers);
     decode.ids = ids.as<int64_t>();
     decode.positions = positions.as<int64_t>();
     decode.steps = steps;
     decode.count = count;
+    if (told_) decode.rope_length = *given(kLength).expect("rope_length", kInt64, {}).as<int64_t>();
     doge::decode_tokens(table_, *angles_, *layers_, *head_, decode, call);
   }
 
  private:
   // The inputs that are no weights, in their order.
-  static constexpr const char* kCalled[] = {"past_key",     "past_value",     "past_dt",        "input_ids",
-                                            "position_ids", "attention_mask", "cache_position", "steps"};
-  enum { kKey, kValue, kDt, kIds, kPositions, kMask, kSlot, kSteps };
+  static constexpr const char* kCalled[] = {"past_key",       "past_value",     "past_dt",     "past_position",
+                                            "input_ids",      "position_ids",   "attention_mask",
+                                            "cache_position", "rope_length",    "steps"};
+  enum { kKey, kValue, kDt, kPosition, kIds, kPositions, kMask, kSlot, kLength, kSteps, kCalledCount };
 
   static std::vector<std::string> roles(int64_t layers) {
     std::vector<std::string> roles(std::begin(kCalled), std::end(kCalled));
@@ -107,9 +140,13 @@ class Decoder final : public Kernel {
     return roles;
   }
 
-  // A layer's part of the cache; `before`: bytes of dt in the layers before it.
-  void place(AttentionIO& own, const AttentionIO& all, size_t before) const {
-    const size_t keys = before * static_cast<size_t>(attention_.head_dim);
+  // A layer's part of the cache; `numbers`: of slots in the layers before it.
+  void place(AttentionIO& own, const AttentionIO& all, size_t numbers) const {
+    const size_t before = numbers * (element_ == kFloat ? 4 : 2), keys = before * static_cast<size_t>(attention_.head_dim);
+    if (bounded_) {
+      own.past_position = all.past_position + numbers;
+      own.present_position = all.present_position + numbers;
+    }
     own.past_key = static_cast<const char*>(all.past_key) + keys;
     own.past_value = static_cast<const char*>(all.past_value) + keys;
     own.past_dt = static_cast<const char*>(all.past_dt) + before;
@@ -126,6 +163,8 @@ class Decoder final : public Kernel {
   }
 
   ElementType element_;
+  bool bounded_ = false, told_ = false;
+  size_t places_[kCalledCount] = {};
   int64_t count_;
   AttentionConfig attention_;
   Matrix table_;
@@ -140,7 +179,7 @@ OpType decode_tokens() {
   const Port element{kElement};
   return {"DecodeTokens",
           {element, {kUndefined, kVariadic}},
-          {{kInt64}, {kFloat}, element, element, element},
+          {{kInt64}, {kFloat}, element, element, element, {kInt64, kOptional}},
           [](Node& node) -> std::unique_ptr<Kernel> { return std::make_unique<Decoder>(node); }};
 }
 

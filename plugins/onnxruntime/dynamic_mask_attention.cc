@@ -40,8 +40,9 @@ class Attention final : public Kernel {
     inputs.attention_mask = call.input(kMask);
     inputs.cos = call.input(kCos);
     inputs.sin = call.input(kSin);
-    inputs.is_static = call.input_or_none(kCachePosition, &inputs.cache_position);
-    if (call.input_or_none(kPastDt, &inputs.past_dt) != inputs.is_static)
+    const bool fixed = call.input_or_none(kCachePosition, &inputs.cache_position);
+    inputs.kind = fixed ? CacheKind::fixed : CacheKind::growing;
+    if (call.input_or_none(kPastDt, &inputs.past_dt) != fixed)
       throw Error("past_dt and cache_position go together, and one of them is missing.");
 
     const Tensor query = call.input(kQuery), key = call.input(kKey), value = call.input(kValue);

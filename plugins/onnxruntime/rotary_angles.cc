@@ -22,8 +22,10 @@ namespace {
 class Angles final : public Kernel {
  public:
   explicit Angles(Node& node) {
-    node.read_roles({"position_ids", "inv_freq", "long_inv_freq", "exponents"});
+    node.read_roles({"position_ids", "rope_length", "inv_freq", "long_inv_freq", "exponents"});
     positions_ = node.place("position_ids");
+    told_ = node.has("rope_length");
+    if (told_) length_ = node.place("rope_length");
     element_ = node.output_type(0);  // no input tells it
     if (!is_float(element_)) throw Error(std::string("cos is ") + type_name(element_) + ", not floating point.");
     angles_ = std::make_unique<RotaryAngles>(read_rotary(node));
@@ -35,16 +37,18 @@ class Angles final : public Kernel {
     const bool rows = positions.shape.rank() == 2;
     const int64_t batch = rows ? positions.shape[0] : 0, sequence = rows ? positions.shape[1] : 0;
     positions.expect("position_ids", kInt64, {batch, sequence});
+    const int64_t length = told_ ? *call.input(length_).expect("rope_length", kInt64, {}).as<int64_t>() : 0;
     const Shape shape{batch, sequence, half_};
     void *cos = call.output(0, shape), *sin = call.output(1, shape);
     if (batch * sequence == 0) return;
     if (cos == nullptr || sin == nullptr) throw Error("No output can be left out.");
-    angles_->run(dtype_of(element_), batch * sequence, positions.as<int64_t>(), cos, sin);
+    angles_->run(dtype_of(element_), batch * sequence, positions.as<int64_t>(), cos, sin, length);
   }
 
  private:
   ElementType element_ = kUndefined;
-  size_t positions_ = 0;
+  bool told_ = false;
+  size_t positions_ = 0, length_ = 0;
   int64_t half_ = 0;
   std::unique_ptr<RotaryAngles> angles_;
 };

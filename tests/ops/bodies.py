@@ -21,6 +21,7 @@ _RANKS = {
     "present_key": 4,
     "present_value": 4,
     "present_dt": 3,
+    "present_position": 3,
     "keep": 4,
     "indices": 2,
     "weights": 2,

@@ -162,7 +162,8 @@ def test_an_untied_head_is_turned() -> None:
 
 def test_bodies_are_attached_to_what_is_used(built: Any) -> None:
     graph = built("growing")[1].model
-    assert {identifier[:2] for identifier in graph.functions} == {(DOMAIN, op.name) for op in OPERATORS}
+    used = {(DOMAIN, op.name) for op in OPERATORS if op.name != "BoundedMaskAttention"}
+    assert {identifier[:2] for identifier in graph.functions} == used
     for node in graph.graph:
         if node.domain == DOMAIN:
             function = graph.functions[(DOMAIN, node.op_type, "")]

@@ -61,29 +61,31 @@ def run(path: Path, model: DogeForExport, call: Calls) -> list[list[np.ndarray]]
     """All outputs of every call, from an empty cache."""
     loaded = session(path)
     inputs = {value.name: value.shape for value in loaded.get_inputs()}
-    # decode.onnx has buffers in the place of a growing cache, of any number of slots.
+    # decode.onnx has buffers in the place of a growing cache, of any number of slots or as many as are kept.
+    bounded = "past_key_values.position" in inputs
     slots = 0 if "cache_position" not in inputs else SLOTS if model.kv_cache == "static" else 20
+    slots = model.config.keep_window_size if bounded else slots
     names = [name for name in inputs if name.startswith("past_")]
     parts = [value.name.startswith("present") for value in loaded.get_outputs()].index(True)
     dtype = model.empty_cache(1)[0].numpy().dtype
-    cache: list[Any] = [
-        np.zeros(
-            [len(call.ids) if n == "batch" else slots if isinstance(n, str) else n for n in inputs[name]],
-            dtype,
-        )
-        for name in names
-    ]
+    cache: list[Any] = []
+    for name in names:
+        shape = [len(call.ids) if n == "batch" else slots if isinstance(n, str) else n for n in inputs[name]]
+        cache.append(np.full(shape, -1) if name.endswith("position") else np.zeros(shape, dtype))
     results = []
     for part in call.parts():
         mask = torch.nn.functional.pad(call.mask[:, : part.stop], (0, max(0, slots - part.stop)))
+        mask = call.mask[:, part] if bounded else mask
         feed = {
             "input_ids": call.ids[:, part],
             "attention_mask": mask,
             "position_ids": call.positions[:, part],
         }
-        if slots:
+        if slots and not bounded:
             feed["cache_position"] = torch.full((len(call.ids),), part.start)
-        arrays = {name: np.ascontiguousarray(tensor) for name, tensor in feed.items()}
+        if "rope_length" in inputs:
+            feed["rope_length"] = torch.tensor(0)
+        arrays = {name: np.asarray(tensor, order="C") for name, tensor in feed.items()}
         if "steps" in inputs:
             arrays["steps"] = np.array(1)
         results.append(loaded.run(None, {**arrays, **dict(zip(names, cache, strict=True))}))
@@ -98,14 +100,15 @@ def schedule(model: DogeForExport) -> Calls:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[DogeForExport, Path]]:
     """model and folder of the first case, one a precision and kind of cache."""
-    made: dict[tuple[str, str], tuple[DogeForExport, Path]] = {}
+    made: dict[tuple[str, str, bool], tuple[DogeForExport, Path]] = {}
 
-    def get(precision: str, kv_cache: str = "growing") -> tuple[DogeForExport, Path]:
-        if (precision, kv_cache) not in made:
-            model = make_model(kv_cache)
+    def get(precision: str, kv_cache: str = "growing", is_moe: bool = True) -> tuple[DogeForExport, Path]:
+        key = precision, kv_cache, is_moe
+        if key not in made:
+            model = make_model(kv_cache, is_moe=is_moe)
             folder = tmp_path_factory.mktemp("lowered") / "bundle"
-            made[precision, kv_cache] = model, saved(build(model, LOWERED, precision), folder)
-        return made[precision, kv_cache]
+            made[key] = model, saved(build(model, LOWERED, precision), folder)
+        return made[key]
 
     return get
 
@@ -266,9 +269,11 @@ def test_two_lowered_builds_have_equal_bytes(
         assert name.endswith("data") or not [trace for trace in traces if trace in content]
 
 
+@pytest.mark.parametrize("is_moe", [True, False])
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_the_decode_graph_gives_the_best_tokens(precision: str, bundle: Any) -> None:
-    model, folder = bundle(precision)
+def test_the_decode_graph_gives_the_best_tokens(precision: str, is_moe: bool, bundle: Any) -> None:
+    """Of mixing experts with a static cache, else with a bounded one."""
+    model, folder = bundle(precision, is_moe=is_moe)
     call = schedule(model)
     full, best = (run(folder / name, model, call) for name in ("model.onnx", "decode.onnx"))
     for (logits, *presents), (ids, values, *joined) in zip(full, best, strict=True):
@@ -279,10 +284,22 @@ def test_the_decode_graph_gives_the_best_tokens(precision: str, bundle: Any) -> 
         np.testing.assert_allclose(np.take_along_axis(logits[:, -1], ids, -1), values, atol=1e-5)
         assert (ids[:, 0] == expected[:, 0]).all()
         assert (ids == expected).mean() > 0.95  # the head of one row may round unlike the head of many
-        keys, weights, _ = joined  # the last is dt, which only one has
-        others = [part[layer] for layer in range(len(keys)) for part in (keys, weights)]
-        for first, second in zip(presents, others, strict=True):
-            np.testing.assert_allclose(second[:, :, : first.shape[2]], first, atol=1e-5)
+        keys, weights, *rest = joined  # of what is left, model.onnx has nothing
+        others = [(part[layer], layer) for layer in range(len(keys)) for part in (keys, weights)]
+        if model.config.is_moe:
+            for first, (second, _) in zip(presents, others, strict=True):
+                np.testing.assert_allclose(second[:, :, : first.shape[2]], first, atol=1e-5)
+            continue
+        positions = rest[1]
+        places = positions + np.array([0, 4])[:, None, None]  # of a row that is padded
+        for first, (second, layer) in zip(presents, others, strict=True):
+            for row, head in np.ndindex(*second.shape[:2]):
+                held = positions[layer, row, head] >= 0
+                assert held.sum() == min(
+                    model.config.keep_window_size, (positions[layer, row] >= 0).sum(-1).max()
+                )
+                cached = first[row, head, places[layer, row, head, held]]
+                np.testing.assert_allclose(second[row, head, held], cached, atol=1e-5)
 
 
 def test_equal_tokens_come_in_the_order_of_their_ids(tmp_path: Path) -> None:

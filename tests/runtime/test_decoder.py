@@ -40,17 +40,36 @@ def _calls(lengths):
         at += count
 
 
+def _empty_cache(bundle, batch, slots, dtype="float32"):
+    """The tensors of decode.onnx before the first token."""
+    spec = bundle.manifest.decode
+    tensors = {tensor.name: tensor for tensor in spec.inputs}
+    shapes = {
+        name: [{"batch": batch, "slots": slots}.get(size, size) for size in tensors[name].shape]
+        for name in spec.cache.inputs
+    }
+    return {
+        name: np.full(shape, -1) if tensors[name].dtype == "int64" else np.zeros(shape, dtype)
+        for name, shape in shapes.items()
+    }
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4", "int8-head4"])
 @pytest.mark.parametrize("moe", [False, True])
-def test_the_best_tokens_are_those_of_the_logits(exported, monkeypatch, precision, moe):
+@pytest.mark.parametrize("kind", ["growing, as a static one", "bounded"])
+def test_the_best_tokens_are_those_of_the_logits(exported, monkeypatch, precision, moe, kind):
     """To the last bit: kernels give a row the same result alone and among others, growing and in place."""
     monkeypatch.setattr(module, "_SLOTS", 4)  # the cache has to grow several times
-    _, bundle = exported({"precision": precision, "routing": "per-token"}, is_moe=moe)
+    options = {"precision": precision, "routing": "per-token"}
+    sliding = {"sliding_window": 14}
+    if kind == "bounded":
+        options["kv_cache"], sliding = kind, {}
+    _, bundle = exported(options, is_moe=moe, **sliding)
     session = Session.open(bundle, threads=1)
     decoder, cache, mask = session.decoder(2), session.new_cache(2), np.empty((2, 0), np.int64)
     for ids, real, positions in _calls((9, 1, 1, 7, *[1] * 12)):
         mask = np.concatenate([mask, real], axis=1)
-        logits, cache = session.step(ids, mask, positions, cache)
+        logits, cache = session.step(ids, real if cache.streams else mask, positions, cache)
         token_ids, token_logits = decoder.step(ids, positions, real)
         expected = np.argsort(-logits[:, -1], axis=-1, kind="stable")[:, : session.candidates]
         np.testing.assert_array_equal(token_ids[:, 0], expected)
@@ -68,38 +87,30 @@ def test_the_bodies_of_decode_onnx_say_the_same(exported, dtype, sliding_window)
     spec = bundle.manifest.decode
     plain = onnxruntime.InferenceSession(bundle.decode_path, providers=["CPUExecutionProvider"])
     decoder = Session.open(bundle, threads=1).decoder(2)
-    slots, at = 40, 0
-    shapes = {tensor.name: tensor.shape for tensor in spec.inputs}
-    cache = {
-        name: np.zeros([{"batch": 2, "slots": slots}.get(size, size) for size in shapes[name]], dtype)
-        for name in spec.cache.inputs
-    }
+    bounded = spec.cache.kind == "bounded"
+    assert bounded is (sliding_window is None)
+    slots, at = spec.cache.slots or 40, 0
+    cache = _empty_cache(bundle, 2, slots, dtype)
     mask = np.zeros((2, slots), np.int64)
+
+    def call(ids, positions, steps, real):
+        place = {"rope_length": np.array(0)} if bounded else {"cache_position": np.full(2, at, np.int64)}
+        feed = {"input_ids": ids, "position_ids": positions, "steps": np.array(steps)}
+        return plain.run(None, {**feed, **place, "attention_mask": real if bounded else mask, **cache})
+
     for ids, real, positions in _calls((5, 1, 1) if dtype == "float16" else (9, 1, 7, 1, 1)):
         count = ids.shape[1]
-        mask[:, at : at + count] = real
-        feed = {
-            "input_ids": ids,
-            "position_ids": positions,
-            "attention_mask": mask,
-            "cache_position": np.full(2, at, np.int64),
-            "steps": np.array(1),
-        }
+        if not bounded:
+            mask[:, at : at + count] = real
+        _, logits, *presents = call(ids, positions, 1, real)
         at += count
-        _, logits, *presents = plain.run(None, {**feed, **cache})
         cache = dict(zip(spec.cache.inputs, presents, strict=True))
         limit = 1e-4 if dtype == "float32" else 3e-2
         np.testing.assert_allclose(decoder.step(ids, positions, real)[1], logits, rtol=limit, atol=limit)
     mask[:, at:] = 1  # the slots of the new tokens
-    feed |= {
-        "input_ids": ids[:, :1],
-        "position_ids": positions[:, -1:] + 1,
-        "attention_mask": mask,
-        "cache_position": np.full(2, at, np.int64),
-        "steps": np.array(4),
-    }
-    tokens, logits, *_ = plain.run(None, {**feed, **cache})
-    got_tokens, got_logits = decoder.step(feed["input_ids"], feed["position_ids"], steps=4)
+    ids, positions = ids[:, :1], positions[:, -1:] + 1
+    tokens, logits, *_ = call(ids, positions, 4, np.ones_like(ids))
+    got_tokens, got_logits = decoder.step(ids, positions, steps=4)
     assert tokens.shape == (2, 4, 1)
     if dtype == "float32":  # a best token that differs would change what follows
         np.testing.assert_array_equal(got_tokens, tokens)
@@ -166,7 +177,7 @@ def test_a_wrong_graph_is_one_sentence(exported, tmp_path):
     shutil.copytree(exported()[1].path, tmp_path / "copy")
     bundle = Bundle.open(tmp_path / "copy")
     onnx.save(onnx.load(bundle.model_path, load_external_data=False), bundle.decode_path)
-    with pytest.raises(DogeExportError, match=r"decode\.onnx is not the graph .* cache_position, "):
+    with pytest.raises(DogeExportError, match=r"decode\.onnx is not the graph .* past_key_values"):
         Session.open(bundle).load(tokens=True)
     bundle.decode_path.write_bytes(b"junk")
     with pytest.raises(DogeExportError, match=r"cannot load .*decode\.onnx"):
@@ -218,9 +229,9 @@ def test_greedy_decoding_looks_ahead_and_stops_where_it_must(bundle, monkeypatch
     session, asked = Session.open(bundle, threads=1), []
     step = module.TokenDecoder.step
 
-    def counted(self, input_ids, position_ids, real=None, steps=1):
+    def counted(self, input_ids, position_ids, real=None, steps=1, rope_length=0):
         asked.append(steps)
-        return step(self, input_ids, position_ids, real, steps)
+        return step(self, input_ids, position_ids, real, steps, rope_length)
 
     monkeypatch.setattr(module.TokenDecoder, "step", counted)
     whole = generate(session, PROMPTS[:1], GenerationOptions(max_new_tokens=30)).completions[0]
@@ -250,19 +261,40 @@ def test_greedy_decoding_looks_ahead_and_stops_where_it_must(bundle, monkeypatch
     ids=str,
 )
 def test_a_wrong_call_is_one_sentence(exported, change, sentence):
-    _, bundle = exported()
-    spec = bundle.manifest.decode
-    shapes = {tensor.name: tensor.shape for tensor in spec.inputs}
-    feed = {
-        name: np.zeros([{"batch": 1, "slots": 9}.get(size, size) for size in shapes[name]], np.float32)
-        for name in spec.cache.inputs
-    }
-    feed |= {"input_ids": np.array([[3, 4, 5]]), "position_ids": np.arange(3)[None]}
+    _, bundle = exported(sliding_window=14)
+    feed = {"input_ids": np.array([[3, 4, 5]]), "position_ids": np.arange(3)[None]}
     feed |= {"attention_mask": np.ones((1, 9), np.int64), "cache_position": np.zeros(1, np.int64)}
-    feed |= {"steps": np.array(1), **change}
+    feed |= {"steps": np.array(1), **_empty_cache(bundle, 1, 9), **change}
     session = Session.open(bundle, threads=1)
     with pytest.raises(Exception, match=f"doge::DecodeTokens: .*{sentence}"):
         session._graph(tokens=True).session.run(None, feed)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"steps": np.array(8)}, "3 tokens and 7 more after 0 do not fit in a cache of 9 slots; with 12 any"),
+        ({"position_ids": np.array([[0, 1]])}, "position_ids has the shape"),
+        ({"position_ids": np.array([[0, 1, -1]])}, "position_ids has -1"),
+        ({"attention_mask": np.ones((1, 9), np.int64)}, "attention_mask has the shape"),
+        ({"past_key_values.position": np.zeros((2, 1, 2, 8), np.int64)}, "past_position has the shape"),
+        (
+            {"past_key_values.position": np.array([[[[0] + [-1] * 8, [-1] * 9]]] * 2)},
+            "different numbers of keys",
+        ),
+        ({"rope_length": np.array([0])}, "rope_length has the shape"),
+    ],
+    ids=str,
+)
+def test_a_wrong_call_with_a_bounded_cache_is_one_sentence(exported, change, sentence):
+    _, bundle = exported()
+    feed = {"input_ids": np.array([[3, 4, 5]]), "position_ids": np.arange(3)[None]}
+    feed |= {"attention_mask": np.ones((1, 3), np.int64), "rope_length": np.array(0), "steps": np.array(1)}
+    session = Session.open(bundle, threads=1)
+    with pytest.raises(Exception, match=f"doge::DecodeTokens: .*{sentence}"):
+        session._graph(tokens=True).session.run(None, {**feed, **_empty_cache(bundle, 1, 9), **change})
+    with pytest.raises(Exception, match="13 slots, and no more than keep_window_size, 12, are of use"):
+        session._graph(tokens=True).session.run(None, {**feed, **_empty_cache(bundle, 1, 13)})
 
 
 @pytest.mark.parametrize("kind", ["default", "linear", "dynamic", "yarn", "llama3", "longrope"])

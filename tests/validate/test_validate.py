@@ -118,8 +118,8 @@ def test_a_wrong_decode_graph_is_found(exported: Export, tmp_path: Path) -> None
     model = onnx.load(copy / "decode.onnx", load_external_data=False)
     for node in model.graph.node:
         for attribute in node.attribute:
-            if attribute.name == "keep_window_size":
-                attribute.i = 1000
+            if attribute.name == "scale":
+                attribute.f *= 1.5
     onnx.save(model, copy / "decode.onnx")
     raw = bundle.read_json("doge_export.json")
     parts = ("options", "versions", "graph", "cache", "call", "decode")
