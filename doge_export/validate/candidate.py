@@ -42,8 +42,8 @@ class Candidate:
         self.emulated = dtype == "bfloat16"
         self.session = _emulating(model) if self.emulated else _as_it_is(model, bundle.path)
 
-    def run(self, schedule: Schedule, tokens: Tokens) -> Run:
-        """The schedule, from an empty cache."""
+    def run(self, schedule: Schedule, tokens: Tokens, rope_length: int = 0) -> Run:
+        """The schedule, from an empty cache; with `rope_length`, as pieces of one call of that length."""
         cache_spec = self.bundle.manifest.cache
         rows = len(schedule.padding)
         static, bounded = cache_spec.kind == "static", cache_spec.kind == "bounded"
@@ -68,7 +68,7 @@ class Candidate:
             if bounded:
                 mask = tokens.attention_mask[:, part]
             if whole:
-                feed["rope_length"] = np.array(0, np.int64)
+                feed["rope_length"] = np.array(rope_length, np.int64)
             feed["attention_mask"] = mask
             results = dict(zip(outputs, self.session.run(outputs, feed), strict=True))
             logits.append(results["logits"][:, schedule.kept(count)].astype(np.float32))

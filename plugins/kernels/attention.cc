@@ -48,9 +48,9 @@ AttentionJob::AttentionJob(const AttentionParts& parts, const AttentionIO& io, f
                            float* output, Arena& arena)
     : parts_(parts), io_(io), loops_(isa()), heads_(parts.config.num_heads), kv_heads_(parts.config.num_kv_heads),
       d_(parts.config.head_dim), group_(heads_ / kv_heads_), length_(io.sequence),
-      row_(io.cache_position || io.past_position ? io.past : io.past + io.sequence),
+      row_(io.cache_position || io.bounded ? io.past : io.past + io.sequence),
       window_(parts.config.keep_window_size), query_(query), key_(key), value_(value), output_(output) {
-  const bool bounded = io.past_position != nullptr;
+  const bool bounded = io.bounded;
   if (bounded) {
     count_used(arena);
     const bool real = std::all_of(io.mask, io.mask + io.batch, [](int64_t m) { return m != 0; });
@@ -309,6 +309,7 @@ void dynamic_mask_attention(const AttentionConfig& config, const AttentionWeight
   const AttentionJob job(parts, io, q, k, v, out, arena);
   auto body = [&](Team::Worker& worker) { job.run(worker); };
   Team::run(threads, job.width(), body);
+  job.commit();
   if (job.in_parts()) job.merge_all(out);
   write_floats(io.dtype, out, rows * width, output, 0);
 }

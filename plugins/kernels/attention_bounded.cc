@@ -88,7 +88,7 @@ void AttentionJob::lay_out(Arena& arena) {
   io.past_value = io.present_value = laid_->value;
   io.past_dt = io.present_dt = laid_->dt;
   io.cache_position = used_;
-  io.past_position = nullptr;
+  io.bounded = false;
   laid_->job = std::make_unique<AttentionJob>(parts_, laid_->io, query_, key_, value_, output_, arena);
   laid_job_ = laid_->job.get();
 }

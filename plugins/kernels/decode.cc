@@ -14,7 +14,7 @@ class Decode {
          const DecodeCall& call, Threads& threads)
       : table_(table), angles_(angles), layers_(layers), head_(head), call_(call), threads_(threads), io_(call.io),
         dtype_(io_.front().dtype), batch_(io_.front().batch), hidden_(layers.hidden_size()),
-        bounded_(io_.front().past_position != nullptr), ones_(static_cast<size_t>(batch_), 1),
+        bounded_(io_.front().bounded), ones_(static_cast<size_t>(batch_), 1),
         ids_(call.ids, call.ids + batch_ * io_.front().sequence),
         positions_(call.positions, call.positions + batch_ * io_.front().sequence),
         best_(static_cast<size_t>(batch_ * call.count)), logits_(best_.size()) {

@@ -70,9 +70,8 @@ struct AttentionWeights {
 //
 // Growing cache: `cache_position` is null, past_* have `past` positions, present_* past + sequence, and
 // `mask` has past + sequence entries a row. Static cache: past_* and present_* have `past` slots, may be
-// the same memory, and `mask` has `past` entries a row. Bounded cache: `past_position` is not null, past_* have
-// `past` slots and present_* `slots`, and may be the same memory; `mask` and `positions` are those of the new
-// tokens. doge_export/ops/bounded_mask_attention.py says what it holds.
+// the same memory, and `mask` has `past` entries a row. With `bounded`, past_* have `past` slots and present_*
+// `slots`, and may be the same memory; `mask` and `positions` are those of the new tokens. doge_export/ops/bounded_mask_attention.py says what it holds.
 struct AttentionIO {
   Dtype dtype = Dtype::float32;
   int64_t batch = 0, sequence = 0, past = 0;
@@ -81,6 +80,7 @@ struct AttentionIO {
   const void *past_key = nullptr, *past_value = nullptr;  // [batch, kv_heads, past, head_dim]
   const void* past_dt = nullptr;            // static, bounded: [batch, kv_heads, past]
   const int64_t* cache_position = nullptr;  // static: [batch]
+  bool bounded = false;
   int64_t slots = 0;                        // bounded: of present_*
   const int64_t* positions = nullptr;       // bounded: [batch, sequence]
   const int64_t* past_position = nullptr;   // bounded: [batch, kv_heads, past]; -1: the slot is empty

@@ -63,6 +63,7 @@ AttentionIO attention_io(const AttentionConfig& config, ElementType element, int
   const Shape numbers{batch, config.num_kv_heads, past};
   if (inputs.kind == CacheKind::bounded) {
     if (config.sliding_window > 0) throw Error("A bounded cache and a sliding window do not go together.");
+    io.bounded = true;
     io.past_dt = inputs.past_dt.expect("past_dt", element, numbers).data;
     io.past_position = inputs.past_position.expect("past_position", kInt64, numbers).as<int64_t>();
     io.positions = inputs.position_ids.expect("position_ids", kInt64, {batch, sequence}).as<int64_t>();
@@ -95,13 +96,13 @@ int64_t keys_in_reach(const AttentionConfig& config, const AttentionIO& io) {
 }
 
 Shape present_shape(const AttentionConfig& config, const AttentionIO& io) {
-  if (io.past_position != nullptr) return {io.batch, config.num_kv_heads, io.slots, config.head_dim};
+  if (io.bounded) return {io.batch, config.num_kv_heads, io.slots, config.head_dim};
   const int64_t slots = io.cache_position != nullptr ? io.past : io.past + io.sequence;
   return {io.batch, config.num_kv_heads, slots, config.head_dim};
 }
 
 Shape present_numbers(const AttentionConfig& config, const AttentionIO& io) {
-  return {io.batch, config.num_kv_heads, io.past_position != nullptr ? io.slots : io.past};
+  return {io.batch, config.num_kv_heads, io.bounded ? io.slots : io.past};
 }
 
 }  // namespace doge::ort

@@ -29,11 +29,12 @@ struct Late final : doge::Threads {
 };
 
 struct Cache {
+  bool bounded;
   Floats key, value, dt;
-  std::vector<int64_t> mask, slot;
-  Cache(int64_t batch, int64_t slots)
-      : key(OwnLayers::count * batch * OwnLayers::kv_heads * slots * OwnLayers::d), value(key.size()),
-        dt(key.size() / OwnLayers::d), mask(batch * slots, 1), slot(batch) {}
+  std::vector<int64_t> mask, slot, position;
+  Cache(int64_t batch, int64_t slots, bool bounded)
+      : bounded(bounded), key(OwnLayers::count * batch * OwnLayers::kv_heads * slots * OwnLayers::d), value(key.size()),
+        dt(key.size() / OwnLayers::d), mask(batch * slots, 1), slot(batch), position(dt.size(), -1) {}
   std::vector<doge::AttentionIO> io(int64_t batch, int64_t sequence, int64_t slots) {
     std::vector<doge::AttentionIO> io(OwnLayers::count);
     for (size_t layer = 0; layer < io.size(); layer++) {
@@ -44,14 +45,21 @@ struct Cache {
       io[layer].past_key = io[layer].present_key = &key[layer * key.size() / io.size()];
       io[layer].past_value = io[layer].present_value = &value[layer * value.size() / io.size()];
       io[layer].past_dt = io[layer].present_dt = &dt[layer * dt.size() / io.size()];
-      io[layer].cache_position = slot.data();
+      if (bounded) {
+        io[layer].bounded = true;
+        io[layer].slots = slots;
+        io[layer].past_position = io[layer].present_position = &position[layer * position.size() / io.size()];
+      } else {
+        io[layer].cache_position = slot.data();
+      }
     }
     return io;
   }
 };
 
-void run(Dtype dtype, int64_t block, int64_t batch, int64_t sequence, doge::Threads& threads) {
-  constexpr int64_t slots = 90, vocab = 700, steps = 80, hidden = OwnLayers::hidden;  // beyond the window of 60
+void run(Dtype dtype, int64_t block, int64_t batch, int64_t sequence, doge::Threads& threads, bool bounded = false) {
+  constexpr int64_t vocab = 700, steps = 80, hidden = OwnLayers::hidden;  // beyond the window of 60
+  const int64_t slots = bounded ? 60 : 90;
   Random random(static_cast<unsigned>(7 + batch));
   OwnLayers own(random, dtype, block);
   const doge::Matrix table = own.matrix(random, dtype, vocab, hidden, block);
@@ -66,9 +74,10 @@ void run(Dtype dtype, int64_t block, int64_t batch, int64_t sequence, doge::Thre
     positions[i] = static_cast<int64_t>(i) % sequence;
   }
   const std::string name = "dtype " + std::to_string(static_cast<int>(dtype)) + ", " + std::to_string(batch) + " rows of " +
-                           std::to_string(sequence) + ", " + std::to_string(threads.count()) + " threads";
+                           std::to_string(sequence) + ", " + std::to_string(threads.count()) + " threads" +
+                           (bounded ? ", bounded" : "");
 
-  Cache cache(batch, slots);
+  Cache cache(batch, slots, bounded);
   doge::DecodeCall call;
   call.io = cache.io(batch, sequence, slots);
   call.ids = ids.data();
@@ -80,7 +89,7 @@ void run(Dtype dtype, int64_t block, int64_t batch, int64_t sequence, doge::Thre
   call.token_logits = logits.data();
   doge::decode_tokens(table, angles, layers, head, call, threads);
 
-  Cache other(batch, slots);
+  Cache other(batch, slots, bounded);
   Pool pool(1);
   for (int64_t step = 0; step < steps; step++) {
     const int64_t length = step == 0 ? sequence : 1, tokens = batch * length;
@@ -92,6 +101,7 @@ void run(Dtype dtype, int64_t block, int64_t batch, int64_t sequence, doge::Thre
     for (auto& each : io) {
       each.cos = cos.data();
       each.sin = sin.data();
+      each.positions = positions.data();
     }
     layers.run(io.data(), states.data(), made.data(), pool);
     std::vector<int64_t> best(static_cast<size_t>(batch));
@@ -105,7 +115,7 @@ void run(Dtype dtype, int64_t block, int64_t batch, int64_t sequence, doge::Thre
     ids = best;
     positions.assign(static_cast<size_t>(batch), sequence + step);
   }
-  expect(cache.key == other.key && cache.value == other.value && cache.dt == other.dt, name + ": another cache");
+  expect(cache.key == other.key && cache.value == other.value && cache.dt == other.dt && cache.position == other.position, name + ": another cache");
 }
 
 }  // namespace
@@ -114,13 +124,14 @@ int main() {
   for (size_t count : {1, 2, 3}) {
     Pool pool(count);
     for (int64_t batch : {1, 2, 3})
-      for (int64_t sequence : {1, 2, 7}) run(Dtype::float32, 0, batch, sequence, pool);
+      for (int64_t sequence : {1, 2, 7})
+        for (bool bounded : {false, true}) run(Dtype::float32, 0, batch, sequence, pool, bounded);
     run(Dtype::int8, 64, 1, 5, pool);
     run(Dtype::int4, 32, 2, 1, pool);
   }
   for (bool together : {true, false}) {
     Late late(4, together);
-    run(Dtype::float32, 0, 1, 5, late);
+    for (bool bounded : {false, true}) run(Dtype::float32, 0, 1, 5, late, bounded);
     run(Dtype::int8, 64, 3, 1, late);
   }
   return finish(doge::instruction_set());

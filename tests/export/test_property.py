@@ -54,21 +54,23 @@ def schedules(draw: st.DrawFn) -> Schedule:
     return Schedule("drawn", (max(padding) + steps[0], *steps[1:]), padding)
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=18, suppress_health_check=[HealthCheck.too_slow])
 @given(
     changes=configurations(),
     drawn=st.lists(schedules(), min_size=4, max_size=4),
-    static=st.booleans(),
+    kind=st.sampled_from(["growing", "static", "bounded"]),
     per_token=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_any_configuration_on_any_schedule(
-    changes: dict[str, Any], drawn: list[Schedule], static: bool, per_token: bool, seed: int
+    changes: dict[str, Any], drawn: list[Schedule], kind: str, per_token: bool, seed: int
 ) -> None:
     longest = max(schedule.length for schedule in drawn)
+    if kind == "bounded":  # where it is exact
+        changes["sliding_window"], per_token = None, per_token or changes["is_moe"]
     options = ExportOptions.resolve(
-        kv_cache="static" if static else "growing",
-        max_length=longest if static else None,
+        kv_cache=kind,
+        max_length=longest if kind == "static" else None,
         routing="per-token" if per_token else "reference",
     )
     with tempfile.TemporaryDirectory() as name:
