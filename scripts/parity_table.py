@@ -53,6 +53,11 @@ def rows() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     table["dense, static cache"] = (static, {})
     table["experts, static cache"] = (static, {"is_moe": True})
     table["experts, --routing per-token"] = ({"routing": "per-token"}, {"is_moe": True})
+    table["dense, bounded cache"] = ({"kv_cache": "bounded"}, {})
+    table["experts, --routing per-token, bounded cache"] = (
+        {"kv_cache": "bounded", "routing": "per-token"},
+        {"is_moe": True},
+    )
     return table
 
 

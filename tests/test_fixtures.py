@@ -10,12 +10,14 @@ import pytest
 
 from doge_export import presets
 from doge_export.bundle import Bundle
+from doge_export.evaluate import evaluate_text
 from doge_export.pipeline import export_model
 from doge_export.recipe import ExportOptions
 from doge_export.runtime import GenerationOptions, Session, generate
 from doge_export.tokenizer import Tokenizer
 from doge_export.validate.candidate import Candidate
 from doge_export.validate.figures import Selection, compare_selection
+from doge_export.validate.kernels import Kernels
 from doge_export.validate.reference import Reference, Run
 from doge_export.validate.schedules import Schedule, Tokens
 
@@ -94,6 +96,49 @@ def test_400_greedy_tokens_after_each_prompt(fixture: tuple[Path, Bundle]) -> No
             assert np.abs(expected.logits - got.logits).max() <= 1e-4
         changed, rows = changed + selection.rows - selection.same, rows + selection.rows
     assert changed <= rows * 1e-4
+
+
+@pytest.fixture(scope="module")
+def bounded(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    output = tmp_path_factory.mktemp("bounded") / "bundle"
+    return export_model("doge-tiny", output, ExportOptions.resolve(kv_cache="bounded"), validate=False).bundle
+
+
+def test_ten_windows_with_a_bounded_cache(bounded: Bundle) -> None:
+    """1,280 steps of held-out text, and five windows in chunks; plain and on the kernels. Beyond 512 tokens
+    the rope turns by a power that torch and onnxruntime round differently, with any cache: 7e-5 at 1,200."""
+    ids = np.array([Tokenizer.load(bounded.path).encode(heldout()[:12000])])
+    reference, candidate, kernels = (
+        Reference(presets.models_folder() / "doge-tiny"),
+        Candidate(bounded),
+        Kernels(bounded),
+    )
+    for steps in ([1] * 1280, (100, 128, 250, 1, 2, 159)):
+        length = sum(steps)
+        part = ids[:, :length]
+        tokens = Tokens(part, np.ones_like(part), np.arange(length)[None])
+        schedule = Schedule("held-out text", tuple(steps))
+        expected, got = reference.run(schedule, tokens), candidate.run(schedule, tokens)
+        selection = compare_selection(expected, got, tokens, schedule.steps)
+        assert expected.ties.tied > 10 and selection.share == 1.0
+        assert np.abs(expected.logits - got.logits).max() <= 1e-4
+        assert np.abs(expected.logits - kernels.run(schedule, tokens).logits).max() <= 1e-4
+        best = kernels.best(schedule, tokens)
+        assert best is not None
+        ends = np.cumsum(steps) - 1
+        assert (best.ids == expected.logits[:, ends].argmax(-1)).all()
+
+
+def test_perplexity_with_a_bounded_cache(fixture: tuple[Path, Bundle], bounded: Bundle) -> None:
+    """Of 3,000 tokens in one window, which a growing cache reads in one call and a bounded one in pieces."""
+    if fixture[1].config.is_moe:
+        pytest.skip("mixing experts have no bounded cache")
+    tokenizer = Tokenizer.load(bounded.path)
+    growing, other = (
+        evaluate_text(Session.open(bundle), tokenizer, heldout(), window=3000, stride=2999, limit=3000)
+        for bundle in (fixture[1], bounded)
+    )
+    assert other.perplexity == pytest.approx(growing.perplexity, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", FIXTURES)

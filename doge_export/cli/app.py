@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": "doge_export.cli.inspect",
     "generate": "doge_export.cli.generate",
     "bench": "doge_export.cli.bench",
+    "eval": "doge_export.cli.eval",
 }
 
 

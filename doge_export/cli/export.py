@@ -27,7 +27,11 @@ from doge_export.cli._shared import progress, write_json
     metavar="fp32|int8|int4|int8-head4",
     help="What the matrices are stored in; fp32 leaves them in --dtype.  [default: fp32]",
 )
-@click.option("--kv-cache", metavar="growing|static", help="[default: growing]")
+@click.option(
+    "--kv-cache",
+    metavar="growing|static|bounded",
+    help="bounded: of keep_window_size keys, exact at any length.  [default: growing]",
+)
 @click.option("--routing", metavar="reference|per-token",
               help="How experts are routed; per-token does not mix tokens as the reference does.  "
               "[default: reference]")  # fmt: skip

@@ -2,6 +2,7 @@
 
 __all__ = ["command"]
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from doge_export.cli._shared import write_json
+from doge_export.cli._shared import progress, write_json
 
 if TYPE_CHECKING:
     from doge_export.runtime import Generation, GenerationOptions
 
 _log = logging.getLogger(__name__)
+_LONG = 4096  # tokens of a prompt that takes its time
 
 
 @click.command("generate")
@@ -64,11 +66,17 @@ def command(
         ids = tokenizer.encode(text)
     session = Session.open(opened, threads)
 
-    def show(row: int, piece: str) -> None:
-        click.echo(piece, nl=False)
-        sys.stdout.flush()
+    with contextlib.ExitStack() as reading:
+        long = len(ids) > _LONG
+        bar = reading.enter_context(progress("Reading the prompt", total=len(ids))) if long else None
 
-    result = generate(session, [ids], options, tokenizer, on_text=None if json_to == "-" else show)
+        def show(row: int, piece: str) -> None:
+            reading.close()
+            click.echo(piece, nl=False)
+            sys.stdout.flush()
+
+        on_text = None if json_to == "-" else show
+        result = generate(session, [ids], options, tokenizer, on_text, on_prompt=bar)
     if json_to != "-":
         click.echo()
     statistics = result.statistics

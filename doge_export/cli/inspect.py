@@ -13,7 +13,7 @@ from doge_export.cli._shared import progress, write_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from doge_export.bundle import TensorSpec
+    from doge_export.bundle import CacheSpec, TensorSpec
     from doge_export.inspect import Inspection, Operators
 
 _STANDARD = "ai.onnx"
@@ -45,14 +45,14 @@ def _show(found: "Inspection") -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
-    manifest, cache = found.bundle.manifest, found.bundle.manifest.cache
-    length = "" if cache.max_length is None else f", max_length {cache.max_length}"
-    heads = f"{cache.layers} layers of {cache.kv_heads} x {cache.head_dim}"
+    manifest = found.bundle.manifest
+    decode = [("decode.onnx", f"cache: {_cache(manifest.decode.cache)}")] if manifest.decode else []
     plain: Sequence[tuple[str, str]] = [
         ("bundle", f"{found.bundle.path} (doge-export {manifest.doge_export}, format {manifest.format})"),
         ("options", _pairs(manifest.options)),
         ("versions", _pairs(manifest.versions)),
-        ("cache", f"{cache.kind}, {heads}, {cache.dtype}{length}"),
+        ("cache", _cache(manifest.cache)),
+        *decode,
         ("opsets", _pairs(found.opsets)),
         ("onnxruntime", "not tried" if found.onnxruntime is None else f"{found.onnxruntime} loads it"),
         ("library", "not tried" if found.onnxruntime is None else found.library or "missing: bodies run"),
@@ -84,6 +84,13 @@ def _show(found: "Inspection") -> None:
     ):
         console.print(title, style="bold", markup=False)
         console.print(table)
+
+
+def _cache(cache: "CacheSpec") -> str:
+    heads = f"{cache.layers} layers of {cache.kv_heads} x {cache.head_dim}"
+    length = "" if cache.max_length is None else f", max_length {cache.max_length}"
+    length += "" if cache.slots is None else f", at most {cache.slots} keys a head"
+    return f"{cache.kind}, {heads}, {cache.dtype}{length}"
 
 
 def _custom(title: str, rows: "Iterable[Operators]") -> tuple[str, "Table"]:

@@ -79,15 +79,17 @@ def generate(
     options: GenerationOptions,
     tokenizer: Tokenizer | None = None,
     on_text: Callable[[int, str], None] | None = None,
+    on_prompt: Callable[[int], None] | None = None,
 ) -> Generation:
-    """Continue every prompt; `on_text` gets the row and each new piece of its text as it comes.
+    """Continue every prompt; `on_text` gets the row and each new piece of its text as it comes, `on_prompt`
+    how many tokens of a long prompt were read, as they are.
 
     Raises:
         DogeExportError: see `stream`.
     """
     statistics = Statistics()
     completions = [Completion() for _ in prompts]
-    for event in stream(session, prompts, options, tokenizer, statistics):
+    for event in stream(session, prompts, options, tokenizer, statistics, on_prompt):
         completion = completions[event.row]
         completion.ids.append(event.token)
         completion.text += event.text
@@ -104,6 +106,7 @@ def stream(
     options: GenerationOptions,
     tokenizer: Tokenizer | None = None,
     statistics: Statistics | None = None,
+    on_prompt: Callable[[int], None] | None = None,
 ) -> Generator[Event]:
     """Continue every prompt, token by token. Text and stop strings need the `tokenizer`.
 
@@ -119,7 +122,7 @@ def stream(
         return
     rows = len(prompts)
     input_ids, real = _left_padded(prompts, options.pad_token_id)
-    chooser = next_tokens(session, options, rows)  # loads the graph: its seconds are not prefill's
+    chooser = next_tokens(session, options, rows, on_prompt)  # loads the graph: its seconds are not prefill's
     limit = _limit(chooser.capacity, input_ids.shape[1], options.max_new_tokens)
     texts = [RowText(tokenizer.stream() if tokenizer else None, options.stop) for _ in prompts]
     seen = {row: list(prompt) for row, prompt in enumerate(prompts)}

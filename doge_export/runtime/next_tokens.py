@@ -3,7 +3,7 @@
 __all__ = ["AllLogits", "BestTokens", "GreedyTokens", "NextTokens", "next_tokens"]
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from doge_export.runtime.sampling import Sampler
 from doge_export.runtime.session import Session
 
 Ids = npt.NDArray[np.int64]
+Read = Callable[[int], None]
 
 _MOST_STEPS = 16  # tokens of one call
 _PIECE = 512  # tokens of a prompt that a bounded cache is given at once
@@ -38,8 +39,8 @@ class NextTokens(Protocol):
 class AllLogits:
     """From the logits of the whole vocabulary."""
 
-    def __init__(self, session: Session, sampler: Sampler, batch: int) -> None:
-        self._session, self._sampler = session, sampler
+    def __init__(self, session: Session, sampler: Sampler, batch: int, read: Read) -> None:
+        self._session, self._sampler, self._read = session, sampler, read
         self._cache = session.new_cache(batch)
         self._mask = np.empty((batch, 0), np.int64)
         self.capacity = self._cache.capacity
@@ -56,6 +57,8 @@ class AllLogits:
             logits, self._cache = self._session.step(
                 input_ids[:, part], real[:, part], position_ids[:, part], self._cache, length
             )
+            if part.stop < input_ids.shape[1]:
+                self._read(part.stop - part.start)
         return logits
 
     def choose(
@@ -73,8 +76,8 @@ class BestTokens:
     is taken through the other graph by the same calls, and that one goes on.
     """
 
-    def __init__(self, session: Session, sampler: Sampler, batch: int) -> None:
-        self._session, self._sampler, self._batch = session, sampler, batch
+    def __init__(self, session: Session, sampler: Sampler, batch: int, read: Read) -> None:
+        self._session, self._sampler, self._batch, self._read = session, sampler, batch, read
         self._decoder = session.decoder(batch)
         self._calls: list[tuple[Ids, Ids, Ids]] = []
         self._other: AllLogits | None = None
@@ -87,14 +90,14 @@ class BestTokens:
         if self._other is not None:
             return self._other.choose(input_ids, real, position_ids, rows, left)
         self._calls.append((input_ids, real, position_ids))
-        token_ids, token_logits = _stream(self._decoder, input_ids, real, position_ids, steps=1)
+        token_ids, token_logits = _stream(self._decoder, input_ids, real, position_ids, 1, self._read)
         tokens: dict[int, int] = {}
         for row in rows:
             token = self._sampler.choose_among(row, token_ids[row, 0], token_logits[row, 0])
             if token is not None:
                 tokens[row] = token
         if len(tokens) < len(rows):
-            self._other = AllLogits(self._session, self._sampler, self._batch)
+            self._other = AllLogits(self._session, self._sampler, self._batch, _nobody)
             for call in self._calls:
                 logits = self._other.feed(*call)
             for row, seen in rows.items():
@@ -107,8 +110,8 @@ class GreedyTokens:
     """The best token each time, for one row: the kernels go on alone for several tokens. After each call of
     the runtime, it and Python are read into the processor's caches again, and they are not small."""
 
-    def __init__(self, session: Session) -> None:
-        self._decoder = session.decoder(1)
+    def __init__(self, session: Session, read: Read) -> None:
+        self._decoder, self._read = session.decoder(1), read
         self._made: list[int] = []  # the tokens after those that were given out, the last one first
         self._seconds = float("inf")  # of the last token
         self.capacity = self._decoder.capacity
@@ -125,7 +128,7 @@ class GreedyTokens:
             steps = min(left, _MOST_STEPS, max(least, int(_PATIENCE / self._seconds)))
             steps = 1 << (steps.bit_length() - 1)  # few sizes: what is bound for one serves again
             started = time.perf_counter()
-            token_ids, _ = _stream(self._decoder, input_ids, real, position_ids, steps)
+            token_ids, _ = _stream(self._decoder, input_ids, real, position_ids, steps, self._read)
             if input_ids.shape[1] == 1:
                 self._seconds = (time.perf_counter() - started) / steps
             self._made = token_ids[0, ::-1, 0].tolist()
@@ -134,11 +137,11 @@ class GreedyTokens:
 
 def _pieces(length: int) -> list[slice]:
     """A prompt in parts, the last one never empty."""
-    return [slice(at, at + _PIECE) for at in range(0, length, _PIECE)]
+    return [slice(at, min(at + _PIECE, length)) for at in range(0, length, _PIECE)]
 
 
 def _stream(
-    decoder: TokenDecoder, input_ids: Ids, real: Ids, position_ids: Ids, steps: int
+    decoder: TokenDecoder, input_ids: Ids, real: Ids, position_ids: Ids, steps: int, read: Read
 ) -> tuple[Ids, npt.NDArray[np.float32]]:
     """`decoder.step`; a prompt goes into a bounded cache piece by piece, each with the whole one's angles."""
     if not decoder.streams:
@@ -147,14 +150,23 @@ def _stream(
     length = int(position_ids.max()) + 1
     for part in before:
         decoder.step(input_ids[:, part], position_ids[:, part], real[:, part], 1, length)
+        read(part.stop - part.start)
     return decoder.step(input_ids[:, last], position_ids[:, last], real[:, last], steps, length)
 
 
-def next_tokens(session: Session, options: GenerationOptions, batch: int) -> NextTokens:
-    """The cheaper way that gives the same tokens. Loads the graph that it needs."""
+def _nobody(tokens: int) -> None:
+    """For whom nothing is too long."""
+
+
+def next_tokens(
+    session: Session, options: GenerationOptions, batch: int, read: Read | None = None
+) -> NextTokens:
+    """The cheaper way that gives the same tokens. Loads the graph that it needs. `read` is told how many
+    tokens a row were read, after each piece of a prompt but the last."""
+    read = read or _nobody
     sampler = Sampler(options, batch)
     if options.candidates == 1 and batch == 1 and session.candidates:
-        return GreedyTokens(session)
+        return GreedyTokens(session, read)
     if options.candidates is not None and options.candidates <= session.candidates:
-        return BestTokens(session, sampler, batch)
-    return AllLogits(session, sampler, batch)
+        return BestTokens(session, sampler, batch, read)
+    return AllLogits(session, sampler, batch, read)

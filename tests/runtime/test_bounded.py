@@ -100,6 +100,14 @@ def test_one_session_serves_several_conversations(exported, pieces):
     np.testing.assert_array_equal(got[0, 0, 0], expected[0, 0, 0])
 
 
+@pytest.mark.parametrize("changes", [{}, {**SAMPLED, "top_k": 7}, SAMPLED], ids=str)
+def test_reading_is_told_by_the_piece(exported, pieces, changes):
+    told, session = [], Session.open(exported(KINDS["bounded"])[1], threads=1)
+    options = GenerationOptions(max_new_tokens=2, **changes)
+    generate(session, prompts(17), options, on_prompt=told.append)
+    assert told == [7, 7], "the last piece ends with a token"
+
+
 def test_nothing_is_logged(exported, pieces, caplog):
     with caplog.at_level(logging.WARNING):
         generate(

@@ -1,0 +1,160 @@
+"""Perplexity and bits per byte of a text, in windows that overlap.
+
+A window has `window` tokens and begins `stride` after the one before; of each window only those tokens are
+scored that no earlier window scored, so that a token has at least window - stride others before it, but at
+the start of the text. This is the sliding evaluation of transformers' documentation ("Perplexity of
+fixed-length models"), with every token counted once.
+"""
+
+__all__ = ["Perplexity", "evaluate_text"]
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from doge_export.errors import DogeExportError
+from doge_export.runtime import Session
+from doge_export.tokenizer import Tokenizer
+
+_WINDOW = 2048  # the longest that is taken unasked
+_CALL = 128  # tokens of a row in one call
+_LOGITS = 1 << 26  # of one call, at most
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """`perplexity` is exp of the mean negative log-likelihood of the scored tokens, `bits_per_byte` their sum
+    in bits over the bytes they stand for in UTF-8. Beginning-of-text stands for none and is not scored."""
+
+    perplexity: float
+    bits_per_byte: float
+    negative_log_likelihood: float
+    tokens: int
+    bytes: int
+    window: int
+    stride: int
+
+
+def evaluate_text(
+    session: Session,
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    limit: int | None = None,
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> Perplexity:
+    """Score `text`, or its first `limit` tokens. `window`: the model's max_position_embeddings, at most 2048,
+    or the text if that is shorter; `stride`: half of it. `advance` is told of scored tokens as they are.
+
+    Raises:
+        DogeExportError: the text has fewer than two tokens, the window does not fit in a static cache, or the
+            stride is longer than the window.
+    """
+    ids = np.array(tokenizer.encode(text), np.int64)
+    size = len(text.encode("utf-8"))
+    if limit is not None and limit < len(ids):
+        ids = ids[:limit]
+        size = len(tokenizer.decode(ids.tolist()).encode("utf-8"))
+    if len(ids) < 2:
+        raise DogeExportError("The text has fewer than two tokens, so that there is nothing to predict.")
+    window = min(_WINDOW, session.bundle.config.max_position_embeddings) if window is None else window
+    stride = max(1, window // 2) if stride is None else stride
+    if not 1 <= stride < window:
+        raise DogeExportError(
+            f"A stride of {stride} does not fit a window of {window} tokens: the first of each has nothing "
+            "before it.",
+            "Give 1 or more, and less than the window.",
+        )
+    window = min(window, len(ids))
+    stride = min(stride, window - 1)
+    capacity = session.bundle.manifest.cache.max_length
+    if capacity is not None and window > capacity:
+        raise DogeExportError(
+            f"A window of {window} tokens does not fit in the bundle's static cache of {capacity}.",
+            f"Give --window {capacity} or less.",
+        )
+    total = 0.0
+    for scored, count in _scores(session, ids, window, stride):
+        total += scored
+        advance(count)
+    tokens = len(ids) - 1
+    return Perplexity(
+        perplexity=math.exp(total / tokens),
+        bits_per_byte=total / math.log(2) / size,
+        negative_log_likelihood=total,
+        tokens=tokens,
+        bytes=size,
+        window=window,
+        stride=stride,
+    )
+
+
+def _scores(
+    session: Session, ids: npt.NDArray[np.int64], window: int, stride: int
+) -> Iterator[tuple[float, int]]:
+    """Negative log-likelihood and number of newly scored tokens, several windows at a time."""
+    vocab = session.bundle.config.vocab_size
+    starts = list(range(0, max(1, len(ids) - window + stride), stride))
+    starts = [start for start in starts if start == 0 or start + window - stride < len(ids)]
+    whole = [start for start in starts if start + window <= len(ids)]
+    rows = 1 if _mixes(session) else max(1, _LOGITS // (min(_CALL, window) * vocab))
+    batches = [whole[at : at + rows] for at in range(0, len(whole), rows)]
+    batches += [[start] for start in starts[len(whole) :]]
+    for batch in batches:
+        length = min(window, len(ids) - batch[0])
+        part = np.stack([ids[start : start + length] for start in batch])
+        # A window's first tokens were scored by the one before it.
+        first = np.array([1 if start == 0 else window - stride for start in batch])
+        total = _negative_log_likelihood(session, part, first)
+        yield total, int(sum(length - each for each in first))
+
+
+def _mixes(session: Session) -> bool:
+    """Whether a token's result depends on the other rows and tokens of its call."""
+    bundle = session.bundle
+    return bundle.config.is_moe and bundle.manifest.options.get("routing") != "per-token"
+
+
+def _calls(session: Session, length: int, streams: bool) -> Sequence[slice]:
+    """A window in pieces that give what one call gives."""
+    config = session.bundle.config
+    turns = config.rope["rope_type"] in ("dynamic", "longrope") and not streams
+    limit = min(config.max_position_embeddings, config.rope.get("original_max_position_embeddings", length))
+    if _mixes(session) or (turns and length > limit):
+        return [slice(0, length)]
+    return [slice(at, min(at + _CALL, length)) for at in range(0, length, _CALL)]
+
+
+def _negative_log_likelihood(
+    session: Session, ids: npt.NDArray[np.int64], first: npt.NDArray[np.int64]
+) -> float:
+    """Of tokens first[row], ... of each row of ids [rows, length], each given those before it."""
+    rows, length = ids.shape
+    cache, total = session.new_cache(rows), 0.0
+    for part in _calls(session, length, cache.streams):
+        mask = np.ones((rows, part.stop - (part.start if cache.streams else 0)), np.int64)
+        positions = np.broadcast_to(np.arange(part.start, part.stop), (rows, part.stop - part.start))
+        logits, cache = session.step(
+            np.ascontiguousarray(ids[:, part]), mask, np.ascontiguousarray(positions), cache, length
+        )
+        for row in range(rows):
+            begin = max(part.start, int(first[row]) - 1)
+            end = min(part.stop, length - 1)
+            if begin < end:
+                total += _cost(
+                    logits[row, begin - part.start : end - part.start], ids[row, begin + 1 : end + 1]
+                )
+    return total
+
+
+def _cost(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> float:
+    """Sum of -log softmax(logits)[target]: float32 terms, float64 sums."""
+    logits -= logits.max(-1, keepdims=True)
+    chosen = np.take_along_axis(logits, targets[:, None], -1)[:, 0].astype(np.float64)
+    sums = np.exp(logits).sum(-1, dtype=np.float64)
+    return float((np.log(sums) - chosen).sum())

@@ -1,0 +1,1 @@
+"""What bench_context.py runs in processes of their own."""
