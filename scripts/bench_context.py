@@ -5,7 +5,8 @@ one.
     .venv/bin/python scripts/bench_context.py --models Doge-20M --precisions int8 --contexts 2048 4096 16384
 
 Each length is a process of its own, which reads that many random tokens and then decodes; ours take turns,
-round by round, so that a change of the machine's speed meets all lengths. `resident` is the process's memory
+round by round, so that a change of the machine's speed meets all lengths: `relative` is the median, over all rounds, of a
+length's time by the mean of all lengths' in that round. `resident` is the process's memory
 after the last round, `peak` its largest: that of the prefill. transformers decodes on a cache of random
 numbers, a length at a time (scripts/context/reference.py says why), where the memory suffices. Results:
 build/context/.
@@ -66,10 +67,17 @@ def ours(
                 figures = process.call("decode", calls=_CALLS)
                 row |= {"resident": figures["resident"], "peak": figures["peak"]}
                 if number:
-                    found += figures["ms"]
-        named = {"model": files.preset, "name": precision}
+                    found.append(statistics.mean(figures["ms"]))
+        means = [statistics.mean(together) for together in zip(*times, strict=True)]
         return [
-            {**named, **row, "ms": statistics.median(found), "ms_best": min(found)}
+            {
+                "model": files.preset,
+                "name": precision,
+                **row,
+                "ms": statistics.median(found),
+                "ms_best": min(found),
+                "relative": statistics.median(one / mean for one, mean in zip(found, means, strict=True)),
+            }
             for row, found in zip(rows, times, strict=True)
         ]
     finally:
@@ -110,6 +118,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines = []
     for title, key, scale, digits in (
         ("milliseconds a token, median", "ms", 1.0, 3),
+        ("the same by the mean of all lengths of a round, median", "relative", 1.0, 3),
         ("resident memory, MiB", "resident", 2.0**-20, 0),
         ("peak memory of the prefill, MiB", "prefill_peak", 2.0**-20, 0),
         ("tokens/s of the prefill", "prefill_rate", 1.0, 0),
@@ -141,7 +150,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["Doge-20M", "Doge-60M"])
     parser.add_argument("--precisions", nargs="+", default=["int8", "fp32"])
     parser.add_argument("--contexts", type=int, nargs="+", default=[2048, 4096, 16384, 65536, 262144])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-reference", action="store_true")
     parser.add_argument("--keep", action="store_true", help="use the bundles of the run before")
