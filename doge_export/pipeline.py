@@ -14,7 +14,7 @@ from doge_export.bundle import DECODE, Bundle, new_folder, write_manifest
 from doge_export.checkpoint import Checkpoint
 from doge_export.errors import DogeExportError
 from doge_export.init import write_checkpoint
-from doge_export.quantize import stored_bytes
+from doge_export.quantize import METHODS, stored_bytes
 from doge_export.recipe import RECIPE, ExportOptions
 from doge_export.shapes import parameter_count, tensor_shapes
 from doge_export.tokenizer import copy_tokenizer_files
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from doge_export.export import GraphFile
     from doge_export.model import DogeForExport
+    from doge_export.passes.quantize_weights import Round
     from doge_export.validate import Report
 
 __all__ = ["Exported", "export_model", "plan_export", "validate_bundle"]
@@ -69,12 +70,14 @@ def export_model(
     validate: bool = True,
     force: bool = False,
     progress: Progress = lambda steps, stage: None,
+    round_with: "Round | None" = None,
 ) -> Exported:
     """Export `model` (a folder, a fixture's or preset's name, a hub id) to the bundle folder `output`.
 
     With `validate` the finished graph is compared with the reference before `output` appears; the
     bundle is written even if it misses, and the report says so. `progress` gets bytes of weights
-    written and the name of the stage.
+    written and the name of the stage. `round_with` rounds in the place of rounding to nearest
+    (doge_export.passes.quantize_weights).
 
     Raises:
         DogeExportError: the checkpoint is damaged or not supported, an option does not fit it, or
@@ -89,6 +92,7 @@ def export_model(
         progress(0, "reading the checkpoint")
         checkpoint = Checkpoint.open(source)
         options.check_model(checkpoint.config)
+        round_with = round_with or _rounding(options)
         resolved = _resolved(options, checkpoint.config.max_position_embeddings)
         torch_model = load_model(checkpoint, options.dtype, options.routing, options.kv_cache)
         progress(0, "building the graph")
@@ -99,6 +103,7 @@ def export_model(
             options.routing,
             resolved["max_length"],
             options.precision,
+            round_with,
         )
         progress(0, "writing the weights")
         decode = save_graph(graph, folder, lambda written: progress(written, "writing the weights"))
@@ -170,6 +175,19 @@ def _need_torch() -> None:
                 f"Exporting and validating need {package}, which is not installed.",
                 "pip install 'doge-export[export]'",
             ) from None
+
+
+def _rounding(options: ExportOptions) -> "Round | None":
+    """What rounds as the options say, where no text is needed for it."""
+    if options.rounding == "nearest":
+        return None
+    method = METHODS[options.rounding]
+    if method.needs_text:
+        raise DogeExportError(
+            f"Rounding by {options.rounding} learns from a text, which export does not read.",
+            "Export with --precision fp32, and doge-export quantize the result.",
+        )
+    return lambda name, weight, dtype: method.round(weight, dtype, None)
 
 
 def _resolved(options: ExportOptions, model_length: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Where the native library with the fast kernels is."""
 
-__all__ = ["plugin_library"]
+__all__ = ["instruction_set", "plugin_library"]
 
+import ctypes
 from pathlib import Path
 
 from doge_export.errors import DogeExportError
@@ -21,3 +22,20 @@ def plugin_library() -> Path:
             "`make setup` builds it; without it a bundle runs in plain onnxruntime, only slower.",
         )
     return _LIBRARY
+
+
+def instruction_set(library: Path) -> str:
+    """Which of its loops the library runs on this processor: "amx", "avx512", "avx2" or "generic".
+
+    Raises:
+        DogeExportError: it cannot be loaded, or is of another version.
+    """
+    try:
+        function = ctypes.CDLL(str(library)).DogeExportInstructionSet
+    except (OSError, AttributeError) as error:
+        raise DogeExportError(
+            f"The native library {library} cannot be used: {error}.", "`make setup` builds it again."
+        ) from None
+    function.restype = ctypes.c_char_p
+    name: bytes = function()
+    return name.decode("ascii")

@@ -8,7 +8,7 @@ from typing import Any
 
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
-from doge_export.quantize import PRECISIONS
+from doge_export.quantize import METHODS, PRECISIONS
 from doge_export.targets import OPSETS, Target, get_target
 
 __all__ = ["RECIPE", "ExportOptions"]
@@ -18,6 +18,7 @@ RECIPE = "recipe.toml"
 _CHOICES = {
     "dtype": ("float32", "float16", "bfloat16"),
     "precision": tuple(PRECISIONS),
+    "rounding": tuple(METHODS),
     "kv_cache": tuple(OPSETS),
     "routing": ("reference", "per-token"),
 }
@@ -28,15 +29,17 @@ _KINDS: dict[type, str] = {int: "whole number", str: "text"}
 class ExportOptions:
     """What decides the bytes of a bundle, beside the checkpoint.
 
-    target: where it is to run. dtype: of weights, arithmetic and cache. precision: what the large
-    matrices are stored in; "fp32" leaves them in `dtype`. kv_cache: "growing", "static" or "bounded".
-    routing: "reference" mixes tokens as transformers does, "per-token" does not. max_length: the slots of a
-    static cache; None takes the model's max_position_embeddings.
+    target: where it is to run. dtype: of weights, arithmetic and cache. precision: what the large matrices
+    are stored in; "fp32" leaves them in `dtype`. rounding: how they were rounded to that, "nearest" or what
+    `quantize` did, which takes a text and is not to be repeated by a recipe alone. kv_cache: "growing",
+    "static" or "bounded". routing: "reference" mixes tokens as transformers does, "per-token" does not.
+    max_length: the slots of a static cache; None takes the model's max_position_embeddings.
     """
 
     target: str = "ort-cpu"
     dtype: str = "float32"
     precision: str = "fp32"
+    rounding: str = "nearest"
     kv_cache: str = "growing"
     routing: str = "reference"
     max_length: int | None = None

@@ -5,11 +5,10 @@ one.
     .venv/bin/python scripts/bench_context.py --models Doge-20M --precisions int8 --contexts 2048 4096 16384
 
 Each length is a process of its own, which reads that many random tokens and then decodes; ours take turns,
-round by round, so that a change of the machine's speed meets all lengths: `relative` is the median, over all rounds, of a
-length's time by the mean of all lengths' in that round. `resident` is the process's memory
-after the last round, `peak` its largest: that of the prefill. transformers decodes on a cache of random
-numbers, a length at a time (scripts/context/reference.py says why), where the memory suffices. Results:
-build/context/.
+round by round, so that a change of the machine's speed meets all lengths: `relative` is the median, over all
+rounds, of a length's time by the mean of all lengths' in that round. `resident` is the process's memory after
+the last round, `peak` its largest: that of the prefill. transformers decodes on a cache of random numbers, a
+length at a time (scripts/context/reference.py says why), where the memory suffices. Results: build/context/.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What every command shares: the error boundary, logging and progress on stderr, JSON for machines."""
 
-__all__ = ["Advance", "guarded", "logging_on_stderr", "progress", "to_json", "write_json"]
+__all__ = ["Advance", "guarded", "logging_on_stderr", "progress", "to_json", "write_json", "write_text"]
 
 import contextlib
 import errno
@@ -203,8 +203,16 @@ def write_json(data: Any, target: str | Path) -> None:
     text = to_json(data) + "\n"
     if str(target) == "-":
         click.echo(text, nl=False)
-        return
-    path = Path(target)
+    else:
+        write_text(text, Path(target))
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write the file, whole or not at all.
+
+    Raises:
+        DogeExportError: it cannot be written.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_text(text, encoding="utf-8")

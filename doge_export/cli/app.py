@@ -19,6 +19,8 @@ COMMANDS = {
     "generate": "doge_export.cli.generate",
     "bench": "doge_export.cli.bench",
     "eval": "doge_export.cli.eval",
+    "quantize": "doge_export.cli.quantize",
+    "doctor": "doge_export.cli.doctor",
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from doge_export.cli._shared import progress, write_json
+from doge_export.cli._shared import progress, write_json, write_text
 
 
 @click.command("validate")
@@ -19,6 +19,8 @@ from doge_export.cli._shared import progress, write_json
     "--tolerance", type=float, help="Largest absolute difference of float32 logits.  [default: 1e-4]"
 )
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the report as JSON.")
+@click.option("--html", "html_to", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write it as a page: a certificate, with the hashes of the files.")  # fmt: skip
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -27,6 +29,7 @@ def command(
     seed: int,
     tolerance: float | None,
     json_to: str | None,
+    html_to: Path | None,
 ) -> None:
     """Compare BUNDLE with transformers on the same schedules of calls. Exit code 1 on a miss.
 
@@ -34,8 +37,10 @@ def command(
     doge-export validate out/doge-tiny --reference doge-tiny
     doge-export validate out/doge-20m --reference path/to/Doge-20M --json report.json
     """
+    from doge_export.bench.machine import describe
+    from doge_export.bundle import Bundle
     from doge_export.pipeline import validate_bundle
-    from doge_export.render import report_lines
+    from doge_export.render import certificate, report_lines
 
     with progress("Validating") as advance:
         report = validate_bundle(
@@ -47,6 +52,8 @@ def command(
         )
     if json_to is not None:
         write_json(report.to_dict(), json_to)
+    if html_to is not None:
+        write_text(certificate(report, Bundle.open(bundle), describe()), html_to)
     if json_to != "-":
         for line in report_lines(report, every=True):
             click.echo(line)

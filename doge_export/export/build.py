@@ -22,6 +22,7 @@ from doge_export.passes import (
     simplify,
     top_tokens,
 )
+from doge_export.passes.quantize_weights import Round
 from doge_export.targets import OPSETS, Target
 from doge_export.targets.lowered import (
     DECODE_TOKENS,
@@ -65,11 +66,12 @@ def build_graph(
     routing: str,
     max_length: int | None = None,
     precision: str = "fp32",
+    round_with: Round | None = None,
 ) -> GraphFile:
     """The finished ONNX model of `model` for `target`; `max_length` are the slots of a static cache.
 
     A target with kernels gets the graph lowered to them, with the weights as the checkpoint has them or
-    in `precision`; another one gets them as MatMul reads them.
+    in `precision`, rounded to nearest or by `round_with`; another one gets them as MatMul reads them.
     """
     config, kernels = model.config, target.kernels
     options = BodyOptions(
@@ -86,7 +88,7 @@ def build_graph(
     if DECODER_LAYER not in kernels:
         pretranspose(exported)
     simplify(exported)
-    quantize_weights(exported, precision, config.tie_word_embeddings)
+    quantize_weights(exported, precision, config.tie_word_embeddings, round_with)
     attach_bodies(exported, options)
     if TOKEN_EMBEDDING in kernels:
         lower_embedding(exported)

@@ -1,17 +1,24 @@
 """Store the large matrices in int8 or int4 with float16 scales, and dequantize them where they are read."""
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-from doge_export.quantize import choose_block, quantized_tensors, stored_dtype
+from doge_export.quantize import Quantized, choose_block, quantized_tensors, stored_dtype
 
 __all__ = ["quantize_weights"]
 
 
-def quantize_weights(model: ir.Model, precision: str, tied: bool) -> None:
+Round = Callable[[str, npt.NDArray[np.float32], str], Quantized]
+
+
+def quantize_weights(model: ir.Model, precision: str, tied: bool, round_with: Round | None = None) -> None:
     """Replace each matrix that `precision` rounds by its values, under its own name, and its scales, under
-    the name with `scale` in the place of `weight`. Done when the file is written, one tensor at a time.
+    the name with `scale` in the place of `weight`. Done when the file is written, one tensor at a time; or
+    now, by `round_with`, which is given a weight's name, its values and the type.
 
     The matrices are as the checkpoint has them, [outputs, inputs], read by Transpose and by Gather.
     """
@@ -22,20 +29,23 @@ def quantize_weights(model: ir.Model, precision: str, tied: bool) -> None:
         dtype = stored_dtype(name, tuple(map(int, tensor.shape.numpy())), precision, tied)
         if dtype is None:
             continue
-        _quantize(graph, weight, tensor, dtype)
+        made = None if round_with is None else round_with(name, tensor.numpy().astype(np.float32), dtype)
+        _quantize(graph, weight, tensor, dtype, made)
 
 
-def _quantize(graph: ir.Graph, weight: ir.Value, tensor: ir.TensorProtocol, dtype: str) -> None:
+def _quantize(
+    graph: ir.Graph, weight: ir.Value, tensor: ir.TensorProtocol, dtype: str, made: Quantized | None
+) -> None:
     name = weight.name
     assert name is not None
     values, scales = (
         ir.Value(
-            name=made.name,
-            type=ir.TensorType(made.dtype),
-            shape=ir.Shape(made.shape.numpy()),
-            const_value=made,
+            name=stored.name,
+            type=ir.TensorType(stored.dtype),
+            shape=ir.Shape(stored.shape.numpy()),
+            const_value=stored,
         )
-        for made in quantized_tensors(tensor, dtype, name, f"{name.removesuffix('.weight')}.scale")
+        for stored in quantized_tensors(tensor, dtype, name, f"{name.removesuffix('.weight')}.scale", made)
     )
     block = choose_block(int(tensor.shape.numpy()[1]), dtype)
     assert block is not None

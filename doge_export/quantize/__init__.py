@@ -1,5 +1,6 @@
 """Weights in fewer bits: one algorithm a file, and the table of what `--precision` means."""
 
+from doge_export.quantize.methods import METHODS, Method, parse_scheme
 from doge_export.quantize.precisions import PRECISIONS, Precision, stored_bytes, stored_dtype
 from doge_export.quantize.round_to_nearest import (
     Quantized,
@@ -10,11 +11,14 @@ from doge_export.quantize.round_to_nearest import (
 )
 
 __all__ = [
+    "METHODS",
     "PRECISIONS",
+    "Method",
     "Precision",
     "Quantized",
     "choose_block",
     "dequantize",
+    "parse_scheme",
     "quantize",
     "quantized_tensors",
     "stored_bytes",

@@ -15,13 +15,23 @@ import onnx_ir as ir
 
 from doge_export.errors import DogeExportError
 
-__all__ = ["Quantized", "choose_block", "dequantize", "quantize", "quantized_tensors"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Quantized",
+    "block_rows",
+    "choose_block",
+    "dequantize",
+    "quantize",
+    "quantized_tensors",
+]
 
 
 @dataclass(frozen=True)
-class _Format:
-    """`element`: numpy's type, one number an element. A block has at most `largest` numbers, a multiple of
-    `step`, which is what kernels read at once. scale = extreme / divisor, q in lowest..highest."""
+class Format:
+    """How numbers are stored. `element`: numpy's type, one number an element. A block has at most `largest`
+    numbers, a multiple of `step`, which is what kernels read at once. scale = extreme / divisor, q in
+    lowest..highest."""
 
     element: Any
     onnx: ir.DataType
@@ -32,9 +42,9 @@ class _Format:
     highest: int
 
 
-_FORMATS: dict[str, _Format] = {
-    "int8": _Format(np.int8, ir.DataType.INT8, 128, 4, 127.0, -127, 127),
-    "int4": _Format(ml_dtypes.int4, ir.DataType.INT4, 32, 8, -8.0, -8, 7),
+FORMATS: dict[str, Format] = {
+    "int8": Format(np.int8, ir.DataType.INT8, 128, 4, 127.0, -127, 127),
+    "int4": Format(ml_dtypes.int4, ir.DataType.INT4, 32, 8, -8.0, -8, 7),
 }
 
 
@@ -48,7 +58,7 @@ class Quantized:
 
 def choose_block(width: int, dtype: str) -> int | None:
     """The block of rows of `width` numbers: the largest that divides them; None where none does."""
-    form = _FORMATS[dtype]
+    form = FORMATS[dtype]
     sizes = range(form.largest, 0, -form.step)
     return next((size for size in sizes if width % size == 0), None)
 
@@ -60,11 +70,19 @@ def quantize(weight: npt.NDArray[Any], dtype: str) -> Quantized:
         DogeExportError: a weight is not finite, or so large that float16 has no scale for it.
     """
     blocks, scales = _blocks_and_scales(weight, dtype)
-    form = _FORMATS[dtype]
+    values = block_rows(blocks, scales, dtype).astype(np.int8)
+    return Quantized(values.astype(FORMATS[dtype].element, copy=False).reshape(weight.shape), scales)
+
+
+def block_rows(
+    blocks: npt.NDArray[np.float32], scales: npt.NDArray[np.float16], dtype: str
+) -> npt.NDArray[np.float32]:
+    """The integers nearest to blocks [n, blocks, block] / scales [n, blocks], as float32."""
+    form = FORMATS[dtype]
     step = scales.astype(np.float32)[..., None]
     values = np.divide(blocks, step, out=np.zeros_like(blocks), where=step != 0)
     np.clip(np.rint(values, out=values), form.lowest, form.highest, out=values)
-    return Quantized(values.astype(np.int8).astype(form.element, copy=False).reshape(weight.shape), scales)
+    return values
 
 
 def dequantize(quantized: Quantized) -> npt.NDArray[np.float32]:
@@ -76,13 +94,17 @@ def dequantize(quantized: Quantized) -> npt.NDArray[np.float32]:
 
 
 def quantized_tensors(
-    weight: ir.TensorProtocol, dtype: str, name: str, scale_name: str
+    weight: ir.TensorProtocol, dtype: str, name: str, scale_name: str, made: Quantized | None = None
 ) -> tuple[ir.TensorProtocol, ir.TensorProtocol]:
-    """What the file stores for `weight` [n, k]: values and scales, made each time they are read."""
-    form = _FORMATS[dtype]
+    """What the file stores for `weight` [n, k]: values and scales, those of `made`, or made each time they
+    are read."""
+    form = FORMATS[dtype]
     rows, width = (int(size) for size in weight.shape.numpy())
     block = choose_block(width, dtype)
     assert block is not None
+
+    if made is not None:
+        return ir.Tensor(made.values, dtype=form.onnx, name=name), ir.Tensor(made.scales, name=scale_name)
 
     def values() -> ir.TensorProtocol:
         return ir.Tensor(quantize(weight.numpy(), dtype).values, dtype=form.onnx, name=name)
@@ -101,7 +123,7 @@ def _blocks_and_scales(
     weight: npt.NDArray[Any], dtype: str
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float16]]:
     """float32 [n, k / block, block] and float16 [n, k / block]."""
-    form, block = _FORMATS[dtype], choose_block(weight.shape[1], dtype)
+    form, block = FORMATS[dtype], choose_block(weight.shape[1], dtype)
     assert block is not None
     blocks = weight.astype(np.float32).reshape(len(weight), -1, block)
     places = np.abs(blocks).argmax(-1)[..., None]  # NaN counts as the largest

@@ -121,7 +121,9 @@ def _first_line(error: Exception) -> str:
 
 def _remedy(bundle: Bundle, error: Exception) -> str:
     target, dtype = (bundle.manifest.options.get(key) for key in ("target", "dtype"))
-    if type(error).__name__ == "NotImplemented" or "is invalid" in str(error):
+    if type(error).__name__ == "NotImplemented" or any(
+        words in str(error) for words in ("is invalid", "has unsupported type")
+    ):
         return (
             f"It was exported with --target {target} --dtype {dtype}; the CPU runs --target ort-cpu "
             "--dtype float32."

@@ -20,6 +20,7 @@ from doge_export.validate.kernels import Kernels, why_not
 from doge_export.validate.reference import Reference, Run
 from doge_export.validate.report import Check, Report
 from doge_export.validate.schedules import Schedule, Tokens, draw_tokens, plan
+from doge_export.validate.stored import stored_weights
 
 __all__ = ["TOLERANCES", "validate"]
 
@@ -40,8 +41,11 @@ _ROUNDED_LIMIT = 1e-3
 #: that a near-tie may fall to the other side of the boundary.
 _ROUNDED_KERNELS = {"kl_divergence": 1e-4, "top1_agreement": 0.98}
 
-#: dtype -> what the tokens of decode.onnx may be away from the logits of model.onnx, relative to the best.
-_BEST_LIMIT = {"float32": 1e-4, "float16": 2**-8}
+#: What the tokens of decode.onnx may be away from the logits of model.onnx, relative to the best, in float32.
+_BEST_LIMIT = 1e-4
+#: "rounded" weights or dtype -> how near they are to be otherwise, and for which share of the tokens. The two
+#: graphs hold the keys in another order, so that a near-tie may fall to the other side in one of them.
+_NEAR_TOKENS = {"rounded": (1e-3, 0.98), "float16": (2**-8, 0.95)}
 
 #: dtype -> how far below the reference's best logit, relative to it, a choice may lie and still agree. Of
 #: bfloat16, two steps: its logits often tie, and one position is all that some schedules have.
@@ -53,6 +57,7 @@ _LABELS = {
     "kl_divergence": "KL divergence",
     "top1_agreement": "top-1 agreement",
     "best": "tokens of decode.onnx",
+    "tokens": "tokens of decode.onnx",
 }
 
 _ENOUGH = 32  # tokens
@@ -84,8 +89,9 @@ def validate(
     """Compare `bundle` with transformers' model of the checkpoint it was exported from: its graph in plain
     onnxruntime, and the same on the native kernels where they are built.
 
-    Where the bundle's weights are rounded to fewer bits, so are the reference's: the graph is judged for
-    what it computes with them, and what the rounding costs is a figure without a limit.
+    Where the bundle's weights are rounded to fewer bits, so are the reference's: the graph is judged for what
+    it computes with them, and what the rounding costs is a figure without a limit. Rounding to nearest is
+    done again; of weights that were rounded with a text the reference gets what the bundle stores.
 
     `tolerance` overrides the largest absolute difference of float32 logits. `quick` leaves out what
     would take the reference more than seconds, and says so in `omitted`. `advance` is told of every
@@ -105,7 +111,10 @@ def validate(
         )
     schedules, omitted = plan(bundle.config, manifest.cache.max_length, quick)
     calls = [(schedule, draw_tokens(schedule, bundle.config.vocab_size, seed)) for schedule in schedules]
-    runs = _reference_runs(reference_folder, dtype, per_token, precision, calls)
+    stored = None
+    if manifest.options.get("rounding", "nearest") != "nearest":  # nobody can round so again
+        stored = stored_weights(bundle)
+    runs = _reference_runs(reference_folder, dtype, per_token, precision, stored, calls)
     report = Report(
         omitted=omitted,
         subject={"reference": reference_folder.name, "options": dict(manifest.options), "seed": seed},
@@ -179,8 +188,13 @@ def _judge(
         worst["kl_divergence"] = _largest(worst.get("kl_divergence", 0.0), figures["kl_divergence"])
         worst["top1_agreement"] = min(worst.get("top1_agreement", 1.0), figures["top1_agreement"])
         if best := opened.best(schedule, tokens):
-            figures["best"] = compare_best(got, best, schedule)
-            limits["best"] = _BEST_LIMIT[dtype]
+            gaps = compare_best(got, best, schedule)
+            kind = "rounded" if dtype == "float32" and "max_abs_diff" not in limits else dtype
+            if kind in _NEAR_TOKENS:
+                near, limits["tokens"] = _NEAR_TOKENS[kind]
+                figures["tokens"] = float((gaps <= near).mean())
+            else:
+                figures["best"], limits["best"] = float(gaps.max()), _BEST_LIMIT
     else:
         selection = compare_selection(expected, got, tokens, schedule.steps)
         figures["selection"] = selection.share
@@ -194,7 +208,7 @@ def _judge(
         report.nearest_margin = min(report.nearest_margin, expected.ties.nearest)
     for name, limit in limits.items():
         label = f"{schedule.name}{side.suffix}: {_LABELS[name]}"
-        at_least = name in ("selection", "top1_agreement")
+        at_least = name in ("selection", "top1_agreement", "tokens")
         report.checks.append(Check(label, figures[name], limit, at_least))
 
 
@@ -229,10 +243,15 @@ def _largest(first: float, second: float) -> float:
 
 
 def _reference_runs(
-    folder: Path, dtype: str, per_token: bool, precision: str, calls: list[tuple[Schedule, Tokens]]
+    folder: Path,
+    dtype: str,
+    per_token: bool,
+    precision: str,
+    stored: Mapping[str, Any] | None,
+    calls: list[tuple[Schedule, Tokens]],
 ) -> Iterator[Run]:
     """Each schedule in the reference, which lives as long as this does."""
-    reference = Reference(folder, dtype, per_token, precision)
+    reference = Reference(folder, dtype, per_token, precision, stored)
     for schedule, tokens in calls:
         yield reference.run(schedule, tokens)
 

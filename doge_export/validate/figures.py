@@ -84,12 +84,14 @@ def compare_selection(expected: Run, got: Run, tokens: Tokens, steps: tuple[int,
     return Selection(same, total, widest)
 
 
-def compare_best(got: Run, best: BestTokens, schedule: Schedule) -> float:
-    """The largest difference between the best tokens of one graph and all logits of another, both of the
-    same model: of the tokens' logits, and of a token's logit to the best one. Relative to the best."""
+def compare_best(got: Run, best: BestTokens, schedule: Schedule) -> npt.NDArray[np.float64]:
+    """The difference between the best tokens of one graph and all logits of another, both of the same model:
+    of a token's logits, or of its logit to the best one, whichever is larger. Relative to the best,
+    [batch, calls]."""
     last = np.cumsum([len(schedule.kept(count)) for count in schedule.steps]) - 1
     logits = got.logits[:, last]
     chosen = np.take_along_axis(logits, best.ids[..., None], -1)[..., 0]
     highest = logits.max(-1)
     gap = np.maximum(np.abs(chosen - best.logits), highest - chosen)
-    return float((gap / np.maximum(np.abs(highest), np.finfo(np.float32).tiny)).max())
+    result: npt.NDArray[np.float64] = gap / np.maximum(np.abs(highest), np.finfo(np.float32).tiny)
+    return result

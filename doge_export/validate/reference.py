@@ -14,7 +14,7 @@ tied keys (any repeated token ties in layer 0):
 
 import contextlib
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,17 @@ class Reference:
     """A checkpoint in transformers. `dtype` rounds the weights first, as an export in that dtype does; the
     arithmetic stays float32, but for bfloat16. That has so few numbers that most keys at the window's
     boundary tie, and by the tie rule: only a judge that computes in bfloat16 knows which (docs/parity.md).
-    `precision` rounds the matrices after that, as it does in an export.
+    `precision` rounds the matrices to nearest after that, as it does in an export; `rounded` puts others in
+    their place.
     """
 
     def __init__(
-        self, folder: Path, dtype: str = "float32", per_token: bool = False, precision: str = "fp32"
+        self,
+        folder: Path,
+        dtype: str = "float32",
+        per_token: bool = False,
+        precision: str = "fp32",
+        rounded: Mapping[str, npt.NDArray[np.float32]] | None = None,
     ) -> None:
         self.config = Checkpoint.open(folder).config
         from transformers import DogeForCausalLM
@@ -128,7 +134,10 @@ class Reference:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise DogeExportError(f"transformers cannot load {folder}: {error}") from error
-        _round_weights(model, precision, self.config.tie_word_embeddings)
+        if rounded is None:
+            _round_weights(model, precision, self.config.tie_word_embeddings)
+        else:
+            _replace_weights(model, rounded)
         self.model = (model if dtype == "bfloat16" else model.float()).eval()
         self._keys: list[npt.NDArray[np.bool_]] = []
         self._experts: list[npt.NDArray[np.int64]] = []
@@ -209,6 +218,13 @@ def _round_weights(model: Any, precision: str, tied: bool) -> None:
             if stored is not None:
                 rounded = dequantize(quantize(parameter.float().numpy(), stored))
                 parameter.copy_(torch.from_numpy(rounded))
+
+
+def _replace_weights(model: Any, rounded: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in rounded.items():
+            parameters[name].copy_(torch.from_numpy(weight))
 
 
 def _own_halves(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:

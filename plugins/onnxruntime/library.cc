@@ -1,4 +1,5 @@
-// The one exported function: RegisterCustomOps, which gives a session's options the domain `doge`.
+// The exported functions: RegisterCustomOps, which gives a session's options the domain `doge`, and
+// DogeExportInstructionSet, which says what the kernels use here.
 #include <iterator>
 #include <mutex>
 #include <string>
@@ -83,6 +84,10 @@ Registry& registry() {
 Runtime runtime_of(const Api* api) { return registry().runtime(api); }
 
 }  // namespace doge::ort
+
+extern "C" __attribute__((visibility("default"))) const char* DogeExportInstructionSet() {
+  return doge::instruction_set();
+}
 
 extern "C" __attribute__((visibility("default"))) doge::ort::Status* RegisterCustomOps(
     doge::ort::SessionOptions* options, const doge::ort::ApiBase* base) {

@@ -96,6 +96,7 @@ def test_recipe_is_read_overruled_and_written(checkpoint: Path, tmp_path: Path) 
         "target": "ort-cpu",
         "dtype": "float32",
         "precision": "fp32",
+        "rounding": "nearest",
         "kv_cache": "static",
         "routing": "reference",
         "max_length": 30,

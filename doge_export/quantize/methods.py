@@ -1,0 +1,59 @@
+"""How `quantize --scheme` rounds: one row a method, and the grammar of a scheme."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from doge_export.errors import DogeExportError
+from doge_export.quantize.gptq import gptq
+from doge_export.quantize.precisions import PRECISIONS
+from doge_export.quantize.round_to_nearest import Quantized, quantize
+from doge_export.quantize.scale_search import search
+
+__all__ = ["METHODS", "Method", "parse_scheme"]
+
+Hessian = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Method:
+    """`round` takes a matrix [n, k], its type, and the mean of x x^T [k, k] of what it is multiplied with, or
+    None where nothing is known of that. `needs_text`: without a calibration text there is no point."""
+
+    round: Callable[[npt.NDArray[np.float32], str, Hessian | None], Quantized]
+    needs_text: bool = False
+
+
+def _search(weight: npt.NDArray[np.float32], dtype: str, hessian: Hessian | None) -> Quantized:
+    return search(weight, dtype, None if hessian is None else np.diag(hessian))
+
+
+def _gptq(weight: npt.NDArray[np.float32], dtype: str, hessian: Hessian | None) -> Quantized:
+    return search(weight, dtype) if hessian is None else gptq(weight, dtype, hessian)
+
+
+METHODS: dict[str, Method] = {
+    "nearest": Method(lambda weight, dtype, hessian: quantize(weight, dtype)),
+    "search": Method(_search),
+    "gptq": Method(_gptq, needs_text=True),
+}
+
+
+def parse_scheme(scheme: str) -> tuple[str, str]:
+    """The precision and the method of "int4", "int4-search", "int8-head4-gptq": nearest where none is named.
+
+    Raises:
+        DogeExportError: there is no such scheme.
+    """
+    precision, _, method = scheme.rpartition("-")
+    if scheme in PRECISIONS:
+        precision, method = scheme, "nearest"
+    if precision not in PRECISIONS or method not in METHODS or precision == "fp32":
+        known = ", ".join(name for name in PRECISIONS if name != "fp32")
+        better = " or ".join(f"-{name}" for name in METHODS if name != "nearest")
+        raise DogeExportError(
+            f"There is no scheme {scheme!r}.", f"Choose {known}, alone or with {better} behind."
+        )
+    return precision, method

@@ -1,0 +1,88 @@
+"""A validation as one HTML page that needs nothing else: verdict, every check as a bar against its limit."""
+
+__all__ = ["certificate"]
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from doge_export.render.lines import report_lines
+
+if TYPE_CHECKING:
+    from doge_export.bundle import Bundle
+    from doge_export.validate import Check, Report
+
+_DECADES = 8  # a bar is empty where a value is so many powers of ten below its limit
+
+_PAGE = """<!doctype html> <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title> <style> body
+{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
+h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem } .verdict { padding: .6rem 1rem;
+border-radius: .4rem; color: #fff; background: {{ "#1a7f4b" if passed else "#b3261e" }} } table {
+border-collapse: collapse; width: 100% } td, th { padding: .2rem .5rem; text-align: left; vertical-align: top
+} tr { border-bottom: 1px solid #e4e4e4 } .number { text-align: right; font-variant-numeric: tabular-nums }
+.bar { width: 12rem } .track { background: #ececec; height: .7rem; border-radius: .35rem; overflow: hidden }
+.fill { height: 100% } .hash { font: 12px monospace; word-break: break-all } .missed { color: #b3261e;
+font-weight: 600 } </style></head><body> <h1>{{ title }}</h1> <p class="verdict">{{ verdict }}</p> <ul>{% for
+line in notes %}<li>{{ line }}</li>{% endfor %}</ul> <h2>Checks</h2> <p>A full bar is at the limit; each
+eighth less is a power of ten.</p> <table><tr><th>check</th><th class="number">value</th><th
+class="number">limit</th><th>of the limit</th></tr> {% for check in checks %}<tr><td>{{ check.name }}</td> <td
+class="number{{ "" if check.passed else " missed" }}">{{ check.value }}</td><td class="number">{{ check.limit
+}}</td> <td class="bar"><div class="track"><div class="fill" style="width: {{ check.width }}%; background: {{
+"#1a7f4b" if check.passed else "#b3261e" }}"></div></div></td></tr> {% endfor %}</table> {% for name, rows in
+tables %}<h2>{{ name }}</h2> <table>{% for key, value in rows %}<tr><td>{{ key }}</td><td{% if name == "Files"
+%} class="hash"{% endif %}>{{ value }} </td></tr>{% endfor %}</table>{% endfor %} </body></html>
+"""
+
+
+def certificate(report: "Report", bundle: "Bundle", machine: dict[str, Any]) -> str:
+    """The page. It holds the hashes of the bundle's files, so that it can be held to another copy of it."""
+    manifest = bundle.manifest
+    *notes, verdict = report_lines(report)
+    failed = {check.name for check in report.checks if not check.passed}
+    notes = [line for line in notes if not any(line.startswith(name) for name in failed)]
+    tables = [
+        ("Subject", [("reference", report.subject.get("reference")), ("seed", report.subject.get("seed"))]),
+        ("Options", sorted((key, _text(value)) for key, value in manifest.options.items())),
+        ("Versions", [("doge-export", manifest.doge_export), *sorted(manifest.versions.items())]),
+        ("Machine", [(key, _text(value)) for key, value in machine.items()]),
+        ("Files", [(name, f"sha256 {entry.sha256}") for name, entry in sorted(manifest.files.items())]),
+    ]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(_PAGE).render(
+        title=f"Parity of {bundle.path.name} with {report.subject.get('reference')}",
+        passed=report.passed,
+        verdict=verdict,
+        notes=notes,
+        checks=[_row(check) for check in report.checks],
+        tables=tables,
+    )
+
+
+def _row(check: "Check") -> dict[str, Any]:
+    sign = "≥" if check.at_least else "≤"
+    return {
+        "name": check.name,
+        "value": f"{check.value:.3g}",
+        "limit": f"{sign} {check.limit:g}",
+        "passed": check.passed,
+        "width": round(100 * _share(check), 1),
+    }
+
+
+def _share(check: "Check") -> float:
+    """How full the bar is, 0 to 1; of a share that must be reached, what is missing counts."""
+    value, limit = check.value, check.limit
+    if check.at_least:
+        value, limit = 1 - value, 1 - limit
+        if limit <= 0:
+            return 0.0 if value <= 0 else 1.0
+    if math.isnan(value) or value >= limit:
+        return 1.0
+    if value <= 0:
+        return 0.0
+    return max(0.0, 1 + math.log10(value / limit) / _DECADES)
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

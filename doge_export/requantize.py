@@ -1,0 +1,126 @@
+"""A bundle in full precision -> one with fewer bits, and what that cost on a text."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from doge_export.bundle import Bundle, check_output
+from doge_export.errors import DogeExportError
+from doge_export.pipeline import Exported, export_model
+from doge_export.quantize import METHODS, parse_scheme
+from doge_export.recipe import ExportOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from doge_export.calibrate import Divergence
+    from doge_export.quantize import Quantized
+
+__all__ = ["Requantized", "quantize_bundle"]
+
+_CALIBRATION = 64  # windows
+_JUDGED = 16
+
+
+@dataclass(frozen=True)
+class Requantized:
+    """The new bundle, and its divergence from the old one on windows of the text that it was not calibrated
+    with; None without a text."""
+
+    exported: Exported
+    divergence: "Divergence | None"
+
+
+def quantize_bundle(
+    bundle: Path | str,
+    output: Path | str,
+    scheme: str,
+    text: str | None = None,
+    *,
+    force: bool = False,
+    progress: Callable[[int, str], None] = lambda steps, stage: None,
+) -> Requantized:
+    """Round the weights of `bundle` by `scheme` ("int4-gptq"; doge_export.quantize.parse_scheme) into
+    `output`.
+
+    The last fifth of `text` is kept back to judge the result by; the rest calibrates. `progress` gets tokens
+    read or bytes written, and the name of the stage.
+
+    Raises:
+        DogeExportError: the bundle has no full weights, the scheme does not exist or needs a text, the text
+        is too
+            short, or `output` is in the way.
+    """
+    precision, method = parse_scheme(scheme)
+    source = Bundle.open(bundle)
+    check_output(Path(output), force)
+    given = source.manifest.options
+    if given.get("precision", "fp32") != "fp32":
+        raise DogeExportError(
+            f"{source.path} is rounded to {given['precision']} already.", "Give the bundle it was made from."
+        )
+    known = {field.name for field in fields(ExportOptions)}
+    changed = {"precision": precision, "rounding": method}
+    options = ExportOptions.resolve(**{**{k: v for k, v in given.items() if k in known}, **changed})
+    if text is None and METHODS[method].needs_text:
+        raise DogeExportError(f"{scheme} learns from a text.", "Give one with --text FILE.")
+    source.verify()
+    calibration, judged = _split(source, text)
+    known_inputs: dict[str, npt.NDArray[np.float32]] = {}
+    if calibration is not None and method != "nearest":
+        from doge_export.calibrate import hessians
+
+        known_inputs = hessians(source, calibration, lambda tokens: progress(tokens, "reading the text"))
+
+    def round_with(name: str, weight: Any, dtype: str) -> "Quantized":
+        progress(0, f"rounding {name.removesuffix('.weight')}")
+        return METHODS[method].round(weight, dtype, known_inputs.get(name))
+
+    with tempfile.TemporaryDirectory(prefix="doge-export-") as folder:
+        _write_checkpoint(source, Path(folder))
+        exported = export_model(
+            folder, output, options, validate=False, force=force, progress=progress, round_with=round_with
+        )
+    return Requantized(exported, _judge(source, exported.bundle, judged, progress))
+
+
+def _split(source: Bundle, text: str | None) -> tuple[Any, Any]:
+    """Windows to calibrate with, and windows to judge by."""
+    if text is None:
+        return None, None
+    from doge_export.calibrate import windows
+
+    border = text.rfind(" ", 0, len(text) * 4 // 5)
+    border = border if border > 0 else len(text) * 4 // 5
+    return windows(source, text[:border], _CALIBRATION), windows(source, text[border:], _JUDGED)
+
+
+def _judge(
+    source: Bundle, made: Bundle, ids: Any, progress: Callable[[int, str], None]
+) -> "Divergence | None":
+    if ids is None:
+        return None
+    from doge_export.calibrate import divergence
+    from doge_export.runtime import Session
+
+    base, other = Session.open(source), Session.open(made)
+    return divergence(base, other, ids, lambda tokens: progress(tokens, "judging"))
+
+
+def _write_checkpoint(bundle: Bundle, folder: Path) -> None:
+    """The bundle's weights and the files beside them, as a checkpoint that `export` reads."""
+    import onnx_ir as ir
+    from safetensors.numpy import save_file
+
+    weights = {}
+    for name, value in ir.load(bundle.model_path).graph.initializers.items():
+        if name.startswith(("model.", "lm_head.")) and value.const_value is not None:
+            weights[name] = value.const_value.numpy()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for path in bundle.path.iterdir():
+        if path.suffix in (".json", ".jinja", ".model") and path.name != "doge_export.json":
+            shutil.copyfile(path, folder / path.name)

@@ -1,0 +1,137 @@
+"""`quantize`: fewer bits, measured on text that was kept back."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from doge_export import presets
+from doge_export.bundle import Bundle
+from doge_export.cli.app import run
+from doge_export.pipeline import export_model, validate_bundle
+from doge_export.recipe import ExportOptions
+
+HELDOUT = presets.models_folder() / "heldout.txt"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
+    made: dict[str, Bundle] = {}
+
+    def get(name: str) -> Bundle:
+        if name not in made:
+            output = tmp_path_factory.mktemp("full") / "bundle"
+            options = ExportOptions.resolve(routing="per-token")
+            made[name] = export_model(name, output, options, validate=False).bundle
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", ["doge-tiny", "doge-tiny-moe"])
+def test_better_rounding_loses_less_in_the_same_bytes(name: str, source: Any, tmp_path: Path) -> None:
+    figures = {}
+    for scheme in ("int4", "int4-search", "int4-gptq"):
+        output, figure = tmp_path / scheme, tmp_path / f"{scheme}.json"
+        arguments = ["quantize", str(source(name).path), "-o", str(output), "--scheme", scheme]
+        assert run([*arguments, "--text", str(HELDOUT), "--json", str(figure)]) == 0
+        figures[scheme] = json.loads(figure.read_text())
+        made = Bundle.open(output)
+        made.verify()
+        assert made.manifest.options["precision"] == "int4"
+        assert made.manifest.options["rounding"] == (scheme.partition("-")[2] or "nearest")
+        assert (output / "decode.onnx").exists() and (output / "tokenizer.json").exists()
+    assert len({figure["bytes"] for figure in figures.values()}) == 1
+    nearest, search, gptq = (figure["kl_divergence"] for figure in figures.values())
+    assert gptq < search < nearest
+    assert gptq < 0.75 * nearest
+    report = validate_bundle(tmp_path / "int4-gptq", name)
+    assert report.passed, [check.name for check in report.checks if not check.passed]
+    assert report.rounding is not None
+
+
+def test_int8_costs_next_to_nothing(source: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["quantize", str(source("doge-tiny").path), "-o", str(tmp_path / "out"), "--scheme", "int8"]
+    assert run([*arguments, "--text", str(HELDOUT), "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kl_divergence"] <= 1e-3 and found["top1_agreement"] >= 0.98
+    full = sum(e.bytes for n, e in source("doge-tiny").manifest.files.items() if n.startswith("model.onnx"))
+    made = Bundle.open(tmp_path / "out")
+    assert sum(e.bytes for n, e in made.manifest.files.items() if n.startswith("model.onnx")) <= 0.32 * full
+
+
+def test_without_a_text_it_is_not_judged(
+    source: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "quantize",
+        str(source("doge-tiny").path),
+        "-o",
+        str(tmp_path / "out"),
+        "--scheme",
+        "int4-search",
+    ]
+    assert run(arguments) == 0
+    assert "not judged" in capsys.readouterr().out
+    # What needs no text, a recipe repeats to the byte.
+    again = export_model(
+        "doge-tiny",
+        tmp_path / "again",
+        ExportOptions.resolve(tmp_path / "out" / "recipe.toml"),
+        validate=False,
+    )
+    for name in ("model.onnx", "model.onnx.data", "decode.onnx"):
+        assert (again.bundle.path / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "text", "sentence"),
+    [
+        ("int3", None, "There is no scheme 'int3'"),
+        ("int4-gptq", None, "learns from a text"),
+        ("int4-gptq", b"too short", "one window takes 512"),
+        ("int4-gptq", b"caf\xe9", "not UTF-8"),
+        ("int4-gptq", b"", "is empty"),
+        ("int4", "missing", "There is no text"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    scheme: str,
+    text: bytes | str | None,
+    sentence: str,
+    source: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["quantize", str(source("doge-tiny").path), "-o", str(tmp_path / "out"), "--scheme", scheme]
+    if text is not None:
+        path = tmp_path / "text.txt"
+        if isinstance(text, bytes):
+            path.write_bytes(text)
+        arguments += ["--text", str(path)]
+    assert run(arguments) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_what_cannot_be_quantized(source: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    once = tmp_path / "once"
+    assert run(["quantize", str(source("doge-tiny").path), "-o", str(once), "--scheme", "int8"]) == 0
+    assert run(["quantize", str(once), "-o", str(tmp_path / "twice"), "--scheme", "int4"]) == 2
+    assert "is rounded to int8 already" in capsys.readouterr().err
+    assert run(["quantize", str(source("doge-tiny").path), "-o", str(once), "--scheme", "int8"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    copy = shutil.copytree(source("doge-tiny").path, tmp_path / "copy")
+    data = bytearray((copy / "model.onnx.data").read_bytes())
+    data[1000] ^= 1
+    (copy / "model.onnx.data").write_bytes(data)
+    assert run(["quantize", str(copy), "-o", str(tmp_path / "out"), "--scheme", "int8"]) == 2
+    assert "was changed after the export" in capsys.readouterr().err
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('precision = "int4"\nrounding = "gptq"\n')
+    assert run(["export", "-m", "doge-tiny", "-o", str(tmp_path / "out"), "--recipe", str(recipe)]) == 2
+    assert "learns from a text, which export does not read" in capsys.readouterr().err

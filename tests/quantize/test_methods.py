@@ -1,0 +1,115 @@
+"""Rounding better than to nearest: never worse by its own measure, and stored as the kernels read it."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from doge_export.errors import DogeExportError
+from doge_export.quantize import METHODS, dequantize, parse_scheme, quantize
+from doge_export.quantize.gptq import gptq
+from doge_export.quantize.scale_search import search
+
+LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}
+sizes = pytest.mark.parametrize("dtype", ["int8", "int4"])
+
+
+def drawn(seed: int, rows: int = 24, width: int = 96, tokens: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix, and inputs whose columns are of very different sizes and depend on each other."""
+    rng = np.random.default_rng(seed)
+    inputs = (
+        rng.normal(size=(tokens, width))
+        * np.exp(rng.normal(size=width))
+        @ np.linalg.qr(rng.normal(size=(width, width)) + 2 * np.eye(width))[0]
+    )
+    return rng.normal(0, 0.1, (rows, width)).astype(np.float32), inputs.astype(np.float32)
+
+
+def loss(weight: np.ndarray, rounded: np.ndarray, inputs: np.ndarray) -> float:
+    return float(np.square(inputs.astype(np.float64) @ (weight - rounded).T.astype(np.float64)).mean())
+
+
+@sizes
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10_000), power=st.integers(-6, 6), outlier=st.booleans())
+def test_search_is_never_worse_than_nearest(dtype: str, seed: int, power: int, outlier: bool) -> None:
+    weight, inputs = drawn(seed)
+    weight *= np.float32(2.0**power)
+    if outlier:
+        weight[3, 5] *= 30
+    costs = np.square(inputs).mean(0)
+    found, nearest = search(weight, dtype, costs), quantize(weight, dtype)
+    lowest, highest = LIMITS[dtype]
+    assert found.values.astype(np.int8).min() >= lowest and found.values.astype(np.int8).max() <= highest
+    assert found.scales.dtype == np.float16 and found.scales.shape == nearest.scales.shape
+    off, before = (np.square(weight - dequantize(each)) * costs for each in (found, nearest))
+    block = weight.shape[1] // found.scales.shape[1]
+    off, before = (each.reshape(*found.scales.shape, block).sum(-1) for each in (off, before))
+    assert (off <= before * (1 + 1e-5) + 1e-30).all(), "of every block"
+    assert off.sum() < before.sum()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_gptq_loses_less(seed: int) -> None:
+    """Of the products of these inputs, which depend on each other; the others look at each column alone."""
+    weight, inputs = drawn(seed)
+    hessian = inputs.T @ inputs / len(inputs)
+    nearest, search_, best = (
+        loss(weight, dequantize(METHODS[method].round(weight, "int4", hessian)), inputs)
+        for method in ("nearest", "search", "gptq")
+    )
+    assert best < 0.8 * min(nearest, search_)
+
+
+@sizes
+def test_gptq_is_the_obvious_loop(dtype: str) -> None:
+    """Against the algorithm as it is derived: after each column the best of what is left, by solving for
+    it."""
+    weight, inputs = drawn(1, rows=3, width=32, tokens=200)
+    hessian = inputs.T @ inputs / len(inputs)
+    found = gptq(weight, dtype, hessian)
+    damped = hessian.astype(np.float64) + np.eye(32) * 0.01 * np.diag(hessian).mean()
+    scales = found.scales.astype(np.float64)
+    block = 32 // scales.shape[1]
+    lowest, highest = LIMITS[dtype]
+    for row in range(3):
+        left, integers = weight[row].astype(np.float64), []
+        for column in range(32):
+            step = scales[row, column // block]
+            integers.append(int(np.clip(np.rint(left[column] / step), lowest, highest)))
+            rest = slice(column + 1, 32)
+            off = left[column] - integers[-1] * step
+            # The rest shall make the error of all inputs smallest: H_rr x = -H_rc off
+            if column < 31:
+                left[rest] += np.linalg.solve(damped[rest, rest], damped[rest, column] * off)
+        assert found.values[row].astype(int).tolist() == integers
+
+
+@sizes
+def test_what_never_happens_may_be_anything(dtype: str) -> None:
+    """Columns whose input is always 0 make no Hessian singular."""
+    weight, inputs = drawn(2)
+    inputs[:, 10:20] = 0
+    rounded = dequantize(gptq(weight, dtype, inputs.T @ inputs / len(inputs)))
+    assert np.isfinite(rounded).all()
+    assert loss(weight, rounded, inputs) < loss(weight, dequantize(quantize(weight, dtype)), inputs)
+    zero = dequantize(gptq(np.zeros_like(weight), dtype, np.zeros((96, 96), np.float32)))
+    assert (zero == 0).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nan_is_refused(method: str) -> None:
+    weight, inputs = drawn(3)
+    weight[1, 1] = np.nan
+    with pytest.raises(DogeExportError, match="cannot be stored in int4"):
+        METHODS[method].round(weight, "int4", inputs.T @ inputs)
+
+
+def test_schemes() -> None:
+    assert parse_scheme("int4") == ("int4", "nearest")
+    assert parse_scheme("int8-head4") == ("int8-head4", "nearest")
+    assert parse_scheme("int8-head4-gptq") == ("int8-head4", "gptq")
+    assert parse_scheme("int4-search") == ("int4", "search")
+    for wrong in ("int3", "fp32", "fp32-search", "int4-best", "-gptq", "gptq", ""):
+        with pytest.raises(DogeExportError, match="There is no scheme"):
+            parse_scheme(wrong)
