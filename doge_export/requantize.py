@@ -12,6 +12,7 @@ from doge_export.errors import DogeExportError
 from doge_export.pipeline import Exported, export_model
 from doge_export.quantize import METHODS, parse_scheme
 from doge_export.recipe import ExportOptions
+from doge_export.tokenizer import copy_tokenizer_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,6 +122,6 @@ def _write_checkpoint(bundle: Bundle, folder: Path) -> None:
         if name.startswith(("model.", "lm_head.")) and value.const_value is not None:
             weights[name] = value.const_value.numpy()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    for path in bundle.path.iterdir():
-        if path.suffix in (".json", ".jinja", ".model") and path.name != "doge_export.json":
-            shutil.copyfile(path, folder / path.name)
+    for name in ("config.json", "generation_config.json"):
+        shutil.copyfile(bundle.path / name, folder / name)
+    copy_tokenizer_files(bundle.path, folder)

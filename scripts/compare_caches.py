@@ -9,6 +9,7 @@ the first.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from doge_export.pipeline import export_model
 from doge_export.presets import resolve_model
 from doge_export.recipe import ExportOptions
 from doge_export.runtime import Session
+from doge_export.runtime.reading import read_rows
 from doge_export.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,20 +35,16 @@ _CALL, _SINGLE = 250, 500  # tokens of a call; tokens at the end that are fed on
 
 def negative_log_likelihood(session: Session, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Of every token of ids [length] but the first."""
-    cache, at, found = session.new_cache(1), 0, []
-    singles = min(_SINGLE, len(ids) // 2)
-    while at < len(ids) - 1:
-        count = 1 if at >= len(ids) - singles else min(_CALL, len(ids) - singles - at)
-        part = ids[None, at : at + count]
-        mask = np.ones((1, count if cache.streams else at + count), np.int64)
-        logits, cache = session.step(part, mask, np.arange(at, at + count)[None], cache)
-        targets = ids[at + 1 : at + 1 + count]
-        wide = logits[0, : len(targets)].astype(np.float64)
+    found, border = [], len(ids) - min(_SINGLE, len(ids) // 2)
+    starts = [*range(0, border, _CALL), *range(border, len(ids))]
+    parts = [slice(*ends) for ends in itertools.pairwise(starts)]
+    for part, logits in read_rows(session, ids[None], parts):
+        targets = ids[part.start + 1 : part.stop + 1]
+        wide = logits[0].astype(np.float64)
         wide -= wide.max(-1, keepdims=True)
         total = np.log(np.exp(wide).sum(-1))
         found.append(total - np.take_along_axis(wide, targets[:, None], -1)[:, 0])
-        at += count
-        print(f"\r{at:,} of {len(ids):,}", end="", file=sys.stderr)
+        print(f"\r{part.stop:,} of {len(ids):,}", end="", file=sys.stderr)
     print(file=sys.stderr)
     return np.concatenate(found)
 

@@ -25,24 +25,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from doge_export.bundle import Bundle
 from doge_export.calibrate import windows
-from doge_export.calibrate.hessians import feed_of
+from doge_export.calibrate.hessians import first_call
 from doge_export.pipeline import export_model
 from doge_export.recipe import ExportOptions
 from doge_export.requantize import quantize_bundle
+from doge_export.validate.figures import compare_logits
+from doge_export.validate.reference import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("int8", "int4", "int4-search", "int4-gptq")
-Logits = npt.NDArray[np.float64]
 
 
-def log_probabilities(session: Any, bundle: Bundle, ids: npt.NDArray[np.int64]) -> Logits:
-    """[windows, length, vocab]"""
-    rows = []
-    for row in ids:
-        logits = session.run(["logits"], feed_of(bundle, row[None]))[0][0].astype(np.float64)
-        logits -= logits.max(-1, keepdims=True)
-        rows.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
-    return np.stack(rows)
+def read(session: Any, bundle: Bundle, ids: npt.NDArray[np.int64]) -> Run:
+    """Logits [windows, length, vocab]."""
+    return Run(np.concatenate([session.run(["logits"], first_call(bundle, row[None]))[0] for row in ids]))
 
 
 def opened(model: Path | bytes) -> Any:
@@ -51,13 +47,6 @@ def opened(model: Path | bytes) -> Any:
     return ort.InferenceSession(
         model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
     )
-
-
-def figures(base: Logits, other: Logits) -> dict[str, float]:
-    return {
-        "kl_divergence": float((np.exp(base) * (base - other)).sum(-1).mean()),
-        "top1_agreement": float((base.argmax(-1) == other.argmax(-1)).mean()),
-    }
 
 
 def stock(bundle: Bundle) -> dict[str, Any]:
@@ -102,18 +91,19 @@ def main() -> None:
             validate=False,
         ).bundle
         ids = windows(full, text[text.rfind(" ", 0, len(text) * 4 // 5) :], 16)
-        base = log_probabilities(opened(full.model_path), full, ids)
+        base = read(opened(full.model_path), full, ids)
+        real = np.ones(ids.shape, bool)
         size = sum(e.bytes for n, e in full.manifest.files.items() if n.startswith("model.onnx"))
         for scheme in OURS:
             print(f"ours, {scheme}", file=sys.stderr)
             made = quantize_bundle(full.path, folder / scheme, scheme, text).exported.bundle
             bytes_ = sum(e.bytes for n, e in made.manifest.files.items() if n.startswith("model.onnx"))
-            found = log_probabilities(opened(made.model_path), made, ids)
-            results[f"ours, {scheme}"] = {**figures(base, found), "of_fp32": bytes_ / size}
+            found = read(opened(made.model_path), made, ids)
+            results[f"ours, {scheme}"] = {**compare_logits(base, found, real), "of_fp32": bytes_ / size}
         for label, content in stock(plain).items():
             print(label, file=sys.stderr)
-            found = log_probabilities(opened(content), plain, ids)
-            results[label] = {**figures(base, found), "of_fp32": len(content) / size}
+            found = read(opened(content), plain, ids)
+            results[label] = {**compare_logits(base, found, real), "of_fp32": len(content) / size}
     print(f"{arguments.model}, {ids.size:,} tokens of {arguments.text.name}\n")
     print("| | KL against fp32 | top-1 agreement | bytes of fp32 |")
     print("|---|---|---|---|")

@@ -2,13 +2,18 @@
 
 __all__ = ["Divergence", "divergence"]
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from doge_export.evaluate.perplexity import token_costs
 from doge_export.runtime import Session
+from doge_export.runtime.reading import read_rows
+from doge_export.validate.figures import compare_logits
+from doge_export.validate.reference import Run
 
 _CALL = 128  # tokens of one call
 
@@ -32,33 +37,20 @@ def divergence(
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> Divergence:
     """`other` against `base` on ids [windows, length], each window from an empty cache."""
-    divergences, same, costs = 0.0, 0, np.zeros(2)
     count, length = ids.shape
+    parts = [slice(at, min(at + _CALL, length)) for at in range(0, length, _CALL)]
+    real = np.ones((1, length), bool)
+    figures, costs = [], np.zeros(2)
     for row in ids:
-        caches = [session.new_cache(1) for session in (base, other)]
-        for at in range(0, length, _CALL):
-            part = row[None, at : at + _CALL]
-            positions = np.arange(at, at + part.shape[1])[None]
-            logits = []
-            for place, session in enumerate((base, other)):
-                covered = part.shape[1] + (0 if caches[place].streams else at)
-                mask = np.ones((1, covered), np.int64)
-                given, caches[place] = session.step(part, mask, positions, caches[place], length)
-                logits.append(_log_softmax(given[0]))
-            first, second = logits
-            divergences += float((np.exp(first) * (first - second)).sum(dtype=np.float64))
-            same += int((first.argmax(-1) == second.argmax(-1)).sum())
-            targets = row[at + 1 : at + 1 + part.shape[1]]
-            for place, values in enumerate(logits):
-                chosen = np.take_along_axis(values[: len(targets)], targets[:, None], -1)
-                costs[place] -= chosen.sum(dtype=np.float64)
+        runs = []
+        for session in (base, other):
+            pieces = [logits for _, logits in read_rows(session, row[None], parts, length)]
+            runs.append(Run(np.concatenate(pieces, 1)))
+        figures.append(compare_logits(runs[0], runs[1], real))
+        costs += [token_costs(run.logits[0, :-1], row[1:]) for run in runs]
         advance(length)
-    scored = count * (length - 1)
-    base_perplexity, perplexity = (float(np.exp(cost / scored)) for cost in costs)
-    return Divergence(divergences / ids.size, same / ids.size, perplexity, base_perplexity, ids.size)
-
-
-def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    logits = logits - logits.max(-1, keepdims=True)
-    result: npt.NDArray[np.float32] = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    return result
+    base_perplexity, perplexity = (math.exp(cost / (count * (length - 1))) for cost in costs)
+    means = {
+        key: float(np.mean([one[key] for one in figures])) for key in ("kl_divergence", "top1_agreement")
+    }
+    return Divergence(**means, perplexity=perplexity, base_perplexity=base_perplexity, tokens=ids.size)

@@ -1,17 +1,19 @@
 """X^T X of the inputs X of every matrix, from a text that the graph reads."""
 
-__all__ = ["feed_of", "hessians"]
+__all__ = ["first_call", "hessians"]
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime as ort
 from onnx_ir.passes import common
 
 from doge_export.bundle import Bundle
 from doge_export.ops import OPERATORS
+from doge_export.runtime.feeds import call_feed, empty_cache
+from doge_export.validate.candidate import plain_session
 
 _OURS = {operator.name for operator in OPERATORS}
 _READERS = ("MatMul", "Gemm")
@@ -32,15 +34,11 @@ def hessians(
         value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), None
         if not value.is_graph_output():
             model.graph.outputs.append(value)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
-    content = ir.to_proto(model).SerializeToString()
-    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = plain_session(model, bundle.path)
     sums: dict[str, npt.NDArray[np.float32]] = {}
     names = [name for name in values if name]
     for row in ids:
-        given = session.run(names, feed_of(bundle, row[None]))
+        given = session.run(names, first_call(bundle, row[None]))
         for name, states in zip(names, given, strict=True):
             flat = states.reshape(-1, states.shape[-1]).astype(np.float32)
             sums[name] = sums.get(name, 0) + flat.T @ flat
@@ -68,22 +66,9 @@ def _inputs(graph: ir.Graph) -> dict[str, ir.Value]:
     return found
 
 
-def feed_of(bundle: Bundle, ids: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.generic]]:
-    """One call from an empty cache."""
-    spec, length = bundle.manifest.cache, ids.shape[1]
-    slots = spec.max_length or 0
-    feed: dict[str, npt.NDArray[np.generic]] = {"input_ids": ids, "position_ids": np.arange(length)[None]}
-    kinds = {tensor.name: tensor for tensor in bundle.manifest.inputs}
-    for name in spec.inputs:
-        shape = [1, spec.kv_heads, slots, spec.head_dim][: len(kinds[name].shape)]
-        feed[name] = np.zeros(shape, np.dtype(kinds[name].dtype))
-        if name.endswith(".position"):
-            feed[name] = feed[name] - 1
-    mask = np.ones((1, length), np.int64)
-    if spec.kind == "static":
-        mask = np.pad(mask, ((0, 0), (0, slots - length)))
-        feed["cache_position"] = np.zeros(1, np.int64)
-    if "rope_length" in kinds:
-        feed["rope_length"] = np.array(0, np.int64)
-    feed["attention_mask"] = mask
-    return feed
+def first_call(bundle: Bundle, ids: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+    """What the graph is fed to read ids [rows, length] from an empty cache."""
+    spec, positions = bundle.manifest.cache, np.tile(np.arange(ids.shape[1]), (len(ids), 1))
+    rope_length = 0 if any(tensor.name == "rope_length" for tensor in bundle.manifest.inputs) else None
+    feed = call_feed(spec, ids, np.ones_like(ids), positions, rope_length)
+    return {**feed, **empty_cache(spec, len(ids), np.dtype(spec.dtype))}

@@ -6,7 +6,7 @@ the start of the text. This is the sliding evaluation of transformers' documenta
 fixed-length models"), with every token counted once.
 """
 
-__all__ = ["Perplexity", "evaluate_text"]
+__all__ = ["Perplexity", "evaluate_text", "token_costs"]
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from doge_export.errors import DogeExportError
 from doge_export.runtime import Session
+from doge_export.runtime.reading import read_rows
 from doge_export.tokenizer import Tokenizer
 
 _WINDOW = 2048  # the longest that is taken unasked
@@ -120,9 +121,9 @@ def _mixes(session: Session) -> bool:
     return bundle.config.is_moe and bundle.manifest.options.get("routing") != "per-token"
 
 
-def _calls(session: Session, length: int, streams: bool) -> Sequence[slice]:
+def _calls(session: Session, length: int) -> Sequence[slice]:
     """A window in pieces that give what one call gives."""
-    config = session.bundle.config
+    config, streams = session.bundle.config, session.bundle.manifest.cache.kind == "bounded"
     turns = config.rope["rope_type"] in ("dynamic", "longrope") and not streams
     limit = min(config.max_position_embeddings, config.rope.get("original_max_position_embeddings", length))
     if _mixes(session) or (turns and length > limit):
@@ -135,25 +136,21 @@ def _negative_log_likelihood(
 ) -> float:
     """Of tokens first[row], ... of each row of ids [rows, length], each given those before it."""
     rows, length = ids.shape
-    cache, total = session.new_cache(rows), 0.0
-    for part in _calls(session, length, cache.streams):
-        mask = np.ones((rows, part.stop - (part.start if cache.streams else 0)), np.int64)
-        positions = np.broadcast_to(np.arange(part.start, part.stop), (rows, part.stop - part.start))
-        logits, cache = session.step(
-            np.ascontiguousarray(ids[:, part]), mask, np.ascontiguousarray(positions), cache, length
-        )
+    total = 0.0
+    for part, logits in read_rows(session, ids, _calls(session, length), length):
         for row in range(rows):
             begin = max(part.start, int(first[row]) - 1)
             end = min(part.stop, length - 1)
             if begin < end:
-                total += _cost(
+                total += token_costs(
                     logits[row, begin - part.start : end - part.start], ids[row, begin + 1 : end + 1]
                 )
     return total
 
 
-def _cost(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> float:
-    """Sum of -log softmax(logits)[target]: float32 terms, float64 sums."""
+def token_costs(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> float:
+    """Sum of -log softmax(logits)[target], of logits [tokens, vocab], which are spent: float32 terms, float64
+    sums."""
     logits -= logits.max(-1, keepdims=True)
     chosen = np.take_along_axis(logits, targets[:, None], -1)[:, 0].astype(np.float64)
     sums = np.exp(logits).sum(-1, dtype=np.float64)

@@ -2,7 +2,6 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +11,11 @@ import onnxruntime as ort
 from doge_export.bundle import Bundle
 from doge_export.errors import DogeExportError
 from doge_export.passes import emulate_bfloat16, expose_selection
+from doge_export.runtime.feeds import call_feed, empty_cache
 from doge_export.validate.reference import Run
 from doge_export.validate.schedules import Schedule, Tokens
 
-__all__ = ["Candidate"]
+__all__ = ["Candidate", "plain_session"]
 
 #: The cache's dtype -> what a session here takes. bfloat16 is emulated in float32.
 _NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.float32}
@@ -40,15 +40,14 @@ class Candidate:
         model = ir.load(bundle.model_path)
         self.masks, self.experts = expose_selection(model) if selection else ([], [])
         self.emulated = dtype == "bfloat16"
-        self.session = _emulating(model) if self.emulated else _as_it_is(model, bundle.path)
+        self.session = _emulating(model) if self.emulated else plain_session(model, bundle.path)
 
     def run(self, schedule: Schedule, tokens: Tokens, rope_length: int = 0) -> Run:
         """The schedule, from an empty cache; with `rope_length`, as pieces of one call of that length."""
         cache_spec = self.bundle.manifest.cache
         rows = len(schedule.padding)
         static, bounded = cache_spec.kind == "static", cache_spec.kind == "bounded"
-        slots = (cache_spec.max_length or 0) if static else 0
-        cache = {name: self._empty(name, rows, slots) for name in cache_spec.inputs}
+        cache = empty_cache(cache_spec, rows, _NUMPY[cache_spec.dtype])
         outputs = ["logits", *cache_spec.outputs, *self.masks, *self.experts]
         whole = any(value.name == "rope_length" for value in self.session.get_inputs())
         logits, at = [], 0
@@ -56,21 +55,14 @@ class Candidate:
         for count in schedule.steps:
             part = slice(at, at + count)
             end = at + count
-            mask = tokens.attention_mask[:, :end]
-            feed = {
-                "input_ids": tokens.input_ids[:, part],
-                "position_ids": tokens.position_ids[:, part],
-                **cache,
-            }
-            if static:
-                mask = np.pad(mask, ((0, 0), (0, slots - end)))
-                feed["cache_position"] = np.full(rows, at, np.int64)
-            if bounded:
-                mask = tokens.attention_mask[:, part]
-            if whole:
-                feed["rope_length"] = np.array(rope_length, np.int64)
-            feed["attention_mask"] = mask
-            results = dict(zip(outputs, self.session.run(outputs, feed), strict=True))
+            feed = call_feed(
+                cache_spec,
+                tokens.input_ids[:, part],
+                tokens.attention_mask[:, :end],
+                tokens.position_ids[:, part],
+                rope_length if whole else None,
+            )
+            results = dict(zip(outputs, self.session.run(outputs, {**feed, **cache}), strict=True))
             logits.append(results["logits"][:, schedule.kept(count)].astype(np.float32))
             if bounded:
                 held = [cache[name] for name in cache_spec.inputs if name.endswith(".position")]
@@ -90,15 +82,6 @@ class Candidate:
             at = end
         run.logits = np.concatenate(logits, 1)
         return run
-
-    def _empty(self, name: str, rows: int, slots: int) -> npt.NDArray[Any]:
-        """A cache tensor before the first token."""
-        spec = self.bundle.manifest.cache
-        shape = (rows, spec.kv_heads, slots)
-        if name.endswith(".position"):
-            return np.full(shape, -1, np.int64)
-        own = () if name.endswith(".dt") else (spec.head_dim,)
-        return np.zeros((*shape, *own), _NUMPY[spec.dtype])
 
 
 def _by_position(
@@ -120,7 +103,8 @@ def _options() -> ort.SessionOptions:
     return options
 
 
-def _as_it_is(model: ir.Model, folder: Path) -> ort.InferenceSession:
+def plain_session(model: ir.Model, folder: Path) -> ort.InferenceSession:
+    """`model` in onnxruntime as it is, with the weights that lie in `folder`."""
     options = _options()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     content = ir.to_proto(model).SerializeToString()

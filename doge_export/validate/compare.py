@@ -189,7 +189,7 @@ def _judge(
         worst["top1_agreement"] = min(worst.get("top1_agreement", 1.0), figures["top1_agreement"])
         if best := opened.best(schedule, tokens):
             gaps = compare_best(got, best, schedule)
-            kind = "rounded" if dtype == "float32" and "max_abs_diff" not in limits else dtype
+            kind = "rounded" if dtype == "float32" and _precision(opened.bundle) != "fp32" else dtype
             if kind in _NEAR_TOKENS:
                 near, limits["tokens"] = _NEAR_TOKENS[kind]
                 figures["tokens"] = float((gaps <= near).mean())

@@ -85,6 +85,7 @@ class AttentionJob {
   void attend(Team::Worker& worker) const;
   void step(int64_t b, int64_t g) const;
   void step_part(int64_t b, int64_t g, int64_t split) const;
+  float new_weight(int64_t b, int64_t g) const;
   void weigh_new(int64_t b, int64_t g) const;
   void read_weights(int64_t b, int64_t g, int64_t first, int64_t end) const;
   void append_key(int64_t b, int64_t g, int64_t s, const float* angles, int64_t slot) const;

@@ -13,12 +13,12 @@
 #include "half.h"
 
 namespace doge {
-namespace {
 
-// The index of the first negative position: how many slots are in use.
 int64_t used_slots(const int64_t* positions, int64_t slots) {
   return std::partition_point(positions, positions + slots, [](int64_t position) { return position >= 0; }) - positions;
 }
+
+namespace {
 
 float lowest(const float* x, int64_t n) {
   constexpr int64_t kLanes = 16;
@@ -171,14 +171,7 @@ void AttentionJob::keep_best(int64_t b, int64_t g) const {
 // Where row b's new key goes in a buffer that is written in place: an empty slot, that of the worst key, or, if
 // it is worse itself, nowhere (-1). dt is its weight.
 AttentionJob::Place AttentionJob::find_place(int64_t b, int64_t g) const {
-  float* value = scratch(kValue).get(static_cast<size_t>(kv_heads_ * d_));
-  std::memcpy(value, value_ + b * kv_heads_ * d_, static_cast<size_t>(kv_heads_ * d_) * 4);
-  round_to(io_.dtype, kv_heads_ * d_, value);
-  const auto head = static_cast<size_t>(g);
-  Place place{used_[b], 0.0f};
-  loops_.key_weights(1, kv_heads_, d_, value, d_, parts_.dt_weight.data() + g * kv_heads_ * d_, parts_.dt_bias[head],
-                     parts_.A[head], &place.dt);
-  round_to(io_.dtype, 1, &place.dt);
+  Place place{used_[b], new_weight(b, g)};
   if (place.slot < row_) return place;
   const int64_t at = (b * kv_heads_ + g) * row_;
   const float* dt = static_cast<const float*>(io_.past_dt) + at;

@@ -7,17 +7,24 @@
 
 namespace doge {
 
-// The weight of row b's new key, into the cache and into weights_.
-void AttentionJob::weigh_new(int64_t b, int64_t g) const {
+// The weight of row b's new key, as the cache holds it.
+float AttentionJob::new_weight(int64_t b, int64_t g) const {
   float* value = scratch(kValue).get(static_cast<size_t>(kv_heads_ * d_));
   std::memcpy(value, value_ + b * kv_heads_ * d_, static_cast<size_t>(kv_heads_ * d_) * 4);
   round_to(io_.dtype, kv_heads_ * d_, value);
-  const int64_t at = (b * kv_heads_ + g) * row_, slot = base(b);
   const auto head = static_cast<size_t>(g);
-  float* dt = weights_ + at + slot;
+  float dt = 0;
   loops_.key_weights(1, kv_heads_, d_, value, d_, parts_.dt_weight.data() + g * kv_heads_ * d_, parts_.dt_bias[head],
-                     parts_.A[head], dt);
-  round_to(io_.dtype, 1, dt);
+                     parts_.A[head], &dt);
+  round_to(io_.dtype, 1, &dt);
+  return dt;
+}
+
+// The weight of row b's new key, into the cache and into weights_.
+void AttentionJob::weigh_new(int64_t b, int64_t g) const {
+  const int64_t at = (b * kv_heads_ + g) * row_, slot = base(b);
+  float* dt = weights_ + at + slot;
+  *dt = new_weight(b, g);
   const size_t size = bytes_of(io_.dtype), offset = static_cast<size_t>(at) * size;
   if (io_.past_dt != io_.present_dt)
     std::memcpy(static_cast<char*>(io_.present_dt) + offset, static_cast<const char*>(io_.past_dt) + offset,

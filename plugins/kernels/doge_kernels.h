@@ -65,13 +65,17 @@ struct AttentionWeights {
   Vector dt_bias, A;             // [kv_heads]
 };
 
+// How many slots of one head of a bounded cache are in use: the index of its first negative position.
+int64_t used_slots(const int64_t* positions, int64_t slots);
+
 // What an attention call is given beside its queries, keys and values. Element type of the floating point
 // tensors: `dtype` (float32, float16 or bfloat16).
 //
 // Growing cache: `cache_position` is null, past_* have `past` positions, present_* past + sequence, and
 // `mask` has past + sequence entries a row. Static cache: past_* and present_* have `past` slots, may be
 // the same memory, and `mask` has `past` entries a row. With `bounded`, past_* have `past` slots and present_*
-// `slots`, and may be the same memory; `mask` and `positions` are those of the new tokens. doge_export/ops/bounded_mask_attention.py says what it holds.
+// `slots`, and may be the same memory; `mask` and `positions` are those of the new tokens.
+// doge_export/ops/bounded_mask_attention.py says what it holds.
 struct AttentionIO {
   Dtype dtype = Dtype::float32;
   int64_t batch = 0, sequence = 0, past = 0;

@@ -1,6 +1,5 @@
 // doge::DecodeTokens: a whole model on a cache in place, for one token or for several, each the best one after
 // the last: nothing of the runtime's runs between two of them.
-#include <algorithm>
 
 #include "layer_weights.h"
 
@@ -90,7 +89,7 @@ class Decoder final : public Kernel {
       if (bounded_) {
         // Every layer holds as many: it has seen the same tokens.
         const int64_t* row = io.past_position + b * attention_.num_kv_heads * slots;
-        const int64_t used = std::partition_point(row, row + slots, [](int64_t p) { return p >= 0; }) - row;
+        const int64_t used = used_slots(row, slots);
         if (slots < attention_.keep_window_size && used > slots - sequence - (steps - 1))
           throw Error(std::to_string(sequence) + " tokens and " + std::to_string(steps - 1) + " more after " +
                       std::to_string(used) + " do not fit in a cache of " + std::to_string(slots) +

@@ -173,6 +173,6 @@ def test_a_window_beyond_a_static_cache(bundle: Any) -> None:
 
 
 def test_nan_is_not_hidden() -> None:
-    from doge_export.evaluate.perplexity import _cost
+    from doge_export.evaluate.perplexity import token_costs
 
-    assert math.isnan(_cost(np.array([[np.nan, 1.0]], np.float32), np.array([1])))
+    assert math.isnan(token_costs(np.array([[np.nan, 1.0]], np.float32), np.array([1])))

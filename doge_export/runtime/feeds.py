@@ -1,0 +1,46 @@
+"""What a graph of a bundle is called with in plain onnxruntime, as arrays, for every kind of cache."""
+
+__all__ = ["call_feed", "empty_cache"]
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from doge_export.bundle import CacheSpec
+
+Feed = dict[str, npt.NDArray[Any]]
+
+
+def empty_cache(spec: CacheSpec, rows: int, dtype: npt.DTypeLike) -> Feed:
+    """The cache's tensors before the first token; keys, values and dt of `dtype`."""
+    shape = (rows, spec.kv_heads, spec.max_length or 0)
+
+    def empty(name: str) -> npt.NDArray[Any]:
+        if name.endswith(".position"):
+            return np.full(shape, -1, np.int64)
+        return np.zeros(shape if name.endswith(".dt") else (*shape, spec.head_dim), dtype)
+
+    return {name: empty(name) for name in spec.inputs}
+
+
+def call_feed(
+    spec: CacheSpec,
+    input_ids: npt.NDArray[np.int64],
+    attention_mask: npt.NDArray[np.int64],
+    position_ids: npt.NDArray[np.int64],
+    rope_length: int | None = None,
+) -> Feed:
+    """All but the cache, for a call with input_ids [batch, sequence]. `attention_mask` is of all tokens up to
+    the call's last one, whatever the graph wants. `rope_length`: None where the graph has no such input."""
+    rows, count = input_ids.shape
+    end = attention_mask.shape[1]
+    feed: Feed = {"input_ids": input_ids, "position_ids": position_ids}
+    if spec.kind == "static":
+        attention_mask = np.pad(attention_mask, ((0, 0), (0, (spec.max_length or 0) - end)))
+        feed["cache_position"] = np.full(rows, end - count, np.int64)
+    elif spec.kind == "bounded":
+        attention_mask = attention_mask[:, end - count :]
+    if rope_length is not None:
+        feed["rope_length"] = np.array(rope_length, np.int64)
+    return {**feed, "attention_mask": attention_mask}
