@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from doge_export.memory import release_memory
 from doge_export.runtime.decoder import TokenDecoder
 from doge_export.runtime.options import GenerationOptions
 from doge_export.runtime.sampling import Sampler
@@ -59,6 +60,8 @@ class AllLogits:
             )
             if part.stop < input_ids.shape[1]:
                 self._read(part.stop - part.start)
+        if input_ids.shape[1] > _PIECE:
+            release_memory()
         return logits
 
     def choose(
@@ -151,7 +154,10 @@ def _stream(
     for part in before:
         decoder.step(input_ids[:, part], position_ids[:, part], real[:, part], 1, length)
         read(part.stop - part.start)
-    return decoder.step(input_ids[:, last], position_ids[:, last], real[:, last], steps, length)
+    found = decoder.step(input_ids[:, last], position_ids[:, last], real[:, last], steps, length)
+    if before:  # what the pieces took, no step takes again
+        release_memory()
+    return found
 
 
 def _nobody(tokens: int) -> None:

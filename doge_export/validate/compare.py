@@ -1,8 +1,6 @@
 """Run every schedule on both sides and turn the differences into checks."""
 
-import ctypes
 import gc
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 from doge_export.bundle import Bundle
 from doge_export.checkpoint import Checkpoint
 from doge_export.errors import DogeExportError
+from doge_export.memory import release_memory
 from doge_export.quantize import PRECISIONS
 from doge_export.validate.candidate import Candidate
 from doge_export.validate.figures import compare_best, compare_logits, compare_selection
@@ -123,7 +122,8 @@ def validate(
     if quick:  # what it runs is small: keep it, and have one model in memory at a time
         expected = list(runs)
         for side in sides:
-            _release()
+            gc.collect()  # the model before refers to itself by its hooks
+            release_memory()
             _judge_all(report, side, calls, expected, advance)
     else:  # the logits of all schedules would be more than the models
         both = [side.open() for side in sides]
@@ -227,14 +227,6 @@ def _judge_all(
     for (schedule, tokens), run, got in zip(calls, expected, given, strict=True):
         _judge(report, side, opened, schedule, tokens, run, got)
         advance(1, schedule.name + side.suffix)
-
-
-def _release() -> None:
-    """Give back the model before: it refers to itself by its hooks, and glibc keeps what was freed."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _largest(first: float, second: float) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from context.memory import resident_memory
 from doge_export.bench.serve import peak_memory, serve
 from doge_export.bundle import Bundle
+from doge_export.memory import release_memory
 from doge_export.runtime import Session
 
 _PIECE = 512  # as the runtime reads a prompt
@@ -33,6 +34,7 @@ class Ours:
             positions = np.arange(at, min(at + _PIECE, context))[None]
             ids = draw.integers(0, self._vocab, positions.shape)
             found, _ = self._decoder.step(ids, positions, rope_length=context)
+        release_memory()  # as the runtime does
         self._token, self._at = int(found[0, -1, 0]), context
         seconds = time.perf_counter() - started
         return {"seconds": seconds, "peak": peak_memory(), "resident": resident_memory()}

@@ -108,6 +108,16 @@ def test_reading_is_told_by_the_piece(exported, pieces, changes):
     assert told == [7, 7], "the last piece ends with a token"
 
 
+@pytest.mark.parametrize("changes", [{}, {**SAMPLED, "top_k": 7}, SAMPLED], ids=str)
+@pytest.mark.parametrize("length, times", [(17, 1), (7, 0)])
+def test_memory_is_given_back_after_a_prompt_in_pieces(exported, pieces, monkeypatch, changes, length, times):
+    given = []
+    monkeypatch.setattr(next_tokens, "release_memory", lambda: given.append(None))
+    session = Session.open(exported(KINDS["bounded"])[1], threads=1)
+    generate(session, prompts(length), GenerationOptions(max_new_tokens=4, **changes))
+    assert len(given) == times
+
+
 def test_nothing_is_logged(exported, pieces, caplog):
     with caplog.at_level(logging.WARNING):
         generate(
