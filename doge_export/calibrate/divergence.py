@@ -39,18 +39,16 @@ def divergence(
     """`other` against `base` on ids [windows, length], each window from an empty cache."""
     count, length = ids.shape
     parts = [slice(at, min(at + _CALL, length)) for at in range(0, length, _CALL)]
-    real = np.ones((1, length), bool)
-    figures, costs = [], np.zeros(2)
+    divergences, same, costs = 0.0, 0.0, np.zeros(2)
     for row in ids:
-        runs = []
-        for session in (base, other):
-            pieces = [logits for _, logits in read_rows(session, row[None], parts, length)]
-            runs.append(Run(np.concatenate(pieces, 1)))
-        figures.append(compare_logits(runs[0], runs[1], real))
-        costs += [token_costs(run.logits[0, :-1], row[1:]) for run in runs]
+        first, second = (read_rows(session, row[None], parts, length) for session in (base, other))
+        for (part, mine), (_, theirs) in zip(first, second, strict=True):
+            real = np.ones(mine.shape[:2], bool)
+            figures = compare_logits(Run(mine), Run(theirs), real)
+            divergences += figures["kl_divergence"] * real.size
+            same += figures["top1_agreement"] * real.size
+            targets = row[part.start + 1 : part.stop + 1]
+            costs += [token_costs(logits[0, : len(targets)], targets) for logits in (mine, theirs)]
         advance(length)
     base_perplexity, perplexity = (math.exp(cost / (count * (length - 1))) for cost in costs)
-    means = {
-        key: float(np.mean([one[key] for one in figures])) for key in ("kl_divergence", "top1_agreement")
-    }
-    return Divergence(**means, perplexity=perplexity, base_perplexity=base_perplexity, tokens=ids.size)
+    return Divergence(divergences / ids.size, same / ids.size, perplexity, base_perplexity, ids.size)

@@ -3,7 +3,7 @@
 __all__ = ["AllLogits", "BestTokens", "GreedyTokens", "NextTokens", "next_tokens"]
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -54,14 +54,10 @@ class AllLogits:
             logits, self._cache = self._session.step(input_ids, self._mask, position_ids, self._cache)
             return logits
         length = int(position_ids.max()) + 1
-        for part in _pieces(input_ids.shape[1]):
+        for part in _pieces(input_ids.shape[1], self._read):
             logits, self._cache = self._session.step(
                 input_ids[:, part], real[:, part], position_ids[:, part], self._cache, length
             )
-            if part.stop < input_ids.shape[1]:
-                self._read(part.stop - part.start)
-        if input_ids.shape[1] > _PIECE:
-            release_memory()
         return logits
 
     def choose(
@@ -138,9 +134,16 @@ class GreedyTokens:
         return {0: self._made.pop()}
 
 
-def _pieces(length: int) -> list[slice]:
-    """A prompt in parts, the last one never empty."""
-    return [slice(at, min(at + _PIECE, length)) for at in range(0, length, _PIECE)]
+def _pieces(length: int, read: Read) -> Iterator[slice]:
+    """A prompt in parts, the last one never empty; `read` is told of each but that. What several took no
+    step takes again: it goes back."""
+    for at in range(0, length, _PIECE):
+        part = slice(at, min(at + _PIECE, length))
+        yield part
+        if part.stop < length:
+            read(part.stop - part.start)
+    if length > _PIECE:
+        release_memory()
 
 
 def _stream(
@@ -149,14 +152,10 @@ def _stream(
     """`decoder.step`; a prompt goes into a bounded cache piece by piece, each with the whole one's angles."""
     if not decoder.streams:
         return decoder.step(input_ids, position_ids, real, steps)
-    *before, last = _pieces(input_ids.shape[1])
-    length = int(position_ids.max()) + 1
-    for part in before:
-        decoder.step(input_ids[:, part], position_ids[:, part], real[:, part], 1, length)
-        read(part.stop - part.start)
-    found = decoder.step(input_ids[:, last], position_ids[:, last], real[:, last], steps, length)
-    if before:  # what the pieces took, no step takes again
-        release_memory()
+    length, end = int(position_ids.max()) + 1, input_ids.shape[1]
+    for part in _pieces(end, read):
+        wanted = steps if part.stop == end else 1
+        found = decoder.step(input_ids[:, part], position_ids[:, part], real[:, part], wanted, length)
     return found
 
 
