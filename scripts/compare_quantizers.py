@@ -5,8 +5,8 @@
 
 The first four fifths of the text calibrate, the rest judges, against the full model. Ours are those of
 `quantize`, on function bodies. The stock ones (onnxruntime.quantization.matmul_nbits_quantizer: RTN, HQQ and
-k-quant, 4 bits, blocks of 32) quantize the matrix products of the plain ONNX export, the head included, and
-leave in float32 what is no product: the embedding, which is the head's table once more, and experts.
+k-quant, 4 bits, blocks of 32) quantize the products with a constant matrix of the plain ONNX export, and
+leave the rest in float32: experts, and the tied table, which the head reads through a Transpose.
 """
 
 import argparse
