@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from doge_export.bundle import Bundle, check_output
 from doge_export.errors import DogeExportError
 from doge_export.pipeline import Exported, export_model
-from doge_export.quantize import METHODS, parse_scheme
+from doge_export.quantize import METHODS, parse_scheme, scale_channels, stored_dtype
 from doge_export.recipe import ExportOptions
 from doge_export.tokenizer import copy_tokenizer_files
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from doge_export.calibrate import Divergence
     from doge_export.quantize import Quantized
 
-__all__ = ["Requantized", "quantize_bundle"]
+__all__ = ["Requantized", "checkpoint_weights", "quantize_bundle"]
 
 _CALIBRATION = 64  # windows
 _JUDGED = 16
@@ -81,8 +81,16 @@ def quantize_bundle(
         progress(0, f"rounding {name.removesuffix('.weight')}")
         return METHODS[method].round(weight, dtype, known_inputs.get(name))
 
+    weights = checkpoint_weights(source)
+    if METHODS[method].scales_channels:
+        progress(0, "scaling channels")
+
+        def dtype_of(name: str) -> str | None:
+            return stored_dtype(name, weights[name].shape, precision, source.config.tie_word_embeddings)
+
+        known_inputs = scale_channels(weights, known_inputs, dtype_of, METHODS[method].round)
     with tempfile.TemporaryDirectory(prefix="doge-export-") as folder:
-        _write_checkpoint(source, Path(folder))
+        _write_checkpoint(source, weights, Path(folder))
         exported = export_model(
             folder, output, options, validate=False, force=force, progress=progress, round_with=round_with
         )
@@ -112,15 +120,21 @@ def _judge(
     return divergence(base, other, ids, lambda tokens: progress(tokens, "judging"))
 
 
-def _write_checkpoint(bundle: Bundle, folder: Path) -> None:
-    """The bundle's weights and the files beside them, as a checkpoint that `export` reads."""
+def checkpoint_weights(bundle: Bundle) -> dict[str, Any]:
+    """The tensors of the bundle's checkpoint by name, as the bundle stores them."""
     import onnx_ir as ir
+
+    return {
+        name: value.const_value.numpy()
+        for name, value in ir.load(bundle.model_path).graph.initializers.items()
+        if name.startswith(("model.", "lm_head.")) and value.const_value is not None
+    }
+
+
+def _write_checkpoint(bundle: Bundle, weights: dict[str, Any], folder: Path) -> None:
+    """Weights, and the files beside those of the bundle, as a checkpoint that `export` reads."""
     from safetensors.numpy import save_file
 
-    weights = {}
-    for name, value in ir.load(bundle.model_path).graph.initializers.items():
-        if name.startswith(("model.", "lm_head.")) and value.const_value is not None:
-            weights[name] = value.const_value.numpy()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     for name in ("config.json", "generation_config.json"):
         shutil.copyfile(bundle.path / name, folder / name)

@@ -33,7 +33,7 @@ from doge_export.validate.figures import compare_logits
 from doge_export.validate.reference import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ("int8", "int4", "int4-hqq", "int4-search", "int4-gptq")
+OURS = ("int8", "int4", "int4-hqq", "int4-search", "int4-gptq", "int4-awq", "int4-awq-gptq")
 
 
 def read(session: Any, bundle: Bundle, ids: npt.NDArray[np.int64]) -> Run:

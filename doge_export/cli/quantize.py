@@ -14,7 +14,7 @@ from doge_export.cli._shared import progress, write_json
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", required=True)
 @click.option("--scheme", metavar="SCHEME", required=True,
-              help="int8, int4, int8-head4; -search, -hqq or -gptq behind it rounds better.")  # fmt: skip
+              help="int8, int4, int8-head4; better with -search, -hqq, -gptq or -awq behind it.")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), metavar="FILE",
               help="UTF-8: to calibrate with, and its last fifth to judge by.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the output folder.")

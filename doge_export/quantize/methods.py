@@ -21,10 +21,12 @@ Hessian = npt.NDArray[np.float32]
 @dataclass(frozen=True)
 class Method:
     """`round` takes a matrix [n, k], its type, and the mean of x x^T [k, k] of what it is multiplied with, or
-    None where nothing is known of that. `needs_text`: without a calibration text there is no point."""
+    None where nothing is known of that. `needs_text`: without a calibration text there is no point.
+    `scales_channels`: AWQ's scales are folded in first, so that norms and up_proj are others too."""
 
     round: Callable[[npt.NDArray[np.float32], str, Hessian | None], Quantized]
     needs_text: bool = False
+    scales_channels: bool = False
 
 
 def _search(weight: npt.NDArray[np.float32], dtype: str, hessian: Hessian | None) -> Quantized:
@@ -40,6 +42,8 @@ METHODS: dict[str, Method] = {
     "search": Method(_search),
     "hqq": Method(lambda weight, dtype, hessian: hqq(weight, dtype)),
     "gptq": Method(_gptq, needs_text=True),
+    "awq": Method(_search, needs_text=True, scales_channels=True),
+    "awq-gptq": Method(_gptq, needs_text=True, scales_channels=True),
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from doge_export.bundle import Bundle
 from doge_export.checkpoint import Checkpoint
 from doge_export.errors import DogeExportError
-from doge_export.quantize import PRECISIONS
+from doge_export.quantize import METHODS, PRECISIONS
 from doge_export.validate.candidate import Candidate
 from doge_export.validate.figures import compare_best, compare_logits, compare_selection
 from doge_export.validate.kernels import Kernels, why_not
@@ -112,8 +112,9 @@ def validate(
     schedules, omitted = plan(bundle.config, manifest.cache.max_length, quick)
     calls = [(schedule, draw_tokens(schedule, bundle.config.vocab_size, seed)) for schedule in schedules]
     stored = None
-    if manifest.options.get("rounding", "nearest") != "nearest":  # nobody can round so again
-        stored = stored_weights(bundle)
+    rounding = str(manifest.options.get("rounding", "nearest"))
+    if rounding != "nearest":  # nobody can round so again
+        stored = stored_weights(bundle, rounding in METHODS and METHODS[rounding].scales_channels)
     runs = _reference_runs(reference_folder, dtype, per_token, precision, stored, calls)
     report = Report(
         omitted=omitted,

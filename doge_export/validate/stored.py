@@ -7,11 +7,14 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from doge_export.bundle import Bundle
-from doge_export.quantize import Quantized, dequantize
+from doge_export.quantize import Quantized, dequantize, folds
 
 
-def stored_weights(bundle: Bundle) -> dict[str, npt.NDArray[np.float32]]:
-    """Name -> float32 [n, k] of every weight of `model.onnx` that has scales."""
+def stored_weights(bundle: Bundle, folded: bool = False) -> dict[str, npt.NDArray[np.float32]]:
+    """Name -> float32 [n, k] of every weight of `model.onnx` that has scales.
+
+    `folded`: also of what scales of channels are folded into, a norm [k], and of what reads it unrounded.
+    """
     tensors = {
         name: value.const_value
         for name, value in ir.load(bundle.model_path).graph.initializers.items()
@@ -22,4 +25,8 @@ def stored_weights(bundle: Bundle) -> dict[str, npt.NDArray[np.float32]]:
         scales = tensors.get(f"{name.removesuffix('.weight')}.scale") if name.endswith(".weight") else None
         if scales is not None:
             found[name] = dequantize(Quantized(values.numpy(), scales.numpy()))
+    for fold in folds(tensors) if folded else ():
+        for name in (*fold.readers, fold.giver, f"{fold.giver.removesuffix('.weight')}.bias"):
+            if name in tensors and name not in found:
+                found[name] = tensors[name].numpy().astype(np.float32)
     return found

@@ -13,6 +13,9 @@ from doge_export.bundle import Bundle
 from doge_export.cli.app import run
 from doge_export.pipeline import export_model, validate_bundle
 from doge_export.recipe import ExportOptions
+from doge_export.requantize import checkpoint_weights as weights
+from doge_export.validate import validate
+from doge_export.validate.stored import stored_weights
 
 HELDOUT = presets.models_folder() / "heldout.txt"
 
@@ -51,6 +54,19 @@ def test_better_rounding_loses_less_in_the_same_bytes(name: str, source: Any, tm
     report = validate_bundle(tmp_path / "int4-gptq", name)
     assert report.passed, [check.name for check in report.checks if not check.passed]
     assert report.rounding is not None
+
+
+def test_scaled_channels_are_validated_with_the_norms_that_the_bundle_stores(
+    source: Any, tmp_path: Path
+) -> None:
+    output, name = tmp_path / "awq", "doge-tiny"
+    arguments = ["quantize", str(source(name).path), "-o", str(output), "--scheme", "int4-awq"]
+    assert run([*arguments, "--text", str(HELDOUT)]) == 0
+    report = validate(Bundle.open(output), presets.models_folder() / name, quick=True)
+    assert report.passed, [check.name for check in report.checks if not check.passed]
+    assert report.rounding["kl_divergence"] < 0.1
+    norm = "model.layers.0.input_layernorm.weight"
+    assert not (stored_weights(Bundle.open(output), folded=True)[norm] == weights(source(name))[norm]).all()
 
 
 def test_int8_costs_next_to_nothing(source: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

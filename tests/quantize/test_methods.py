@@ -135,7 +135,11 @@ def test_schemes() -> None:
     assert parse_scheme("int8-head4") == ("int8-head4", "nearest")
     assert parse_scheme("int8-head4-gptq") == ("int8-head4", "gptq")
     assert parse_scheme("int4-search") == ("int4", "search")
+    assert parse_scheme("int8-head4-awq-gptq") == ("int8-head4", "awq-gptq")
     for wrong in (
+        "int4-awq-",
+        "int4-gptq-awq",
+        "awq-gptq",
         "hqq",
         "int4-hqq-",
         "int4-gptq-hqq",
