@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from doge_export.bundle import Bundle
 from doge_export.calibrate import windows
-from doge_export.calibrate.hessians import first_call
+from doge_export.calibrate.inputs import first_call
 from doge_export.pipeline import export_model
 from doge_export.recipe import ExportOptions
 from doge_export.requantize import quantize_bundle

@@ -3,7 +3,7 @@
 from doge_export.quantize.awq import scale_channels
 from doge_export.quantize.folds import apply_fold, folds
 from doge_export.quantize.methods import METHODS, Method, parse_scheme
-from doge_export.quantize.precisions import PRECISIONS, Precision, stored_bytes, stored_dtype
+from doge_export.quantize.precisions import MATRICES, PRECISIONS, Precision, stored_bytes, stored_dtype
 from doge_export.quantize.round_to_nearest import (
     Quantized,
     choose_block,
@@ -13,6 +13,7 @@ from doge_export.quantize.round_to_nearest import (
 )
 
 __all__ = [
+    "MATRICES",
     "METHODS",
     "PRECISIONS",
     "Method",
