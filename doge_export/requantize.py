@@ -25,7 +25,7 @@ __all__ = ["Requantized", "checkpoint_weights", "quantize_bundle"]
 
 _CALIBRATION = 64  # windows
 _JUDGED = 16
-_STATIC = "min-max"  # the calibration of w8a8
+_STATIC = "percentile"  # the calibration of w8a8
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ def quantize_bundle(
     if text is None and (METHODS[method].needs_text or precision == "w8a8"):
         raise DogeExportError(f"{scheme} learns from a text.", "Give one with --text FILE.")
     source.verify()
+    weights = checkpoint_weights(source)
+    _check_finite(weights)
     windows, judged = _split(source, text)
     known_inputs: dict[str, npt.NDArray[np.float32]] = {}
     if windows is not None and method != "nearest":
@@ -89,7 +91,6 @@ def quantize_bundle(
         progress(0, f"rounding {name.removesuffix('.weight')}")
         return METHODS[method].round(weight, dtype, known_inputs.get(name))
 
-    weights = checkpoint_weights(source)
     if METHODS[method].scales_channels:
         progress(0, "scaling channels")
 
@@ -174,6 +175,17 @@ def _judge(
 
     base, other = Session.open(source), Session.open(made)
     return divergence(base, other, ids, lambda tokens: progress(tokens, "judging"))
+
+
+def _check_finite(weights: dict[str, Any]) -> None:
+    import numpy as np
+
+    for name, weight in weights.items():
+        if not np.isfinite(weight).all():
+            raise DogeExportError(
+                f"{name} holds numbers that are not finite, which no rounding can store.",
+                "Export from a checkpoint without them.",
+            )
 
 
 def checkpoint_weights(bundle: Bundle) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 Three published rules, each for one symmetric scale a tensor: `min-max` takes the largest magnitude;
 `percentile` the one that 99.99 % of the magnitudes stay below; `entropy` the clipping whose 128 levels have
 the smallest KL divergence from the histogram (Migacz, "8-bit Inference with TensorRT", GTC 2017).
-onnxruntime's own calibrators are not used: they keep what they collect, print to stdout, and their entropy has
-128 bins for 128 levels unless told otherwise.
+onnxruntime's own calibrators are not used: they print to stdout, and their entropy has 128 bins for 128
+levels unless told otherwise.
 """
 
 __all__ = ["CALIBRATIONS", "static_ranges"]
@@ -38,8 +38,8 @@ def static_ranges(
     """The ranges of all large products of `bundle`, full and float32, on ids [windows, length].
 
     `calibration` is a key of CALIBRATIONS. With `smooth`, SmoothQuant's alpha, `weights` are scaled in place,
-    and the ranges are those of the scaled inputs. `keep`: roles ("v_proj") that stay in float32, as the router
-    does. The text is read window by window, once for min-max and twice otherwise.
+    and the ranges are those of the scaled inputs. `keep`: roles ("v_proj") that stay in float32, as the
+    router does. The text is read window by window, once for min-max and twice otherwise.
     """
     matrices = MatrixInputs(bundle)
     inputs = {

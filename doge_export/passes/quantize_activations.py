@@ -2,9 +2,11 @@
 
 Each product's input goes through a pair with one symmetric scale (int8, no zero point: TensorRT takes no
 other), its matrix is stored in int8 with a float32 scale for each output channel and read through
-DequantizeLinear. Runtimes make an integer product of the three: onnxruntime's CPU provider MatMulIntegerToFloat,
-whose sums are exact, so that equal keys still tie. Tables that are gathered from (embedding, experts) are
-int8 with a scale a row, and their rows float32 from there on.
+DequantizeLinear. Runtimes make an integer product of the three: onnxruntime's CPU provider
+MatMulIntegerToFloat, whose sums are exact, so that equal keys still tie. It does so for int8
+only where one product alone reads a QuantizeLinear, so each has its own, with a zero point of its own too, or
+equal ones would be merged again. Tables that are gathered from (embedding, experts) are int8 with a scale a
+row, and their rows float32 from there on.
 """
 
 from collections.abc import Mapping
@@ -44,7 +46,6 @@ def quantize_activations(model: ir.Model, static: StaticRanges) -> None:
     """`model` has its matrices as MatMul reads them (passes/pretranspose.py): `<weight>.T`, or a table that
     is embedding and head through a Transpose."""
     graph = model.graph
-    pairs: dict[tuple[ir.Value, float], ir.Value] = {}
     for name, weight in list(graph.initializers.items()):
         transposed = name.endswith(".weight.T")
         plain = name.removesuffix(".T")
@@ -60,27 +61,20 @@ def quantize_activations(model: ir.Model, static: StaticRanges) -> None:
                 continue
             matrix = emit("DequantizeLinear", values, scales, axis=1 if transposed else 0)
             node.replace_input_with(place, matrix)
-            for product, at in (
-                [(node, place)] if node.op_type == "MatMul" else tuple(node.outputs[0].uses())
-            ):
+            for product, at in [(node, place)] if node.op_type == "MatMul" else tuple(node.outputs[0].uses()):
                 assert product.op_type == "MatMul" and at == 1, f"{name} is read by {product.op_type}"
                 if plain in static.ranges:
-                    _quantize_input(graph, product, static.ranges[plain], pairs)
+                    _quantize_input(graph, product, static.ranges[plain])
 
 
-def _quantize_input(
-    graph: ir.Graph, product: ir.Node, largest: float, pairs: dict[tuple[ir.Value, float], ir.Value]
-) -> None:
+def _quantize_input(graph: ir.Graph, product: ir.Node, largest: float) -> None:
     states = product.inputs[0]
     assert states is not None
-    key = (states, largest)
-    if key not in pairs:
-        emit = _Emitter(graph, product)
-        scale = emit.constant(np.float32(largest / LEVELS if largest > 0 else 1.0))
-        zero = emit.constant(np.int8(0))
-        integers = emit("QuantizeLinear", states, scale, zero, dtype=ir.DataType.INT8)
-        pairs[key] = emit("DequantizeLinear", integers, scale, zero)
-    product.replace_input_with(0, pairs[key])
+    emit = _Emitter(graph, product)
+    scale = emit.constant(np.float32(largest / LEVELS if largest > 0 else 1.0))
+    zero = emit.constant(np.int8(0))
+    integers = emit("QuantizeLinear", states, scale, zero, dtype=ir.DataType.INT8)
+    product.replace_input_with(0, emit("DequantizeLinear", integers, scale, zero))
 
 
 def _store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ir.Value]:
@@ -128,9 +122,7 @@ class _Emitter:
         """As an initializer, which Q and DQ want their scales to be."""
         tensor = ir.Tensor(np.asarray(number))
         name = f"quantizer_{sum(key.startswith('quantizer_') for key in self._graph.initializers)}"
-        value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
-        )
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
         self._graph.initializers.add(value)
         return value
 
@@ -138,9 +130,7 @@ class _Emitter:
         """Those that the Gather wants. Not by DequantizeLinear, whose scale of a row would need blocks, which
         TensorRT has not for int8; nor of the whole table, which onnxruntime would do in every step."""
         ids = self._node.inputs[1]
-        axis = self.__call__(
-            "Constant", dtype=ir.DataType.INT64, value=ir.tensor([-1])
-        )
+        axis = self.__call__("Constant", dtype=ir.DataType.INT64, value=ir.tensor([-1]))
         integers = self("Gather", values, ids, dtype=ir.DataType.INT8, axis=0)
         steps = self("Unsqueeze", self("Gather", scales, ids, axis=0), axis)
         return self("Mul", self("Cast", integers, to=int(ir.DataType.FLOAT)), steps)

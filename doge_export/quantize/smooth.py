@@ -1,8 +1,8 @@
 """SmoothQuant: move what makes activations hard to round, their large channels, into the weights.
 
-Source: Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models",
-arXiv 2211.10438: scale of a channel = max|x|^alpha / max|w|^(1 - alpha), over all matrices that read it. Folded
-where `folds` allows it, so not into o_proj, nor into a tied head.
+Source: Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language
+Models", arXiv 2211.10438: scale of a channel = max|x|^alpha / max|w|^(1 - alpha), over all matrices that read
+it. Folded where `folds` allows it, so not for o_proj, nor for a tied head.
 """
 
 from collections.abc import Mapping
@@ -37,9 +37,8 @@ def smooth_channels(
         states = sizes[readers[0]].astype(np.float64)
         largest = np.max([np.abs(weights[name].astype(np.float64)).max(0) for name in readers], 0)
         used = (states > 0) & (largest > 0)
-        scales = np.ones_like(states)
+        scales = np.ones(len(states), np.float32)
         scales[used] = states[used] ** alpha / largest[used] ** (1 - alpha)
-        scales = scales.astype(np.float32)
         apply_fold(weights, fold, scales)
         found.update(dict.fromkeys((name for name in fold.readers if name in sizes), scales))
     return found

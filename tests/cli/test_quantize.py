@@ -151,3 +151,20 @@ def test_what_cannot_be_quantized(source: Any, tmp_path: Path, capsys: pytest.Ca
     recipe.write_text('precision = "int4"\nrounding = "gptq"\n')
     assert run(["export", "-m", "doge-tiny", "-o", str(tmp_path / "out"), "--recipe", str(recipe)]) == 2
     assert "learns from a text, which export does not read" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One number of the embedding, of a token that the text has: every input of every matrix is NaN by it."""
+    from safetensors.numpy import load_file, save_file
+
+    checkpoint = shutil.copytree(presets.models_folder() / "doge-tiny", tmp_path / "checkpoint")
+    weights_ = load_file(checkpoint / "model.safetensors")
+    weights_["model.embed_tokens.weight"][300:, 0] = float("nan")
+    save_file(weights_, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    full = export_model(str(checkpoint), tmp_path / "full", validate=False).bundle
+    for scheme in ("int4-gptq", "int4-awq", "int8"):
+        arguments = ["quantize", str(full.path), "-o", str(tmp_path / "out"), "--scheme", scheme]
+        assert run([*arguments, "--text", str(HELDOUT)]) == 2
+        error = capsys.readouterr().err
+        assert "model.embed_tokens.weight holds numbers that are not finite" in error
+        assert not (tmp_path / "out").exists()
