@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from doge_export.export import GraphFile
     from doge_export.model import DogeForExport
+    from doge_export.passes.quantize_activations import StaticRanges
     from doge_export.passes.quantize_weights import Round
     from doge_export.validate import Report
 
@@ -51,6 +52,7 @@ def plan_export(model: str, options: ExportOptions) -> dict[str, Any]:
     else:
         config = Checkpoint.open(presets.resolve_model(model)).config
     options.check_model(config)
+    _need_ranges(options, None)
     width = {"float32": 4}.get(options.dtype, 2)
     tied = config.tie_word_embeddings
     return {
@@ -71,19 +73,21 @@ def export_model(
     force: bool = False,
     progress: Progress = lambda steps, stage: None,
     round_with: "Round | None" = None,
+    static: "StaticRanges | None" = None,
 ) -> Exported:
     """Export `model` (a folder, a fixture's or preset's name, a hub id) to the bundle folder `output`.
 
     With `validate` the finished graph is compared with the reference before `output` appears; the
     bundle is written even if it misses, and the report says so. `progress` gets bytes of weights
     written and the name of the stage. `round_with` rounds in the place of rounding to nearest
-    (doge_export.passes.quantize_weights).
+    (doge_export.passes.quantize_weights); `static` are the ranges that the precision w8a8 needs.
 
     Raises:
         DogeExportError: the checkpoint is damaged or not supported, an option does not fit it, or
             `output` is in the way or cannot be written. Nothing is left behind then.
     """
     options = options or ExportOptions.resolve()
+    _need_ranges(options, static)
     _need_torch()
     from doge_export.export import build_graph, save_graph
     from doge_export.model import load_model
@@ -104,12 +108,16 @@ def export_model(
             resolved["max_length"],
             options.precision,
             round_with,
+            static,
         )
         progress(0, "writing the weights")
         decode = save_graph(graph, folder, lambda written: progress(written, "writing the weights"))
         _write_sidecars(checkpoint, folder)
         options.write(folder / RECIPE)
         progress(0, "hashing")
+        if static is not None:
+            found = {"calibration": static.calibration, "smooth": static.smooth, "keep": list(static.keep)}
+            resolved |= found
         write_manifest(folder, **_manifest(torch_model, graph, decode, resolved, options.opset))
         # The weights go before the reference brings its own. onnxscript's rewrite rules remember the last
         # node they looked at, and with it the graph.
@@ -175,6 +183,14 @@ def _need_torch() -> None:
                 f"Exporting and validating need {package}, which is not installed.",
                 "pip install 'doge-export[export]'",
             ) from None
+
+
+def _need_ranges(options: ExportOptions, static: "StaticRanges | None") -> None:
+    if options.precision == "w8a8" and static is None:
+        raise DogeExportError(
+            "--precision w8a8 needs the ranges of activations, which a text gives.",
+            "Export with --target onnx, and doge-export quantize the result with --scheme w8a8 --text FILE.",
+        )
 
 
 def _rounding(options: ExportOptions) -> "Round | None":

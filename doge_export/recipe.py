@@ -9,7 +9,7 @@ from typing import Any
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
 from doge_export.quantize import METHODS, PRECISIONS
-from doge_export.targets import OPSETS, Target, get_target
+from doge_export.targets import OPSETS, TARGETS, Target, get_target
 
 __all__ = ["RECIPE", "ExportOptions"]
 
@@ -108,7 +108,7 @@ class ExportOptions:
         if self.precision not in target.precisions:
             raise DogeExportError(
                 f"--target {target.name} takes no --precision {self.precision}: there are no kernels for it.",
-                "Leave --precision out, or choose --target ort-cpu.",
+                f"Leave it out, or choose --target {_any(_targets_with(self.precision))}.",
             )
         length = self.max_length
         if length is not None:
@@ -119,6 +119,10 @@ class ExportOptions:
                     f"--max-length belongs to --kv-cache static; a {self.kv_cache} cache has no limit.",
                     "Leave one of the two out.",
                 )
+
+
+def _targets_with(precision: str) -> tuple[str, ...]:
+    return tuple(name for name, target in TARGETS.items() if precision in target.precisions)
 
 
 def _any(choices: tuple[str, ...]) -> str:

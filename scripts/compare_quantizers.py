@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from doge_export.bundle import Bundle
 from doge_export.calibrate import windows
-from doge_export.calibrate.hessians import first_call
+from doge_export.calibrate.inputs import first_call
 from doge_export.pipeline import export_model
 from doge_export.recipe import ExportOptions
 from doge_export.requantize import quantize_bundle
@@ -33,7 +33,7 @@ from doge_export.validate.figures import compare_logits
 from doge_export.validate.reference import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ("int8", "int4", "int4-search", "int4-gptq")
+OURS = ("int8", "int4", "int4-hqq", "int4-search", "int4-gptq", "int4-awq", "int4-awq-gptq")
 
 
 def read(session: Any, bundle: Bundle, ids: npt.NDArray[np.int64]) -> Run:

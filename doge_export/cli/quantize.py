@@ -14,19 +14,35 @@ from doge_export.cli._shared import progress, write_json
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", required=True)
 @click.option("--scheme", metavar="SCHEME", required=True,
-              help="int8, int4 or int8-head4; with -search or -gptq behind it, better rounded.")  # fmt: skip
+              help="int8, int4, int8-head4; better with -search, -hqq, -gptq or -awq behind it.")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), metavar="FILE",
               help="UTF-8: to calibrate with, and its last fifth to judge by.")  # fmt: skip
+@click.option("--calibration", metavar="METHOD",
+              help="w8a8: min-max, percentile or entropy.")  # fmt: skip
+@click.option("--smooth", type=float, metavar="ALPHA",
+              help="w8a8: move large channels into the weights, by SmoothQuant's alpha.")  # fmt: skip
+@click.option("--keep", multiple=True, metavar="MATRIX",
+              help="w8a8: leave it in float32, as v_proj; may be given again.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the output folder.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write what it cost as JSON.")
 def command(
-    bundle: Path, output: Path, scheme: str, text: Path | None, force: bool, json_to: str | None
+    bundle: Path,
+    output: Path,
+    scheme: str,
+    text: Path | None,
+    calibration: str | None,
+    smooth: float | None,
+    keep: tuple[str, ...],
+    force: bool,
+    json_to: str | None,
 ) -> None:
-    """Round the weights of BUNDLE, a bundle in full precision, and say what that costs.
+    """Round the weights of BUNDLE, a bundle in full precision, and say what that costs. w8a8 rounds what they
+    are multiplied with too; it takes a bundle of --target onnx.
 
     \b
     doge-export quantize out/doge-tiny -o out/tiny4 --scheme int4-search
     doge-export quantize out/doge-tiny -o out/tiny4 --scheme int4-gptq --text corpus.txt
+    doge-export quantize out/plain -o out/w8a8 --scheme w8a8 --text corpus.txt --smooth 0.5
     """
     from doge_export.evaluate import read_text
     from doge_export.requantize import quantize_bundle
@@ -38,6 +54,9 @@ def command(
             output,
             scheme,
             content,
+            calibration=calibration,
+            smooth=smooth,
+            keep=keep,
             force=force,
             progress=lambda steps, stage: advance(steps, f"Quantizing: {stage}"),
         )

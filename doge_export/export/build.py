@@ -18,11 +18,14 @@ from doge_export.passes import (
     lower_layers,
     lower_rope,
     pretranspose,
+    quantize_activations,
     quantize_weights,
     simplify,
     top_tokens,
 )
+from doge_export.passes.quantize_activations import StaticRanges
 from doge_export.passes.quantize_weights import Round
+from doge_export.passes.simplify import number
 from doge_export.targets import OPSETS, Target
 from doge_export.targets.lowered import (
     DECODE_TOKENS,
@@ -67,11 +70,13 @@ def build_graph(
     max_length: int | None = None,
     precision: str = "fp32",
     round_with: Round | None = None,
+    static: StaticRanges | None = None,
 ) -> GraphFile:
     """The finished ONNX model of `model` for `target`; `max_length` are the slots of a static cache.
 
     A target with kernels gets the graph lowered to them, with the weights as the checkpoint has them or
-    in `precision`, rounded to nearest or by `round_with`; another one gets them as MatMul reads them.
+    in `precision`, rounded to nearest or by `round_with`; another one gets them as MatMul reads them, with
+    `static` in int8 with their inputs.
     """
     config, kernels = model.config, target.kernels
     options = BodyOptions(
@@ -89,6 +94,9 @@ def build_graph(
         pretranspose(exported)
     simplify(exported)
     quantize_weights(exported, precision, config.tie_word_embeddings, round_with)
+    if static is not None:
+        quantize_activations(exported, static)
+        number(exported)
     attach_bodies(exported, options)
     if TOKEN_EMBEDDING in kernels:
         lower_embedding(exported)

@@ -10,6 +10,7 @@ from doge_export.passes.lower_head import lower_head
 from doge_export.passes.lower_layers import lower_layers
 from doge_export.passes.lower_rope import lower_rope
 from doge_export.passes.pretranspose import pretranspose
+from doge_export.passes.quantize_activations import quantize_activations
 from doge_export.passes.quantize_weights import quantize_weights
 from doge_export.passes.simplify import simplify
 from doge_export.passes.top_tokens import top_tokens
@@ -25,6 +26,7 @@ __all__ = [
     "lower_layers",
     "lower_rope",
     "pretranspose",
+    "quantize_activations",
     "quantize_weights",
     "simplify",
     "top_tokens",

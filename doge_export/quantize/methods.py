@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from doge_export.errors import DogeExportError
 from doge_export.quantize.gptq import gptq
+from doge_export.quantize.hqq import hqq
 from doge_export.quantize.precisions import PRECISIONS
 from doge_export.quantize.round_to_nearest import Quantized, quantize
 from doge_export.quantize.scale_search import search
@@ -20,10 +21,12 @@ Hessian = npt.NDArray[np.float32]
 @dataclass(frozen=True)
 class Method:
     """`round` takes a matrix [n, k], its type, and the mean of x x^T [k, k] of what it is multiplied with, or
-    None where nothing is known of that. `needs_text`: without a calibration text there is no point."""
+    None where nothing is known of that. `needs_text`: without a calibration text there is no point.
+    `scales_channels`: AWQ's scales are folded in first, so that norms and up_proj are others too."""
 
     round: Callable[[npt.NDArray[np.float32], str, Hessian | None], Quantized]
     needs_text: bool = False
+    scales_channels: bool = False
 
 
 def _search(weight: npt.NDArray[np.float32], dtype: str, hessian: Hessian | None) -> Quantized:
@@ -37,7 +40,10 @@ def _gptq(weight: npt.NDArray[np.float32], dtype: str, hessian: Hessian | None) 
 METHODS: dict[str, Method] = {
     "nearest": Method(lambda weight, dtype, hessian: quantize(weight, dtype)),
     "search": Method(_search),
+    "hqq": Method(lambda weight, dtype, hessian: hqq(weight, dtype)),
     "gptq": Method(_gptq, needs_text=True),
+    "awq": Method(_search, needs_text=True, scales_channels=True),
+    "awq-gptq": Method(_gptq, needs_text=True, scales_channels=True),
 }
 
 
@@ -47,13 +53,15 @@ def parse_scheme(scheme: str) -> tuple[str, str]:
     Raises:
         DogeExportError: there is no such scheme.
     """
-    precision, _, method = scheme.rpartition("-")
-    if scheme in PRECISIONS:
-        precision, method = scheme, "nearest"
-    if precision not in PRECISIONS or method not in METHODS or precision == "fp32":
+    found = [(scheme, "nearest")] if scheme in PRECISIONS else []
+    for precision in PRECISIONS:
+        method = scheme.removeprefix(f"{precision}-")
+        if method != scheme and method in METHODS and precision != "w8a8":
+            found.append((precision, method))
+    if not found or found[0][0] == "fp32":
         known = ", ".join(name for name in PRECISIONS if name != "fp32")
         better = " or ".join(f"-{name}" for name in METHODS if name != "nearest")
         raise DogeExportError(
             f"There is no scheme {scheme!r}.", f"Choose {known}, alone or with {better} behind."
         )
-    return precision, method
+    return found[0]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from doge_export.quantize.round_to_nearest import choose_block
 
-__all__ = ["PRECISIONS", "Precision", "stored_bytes", "stored_dtype"]
+__all__ = ["MATRICES", "PRECISIONS", "Precision", "stored_bytes", "stored_dtype"]
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,12 @@ PRECISIONS: dict[str, Precision] = {
     "int4": Precision("int4", "int4", "int4"),
     # The head is most of a small model's bytes, and rounding it touches one product only.
     "int8-head4": Precision("int8", "int8", "int4"),
+    # Activations too, by ranges that a text gave: the weights are stored by passes/quantize_activations.py.
+    "w8a8": Precision(),
 }
 
 #: What is large. Norms, biases, residuals, A, dt_proj and the router decide much and weigh little.
-_MATRICES = frozenset(
+MATRICES = frozenset(
     {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "down_embed", "up_embed"}
 )
 
@@ -47,7 +49,7 @@ def stored_dtype(name: str, shape: tuple[int, ...], precision: str, tied: bool) 
             dtype = scheme.head if tied else scheme.embedding
         elif role == "lm_head":
             dtype = scheme.head
-        elif role in _MATRICES:
+        elif role in MATRICES:
             dtype = scheme.layers
     return dtype if dtype is not None and choose_block(shape[-1], dtype) is not None else None
 

@@ -51,7 +51,13 @@ TARGETS: dict[str, Target] = {
             precisions=("fp32", "int8", "int4", "int8-head4"),
         ),
         # TensorRT builds both branches of an If, and a top-k of the whole window fails in a short context.
-        Target("onnx", dtypes=("float32", "float16", "bfloat16"), branches=False, float64=True),
+        Target(
+            "onnx",
+            dtypes=("float32", "float16", "bfloat16"),
+            branches=False,
+            float64=True,
+            precisions=("fp32", "w8a8"),
+        ),
     )
 }
 

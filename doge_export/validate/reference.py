@@ -13,6 +13,7 @@ tied keys (any repeated token ties in layer 0):
 """
 
 import contextlib
+import functools
 import logging
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
@@ -111,7 +112,8 @@ class Reference:
     arithmetic stays float32, but for bfloat16. That has so few numbers that most keys at the window's
     boundary tie, and by the tie rule: only a judge that computes in bfloat16 knows which (docs/parity.md).
     `precision` rounds the matrices to nearest after that, as it does in an export; `rounded` puts others in
-    their place.
+    their place. `activations`: weight's name -> the scale that the input of its product is rounded with, to
+    int8.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class Reference:
         per_token: bool = False,
         precision: str = "fp32",
         rounded: Mapping[str, npt.NDArray[np.float32]] | None = None,
+        activations: Mapping[str, float] | None = None,
     ) -> None:
         self.config = Checkpoint.open(folder).config
         from transformers import DogeForCausalLM
@@ -138,6 +141,7 @@ class Reference:
             _round_weights(model, precision, self.config.tie_word_embeddings)
         else:
             _replace_weights(model, rounded)
+        _round_inputs(model, activations or {})
         self.model = (model if dtype == "bfloat16" else model.float()).eval()
         self._keys: list[npt.NDArray[np.bool_]] = []
         self._experts: list[npt.NDArray[np.int64]] = []
@@ -225,6 +229,19 @@ def _replace_weights(model: Any, rounded: Mapping[str, npt.NDArray[np.float32]])
     with torch.no_grad():
         for name, weight in rounded.items():
             parameters[name].copy_(torch.from_numpy(weight))
+
+
+def _round_inputs(model: Any, activations: Mapping[str, float]) -> None:
+    """Let the products' inputs be what QuantizeLinear and DequantizeLinear make of them."""
+    for name, scale in activations.items():
+        module = name.removesuffix(".weight")
+        if module == "model.embed_tokens":  # a tied table, as the head
+            module = "lm_head"
+        model.get_submodule(module).register_forward_pre_hook(functools.partial(_rounded, scale))
+
+
+def _rounded(scale: float, module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (torch.clamp(torch.round(inputs[0] / scale), -128, 127) * scale, *inputs[1:])
 
 
 def _own_halves(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:

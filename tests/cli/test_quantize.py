@@ -13,6 +13,9 @@ from doge_export.bundle import Bundle
 from doge_export.cli.app import run
 from doge_export.pipeline import export_model, validate_bundle
 from doge_export.recipe import ExportOptions
+from doge_export.requantize import checkpoint_weights as weights
+from doge_export.validate import validate
+from doge_export.validate.stored import stored_weights
 
 HELDOUT = presets.models_folder() / "heldout.txt"
 
@@ -51,6 +54,19 @@ def test_better_rounding_loses_less_in_the_same_bytes(name: str, source: Any, tm
     report = validate_bundle(tmp_path / "int4-gptq", name)
     assert report.passed, [check.name for check in report.checks if not check.passed]
     assert report.rounding is not None
+
+
+def test_scaled_channels_are_validated_with_the_norms_that_the_bundle_stores(
+    source: Any, tmp_path: Path
+) -> None:
+    output, name = tmp_path / "awq", "doge-tiny"
+    arguments = ["quantize", str(source(name).path), "-o", str(output), "--scheme", "int4-awq"]
+    assert run([*arguments, "--text", str(HELDOUT)]) == 0
+    report = validate(Bundle.open(output), presets.models_folder() / name, quick=True)
+    assert report.passed, [check.name for check in report.checks if not check.passed]
+    assert report.rounding["kl_divergence"] < 0.1
+    norm = "model.layers.0.input_layernorm.weight"
+    assert not (stored_weights(Bundle.open(output), folded=True)[norm] == weights(source(name))[norm]).all()
 
 
 def test_int8_costs_next_to_nothing(source: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,3 +151,65 @@ def test_what_cannot_be_quantized(source: Any, tmp_path: Path, capsys: pytest.Ca
     recipe.write_text('precision = "int4"\nrounding = "gptq"\n')
     assert run(["export", "-m", "doge-tiny", "-o", str(tmp_path / "out"), "--recipe", str(recipe)]) == 2
     assert "learns from a text, which export does not read" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One number of the embedding, of a token that the text has: every input of every matrix is NaN by it."""
+    from safetensors.numpy import load_file, save_file
+
+    checkpoint = shutil.copytree(presets.models_folder() / "doge-tiny", tmp_path / "checkpoint")
+    weights_ = load_file(checkpoint / "model.safetensors")
+    weights_["model.embed_tokens.weight"][300:, 0] = float("nan")
+    save_file(weights_, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    full = export_model(str(checkpoint), tmp_path / "full", validate=False).bundle
+    for scheme in ("int4-gptq", "int4-awq", "int8"):
+        arguments = ["quantize", str(full.path), "-o", str(tmp_path / "out"), "--scheme", scheme]
+        assert run([*arguments, "--text", str(HELDOUT)]) == 2
+        error = capsys.readouterr().err
+        assert "model.embed_tokens.weight holds numbers that are not finite" in error
+        assert not (tmp_path / "out").exists()
+
+
+def test_w8a8_runs_and_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ExportOptions.resolve(target="onnx", routing="per-token")
+    full = export_model("doge-tiny", tmp_path / "full", options, validate=False).bundle
+    output, some = tmp_path / "w8a8", tmp_path / "some.txt"
+    some.write_text(HELDOUT.read_text(encoding="utf-8")[:20_000], encoding="utf-8")
+    arguments = ["quantize", str(full.path), "-o", str(output), "--scheme", "w8a8"]
+    assert run([*arguments, "--text", str(some), "--smooth", "0.5", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kl_divergence"] < 1e-2 and found["top1_agreement"] > 0.9
+    made = Bundle.open(output)
+    assert {key: made.manifest.options[key] for key in ("precision", "calibration", "smooth")} == {
+        "precision": "w8a8",
+        "calibration": "percentile",
+        "smooth": 0.5,
+    }
+    assert run(["generate", str(output), "-p", "My fellow", "--max-new-tokens", "3"]) == 0
+    assert run(["eval", str(output), "--text", str(some)]) == 0
+    assert run(["inspect", str(output)]) == 0
+    assert "int8" in capsys.readouterr().out
+    report = validate(made, presets.models_folder() / "doge-tiny", quick=True)
+    assert report.passed, [check for check in report.checks if not check.passed]
+    for wrong, sentence in (
+        ([], "learns from a text"),
+        (["--text", str(some), "--calibration", "best"], "There is no calibration 'best'"),
+        (["--text", str(some), "--smooth", "nan"], "is not between 0 and 1"),
+        (["--text", str(some), "--keep", "w_proj"], "There is no matrix 'w_proj'"),
+    ):
+        assert run([*arguments[:3], str(tmp_path / "out"), *arguments[4:], *wrong]) == 2
+        assert sentence in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_w8a8_belongs_to_the_plain_graph(
+    source: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["quantize", str(source("doge-tiny").path), "-o", str(tmp_path / "out"), "--scheme"]
+    assert run([*arguments, "w8a8", "--text", str(HELDOUT)]) == 2
+    error = capsys.readouterr().err
+    assert "--target ort-cpu takes no --precision w8a8" in error and "--target onnx" in error
+    assert run([*arguments, "int4", "--smooth", "0.5"]) == 2
+    assert "only w8a8 rounds" in capsys.readouterr().err
+    export = ["export", "-m", "doge-tiny", "-o", str(tmp_path / "out"), "--target", "onnx"]
+    assert run([*export, "--precision", "w8a8"]) == 2
+    assert "needs the ranges of activations" in capsys.readouterr().err

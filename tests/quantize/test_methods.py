@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from doge_export.errors import DogeExportError
 from doge_export.quantize import METHODS, dequantize, parse_scheme, quantize
 from doge_export.quantize.gptq import gptq
+from doge_export.quantize.hqq import POWER, hqq
 from doge_export.quantize.scale_search import search
 
 LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}
@@ -47,6 +48,30 @@ def test_search_is_never_worse_than_nearest(dtype: str, seed: int, power: int, o
     off, before = (each.reshape(*found.scales.shape, block).sum(-1) for each in (off, before))
     assert (off <= before * (1 + 1e-5) + 1e-30).all(), "of every block"
     assert off.sum() < before.sum()
+
+
+@sizes
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10_000), power=st.integers(-6, 6), outlier=st.booleans())
+def test_hqq_is_never_worse_than_nearest_by_its_own_measure(
+    dtype: str, seed: int, power: int, outlier: bool
+) -> None:
+    weight, _ = drawn(seed)
+    weight[0] = 0
+    weight *= np.float32(2.0**power)
+    if outlier:
+        weight[3, 5] *= 30
+    found, nearest = hqq(weight, dtype), quantize(weight, dtype)
+    sums = [
+        (np.abs(weight - dequantize(each)).astype(np.float64) ** POWER)
+        .reshape(*found.scales.shape, -1)
+        .sum(-1)
+        for each in (found, nearest)
+    ]
+    assert (sums[0] <= sums[1] * (1 + 1e-5)).all(), "of every block"
+    assert sums[0].sum() < (1 if dtype == "int8" else 0.99) * sums[1].sum()
+    again = hqq(weight.copy(), dtype)
+    assert (again.values == found.values).all() and (again.scales == found.scales).all()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -110,6 +135,21 @@ def test_schemes() -> None:
     assert parse_scheme("int8-head4") == ("int8-head4", "nearest")
     assert parse_scheme("int8-head4-gptq") == ("int8-head4", "gptq")
     assert parse_scheme("int4-search") == ("int4", "search")
-    for wrong in ("int3", "fp32", "fp32-search", "int4-best", "-gptq", "gptq", ""):
+    assert parse_scheme("int8-head4-awq-gptq") == ("int8-head4", "awq-gptq")
+    for wrong in (
+        "int4-awq-",
+        "int4-gptq-awq",
+        "awq-gptq",
+        "hqq",
+        "int4-hqq-",
+        "int4-gptq-hqq",
+        "int3",
+        "fp32",
+        "fp32-search",
+        "int4-best",
+        "-gptq",
+        "gptq",
+        "",
+    ):
         with pytest.raises(DogeExportError, match="There is no scheme"):
             parse_scheme(wrong)

@@ -1,0 +1,136 @@
+"""int8 activations and weights in the standard form: QuantizeLinear and DequantizeLinear around the products.
+
+Each product's input goes through a pair with one symmetric scale (int8, no zero point: TensorRT takes no
+other), its matrix is stored in int8 with a float32 scale for each output channel and read through
+DequantizeLinear. Runtimes make an integer product of the three: onnxruntime's CPU provider
+MatMulIntegerToFloat, whose sums are exact, so that equal keys still tie. It does so for int8
+only where one product alone reads a QuantizeLinear, so each has its own, with a zero point of its own too, or
+equal ones would be merged again. Tables that are gathered from (embedding, experts) are int8 with a scale a
+row, and their rows float32 from there on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+__all__ = ["StaticRanges", "quantize_activations", "row_scales"]
+
+LEVELS = 127
+_TABLES = ("embed_tokens.weight", "down_embed.weight", "up_embed.weight")
+
+
+@dataclass(frozen=True)
+class StaticRanges:
+    """`ranges`: weight's name in the checkpoint -> the magnitude of its input that becomes 127; larger ones
+    are clipped. A matrix that is not there stays as it is. The rest says how they were found:
+    doge_export.calibrate.static_ranges."""
+
+    ranges: Mapping[str, float]
+    calibration: str
+    smooth: float | None = None
+    keep: tuple[str, ...] = ()
+
+
+def row_scales(weight: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """float32 [n] for `weight` [n, k]: the largest magnitude of a row becomes 127; a row of zeros has 1."""
+    largest = np.abs(weight.astype(np.float32)).max(1) / np.float32(LEVELS)
+    result: npt.NDArray[np.float32] = np.where(largest > 0, largest, np.float32(1))
+    return result
+
+
+def quantize_activations(model: ir.Model, static: StaticRanges) -> None:
+    """`model` has its matrices as MatMul reads them (passes/pretranspose.py): `<weight>.T`, or a table that
+    is embedding and head through a Transpose."""
+    graph = model.graph
+    for name, weight in list(graph.initializers.items()):
+        transposed = name.endswith(".weight.T")
+        plain = name.removesuffix(".T")
+        is_table = name.endswith(_TABLES) and not any(name.split(".")[-2] == kept for kept in static.keep)
+        if not (transposed or name.endswith(".weight")) or not (plain in static.ranges or is_table):
+            continue
+        values, scales = _store(graph, weight, axis=1 if transposed else 0)
+        for node, place in tuple(weight.uses()):
+            emit = _Emitter(graph, node)
+            if node.op_type == "Gather":
+                ir.convenience.replace_all_uses_with(node.outputs[0], emit.rows(values, scales))
+                graph.remove(node, safe=True)
+                continue
+            matrix = emit("DequantizeLinear", values, scales, axis=1 if transposed else 0)
+            node.replace_input_with(place, matrix)
+            for product, at in [(node, place)] if node.op_type == "MatMul" else tuple(node.outputs[0].uses()):
+                assert product.op_type == "MatMul" and at == 1, f"{name} is read by {product.op_type}"
+                if plain in static.ranges:
+                    _quantize_input(graph, product, static.ranges[plain])
+
+
+def _quantize_input(graph: ir.Graph, product: ir.Node, largest: float) -> None:
+    states = product.inputs[0]
+    assert states is not None
+    emit = _Emitter(graph, product)
+    scale = emit.constant(np.float32(largest / LEVELS if largest > 0 else 1.0))
+    zero = emit.constant(np.int8(0))
+    integers = emit("QuantizeLinear", states, scale, zero, dtype=ir.DataType.INT8)
+    product.replace_input_with(0, emit("DequantizeLinear", integers, scale, zero))
+
+
+def _store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ir.Value]:
+    """Values int8 under the weight's name and scales float32; `axis` is that of the output channels."""
+    tensor, name = weight.const_value, weight.name
+    assert tensor is not None and name is not None
+    matrix = tensor.numpy().astype(np.float32)
+    scales = row_scales(matrix if axis == 0 else matrix.T)
+    steps = scales[:, None] if axis == 0 else scales
+    integers = np.clip(np.rint(matrix / steps), -LEVELS, LEVELS).astype(np.int8)
+    del graph.initializers[name]
+    made = []
+    for stored in (
+        ir.Tensor(integers, name=name),
+        ir.Tensor(scales, name=name.removesuffix(".T").removesuffix(".weight") + ".scale"),
+    ):
+        value = ir.Value(
+            name=stored.name, type=ir.TensorType(stored.dtype), shape=stored.shape, const_value=stored
+        )
+        graph.initializers.add(value)
+        made.append(value)
+    return made[0], made[1]
+
+
+class _Emitter:
+    """Emits nodes before `node`."""
+
+    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
+        self._graph, self._node = graph, node
+
+    def __call__(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        dtype: ir.DataType = ir.DataType.FLOAT,
+        **attributes: Any,
+    ) -> ir.Value:
+        attrs = [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()]
+        made = ir.Node("", op_type, inputs, attrs)
+        self._graph.insert_before(self._node, made)
+        made.outputs[0].type = ir.TensorType(dtype)
+        return made.outputs[0]
+
+    def constant(self, number: np.generic) -> ir.Value:
+        """As an initializer, which Q and DQ want their scales to be."""
+        tensor = ir.Tensor(np.asarray(number))
+        name = f"quantizer_{sum(key.startswith('quantizer_') for key in self._graph.initializers)}"
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        self._graph.initializers.add(value)
+        return value
+
+    def rows(self, values: ir.Value, scales: ir.Value) -> ir.Value:
+        """Those that the Gather wants. Not by DequantizeLinear, whose scale of a row would need blocks, which
+        TensorRT has not for int8; nor of the whole table, which onnxruntime would do in every step."""
+        ids = self._node.inputs[1]
+        axis = self.__call__("Constant", dtype=ir.DataType.INT64, value=ir.tensor([-1]))
+        integers = self("Gather", values, ids, dtype=ir.DataType.INT8, axis=0)
+        steps = self("Unsqueeze", self("Gather", scales, ids, axis=0), axis)
+        return self("Mul", self("Cast", integers, to=int(ir.DataType.FLOAT)), steps)

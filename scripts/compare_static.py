@@ -1,0 +1,146 @@
+"""w8a8 of ours beside onnxruntime's stock static quantizer: KL, top-1 agreement and bytes, in one run.
+
+    .venv/bin/python scripts/compare_static.py                    # doge-tiny on its held-out text
+    .venv/bin/python scripts/compare_static.py --model doge-tiny-moe --json build/static.json
+
+The first four fifths of the text calibrate (64 windows), the rest judges, against the full model, in plain
+onnxruntime. The stock one (onnxruntime.quantization.quantize_static: QDQ, int8, per channel, symmetric
+activations, which TensorRT wants) gets the same plain export and the same windows, once for all operators
+that it knows and once for products and tables alone.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from compare_quantizers import ROOT, opened, read
+from doge_export.bundle import Bundle
+from doge_export.calibrate import CALIBRATIONS, windows
+from doge_export.calibrate.inputs import first_call
+from doge_export.pipeline import export_model
+from doge_export.recipe import ExportOptions
+from doge_export.requantize import quantize_bundle
+from doge_export.validate.figures import compare_logits
+
+OURS: tuple[dict[str, Any], ...] = (
+    *({"calibration": name} for name in CALIBRATIONS),
+    *({"calibration": name, "smooth": 0.5} for name in CALIBRATIONS),
+    {},
+    {"keep": ("v_proj",)},
+    {"keep": ("v_proj", "down_proj")},
+)
+
+
+class Reader:
+    """onnxruntime's CalibrationDataReader: one feed after another."""
+
+    def __init__(self, bundle: Bundle, ids: npt.NDArray[np.int64]) -> None:
+        self._bundle, self._ids = bundle, ids
+        self._left: Iterator[npt.NDArray[np.int64]] = iter(ids)
+
+    def get_next(self) -> dict[str, Any] | None:
+        row = next(self._left, None)
+        return None if row is None else first_call(self._bundle, row[None])
+
+    def rewind(self) -> None:
+        self._left = iter(self._ids)
+
+
+def stock(bundle: Bundle, ids: npt.NDArray[np.int64], path: Path, method: str, operators: Any) -> None:
+    """Write the stock quantizer's model to `path`."""
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    logging.getLogger().setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):
+        quantize_static(
+            str(bundle.model_path),
+            str(path),
+            Reader(bundle, ids),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=operators,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=getattr(CalibrationMethod, method),
+            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+        )
+
+
+def unoptimized(model: Path) -> Any:
+    """onnxruntime 1.32 refuses the stock quantizer's int8 models of this graph once it optimizes them."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+
+def label(options: dict[str, Any]) -> str:
+    parts = [str(options.get("calibration", "default"))]
+    parts += [f"smooth {options['smooth']}"] if "smooth" in options else []
+    parts += [f"without {' and '.join(options['keep'])}"] if "keep" in options else []
+    return ", ".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="doge-tiny")
+    parser.add_argument("--text", type=Path, default=ROOT / "models" / "heldout.txt")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    text = arguments.text.read_text(encoding="utf-8")
+    border = text.rfind(" ", 0, len(text) * 4 // 5)
+    results: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        options = ExportOptions.resolve(target="onnx", routing="per-token")
+        plain = export_model(arguments.model, folder / "plain", options, validate=False).bundle
+        known, ids = windows(plain, text[:border], 64), windows(plain, text[border:], 16)
+        base = read(opened(plain.model_path), plain, ids)
+        real = np.ones(ids.shape, bool)
+        size = sum(e.bytes for n, e in plain.manifest.files.items() if n.startswith("model.onnx"))
+
+        def judge(name: str, model: Path, bytes_: int, optimized: bool = True) -> None:
+            session = opened(model) if optimized else unoptimized(model)
+            found = compare_logits(base, read(session, plain, ids), real)
+            results[name] = {**found, "bytes": bytes_, "of_fp32": bytes_ / size}
+            print(name, results[name], file=sys.stderr)
+
+        for given in OURS:
+            made = quantize_bundle(plain.path, folder / "made", "w8a8", text, force=True, **given)
+            files = made.exported.bundle.manifest.files.items()
+            judge(
+                f"ours, {label(given)}",
+                made.exported.bundle.model_path,
+                sum(e.bytes for n, e in files if n.startswith("model.onnx")),
+            )
+        for method in ("MinMax", "Percentile", "Entropy"):
+            for kind, operators in (("all", None), ("products and tables", ["MatMul", "Gather"])):
+                path = folder / "stock.onnx"
+                try:
+                    stock(plain, known, path, method, operators)
+                    judge(f"stock {method}, {kind}", path, path.stat().st_size, optimized=False)
+                except (ValueError, RuntimeError, ort.capi.onnxruntime_pybind11_state.Fail) as error:
+                    print(f"stock {method}, {kind}: {type(error).__name__}: {error}", file=sys.stderr)
+    print(f"{arguments.model}, {ids.size:,} tokens of {arguments.text.name}\n")
+    print("| | KL against fp32 | top-1 agreement | bytes of fp32 |")
+    print("|---|---|---|---|")
+    for name, row in results.items():
+        shares = f"{row['top1_agreement']:.2%} | {row['of_fp32']:.4f}"
+        print(f"| {name} | {row['kl_divergence']:.2e} | {shares} |")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

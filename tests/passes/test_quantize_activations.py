@@ -1,0 +1,119 @@
+"""w8a8: Q/DQ around the large products, in the form that runtimes fuse, judged against the same rounding."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from doge_export.calibrate import CALIBRATIONS, static_ranges
+from doge_export.pipeline import export_model
+from doge_export.recipe import ExportOptions
+from doge_export.requantize import checkpoint_weights
+from doge_export.validate import compare, validate
+from doge_export.validate.stored import stored_activations, stored_weights
+
+DENSE: dict[str, Any] = {}
+EXPERTS = {"is_moe": True, "tie_word_embeddings": False}
+PLAIN = {"target": "onnx", "routing": "per-token"}
+
+
+@pytest.fixture(scope="module")
+def made(exported: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """made(changes, keep) -> (checkpoint, bundle in w8a8), with ranges of random tokens."""
+    done: dict[str, Any] = {}
+
+    def make(changes: dict[str, Any], keep: tuple[str, ...] = ()) -> Any:
+        if (key := repr((changes, keep))) not in done:
+            checkpoint, full = exported(PLAIN, **changes)
+            ids = np.random.default_rng(0).integers(0, 257, (4, 24))
+            ranges = static_ranges(full, checkpoint_weights(full), ids, "min-max", None, keep)
+            options = ExportOptions.resolve(**PLAIN, precision="w8a8")
+            output = tmp_path_factory.mktemp("w8a8") / "bundle"
+            bundle = export_model(str(checkpoint), output, options, validate=False, static=ranges).bundle
+            done[key] = (checkpoint, bundle)
+        return done[key]
+
+    return make
+
+
+@pytest.mark.parametrize("changes", [DENSE, EXPERTS], ids=["dense", "experts"])
+def test_form(changes: dict[str, Any], made: Any) -> None:
+    _, bundle = made(changes)
+    graph = onnx.load(bundle.model_path).graph
+    by_output = {output: node for node in graph.node for output in node.output}
+    tensors = {each.name: onnx.numpy_helper.to_array(each, str(bundle.path)) for each in graph.initializer}
+    products = [node for node in graph.node if node.op_type == "MatMul"]
+    rounded = [node for node in products if node.input[0] in by_output
+               and by_output[node.input[0]].op_type == "DequantizeLinear"]  # fmt: skip
+    assert len(rounded) == 2 * 7 + 1
+    pairs = {node.input[0] for node in rounded}
+    assert len(pairs) == len(rounded), "a pair each, or onnxruntime does not fuse them"
+    for output in pairs:
+        before = by_output[by_output[output].input[0]]
+        assert before.op_type == "QuantizeLinear"
+        scale, zero = (tensors[name] for name in before.input[1:])
+        assert scale.shape == () and scale.dtype == np.float32 and scale > 0
+        assert zero.dtype == np.int8 and zero == 0
+    for name, tensor in tensors.items():
+        role = name.removesuffix(".T").split(".")[-2] if ".weight" in name else ""
+        whole = role in ("dt_proj", "router_gate", "norm", "q_norm", "k_norm") or "layernorm" in role
+        assert tensor.dtype == (np.int8 if role and not whole else tensor.dtype), name
+        assert not whole or tensor.dtype == np.float32
+    weights = {name for name in stored_weights(bundle)}
+    assert len(weights) == 2 * (9 if changes else 7) + (2 if changes else 1)
+
+
+@pytest.mark.parametrize("changes", [DENSE, EXPERTS], ids=["dense", "experts"])
+def test_onnxruntime_makes_integer_products(changes: dict[str, Any], made: Any, tmp_path: Path) -> None:
+    _, bundle = made(changes)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # it warns of every optimized graph that is written
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(str(bundle.model_path), options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph
+    kinds = Counter(node.op_type for node in graph.node)
+    assert kinds["MatMulIntegerToFloat"] == 2 * 7 + 1
+    assert kinds["DequantizeLinear"] == 0, "none that it computes in every step"
+
+
+@pytest.mark.parametrize("changes", [DENSE, EXPERTS], ids=["dense", "experts"])
+def test_judged_against_the_same_rounding(
+    changes: dict[str, Any], made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, bundle = made(changes)
+    report = validate(bundle, checkpoint, quick=True)
+    assert report.passed, [check for check in report.checks if not check.passed]
+    assert report.rounding["kl_divergence"] > 0
+    # One range wrong by a third, or activations that the reference does not round, are found.
+    scales = stored_activations(bundle)
+    assert len(scales) == 2 * 7 + 1
+    name = "model.layers.1.mlp.down_proj.weight"
+    for wrong in ({**scales, name: scales[name] * 1.5}, {}):
+        monkeypatch.setattr(compare, "stored_activations", lambda bundle, wrong=wrong: wrong)
+        assert not validate(bundle, checkpoint, quick=True).passed
+
+
+def test_what_is_kept(made: Any) -> None:
+    _, bundle = made(DENSE, ("v_proj",))
+    assert not any("v_proj" in name for name in (*stored_weights(bundle), *stored_activations(bundle)))
+    assert len(stored_activations(bundle)) == 2 * 6 + 1
+    assert bundle.manifest.options["keep"] == ["v_proj"]
+
+
+def test_calibrations() -> None:
+    """Of 4096 bins: a few magnitudes far out are cut off by both rules, and of even ones nothing is."""
+    rng = np.random.default_rng(0)
+    far = np.abs(rng.normal(0, 100, 1_000_000)).astype(int)
+    far[:20] = 4095
+    counts = np.bincount(far, minlength=4096)
+    percentile, entropy = CALIBRATIONS["percentile"], CALIBRATIONS["entropy"]
+    assert CALIBRATIONS["min-max"] is None and percentile is not None and entropy is not None
+    assert percentile(counts) == int(np.sort(far)[999_900]) + 1
+    assert 250 < entropy(counts) < 600
+    even = np.full(4096, 1000)
+    assert percentile(even) >= 4095 and entropy(even) == 4096
