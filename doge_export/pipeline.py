@@ -56,7 +56,7 @@ def plan_export(model: str, options: ExportOptions) -> dict[str, Any]:
     return {
         "model": model,
         "parameters": parameter_count(config),
-        "bytes": stored_bytes(tensor_shapes(config), options.precision, tied, width),
+        "bytes": stored_bytes(tensor_shapes(config), options.stored, tied, width),
         "options": _resolved(options, config.max_position_embeddings),
         "opset": options.opset,
     }
@@ -102,7 +102,7 @@ def export_model(
             options.dtype,
             options.routing,
             resolved["max_length"],
-            options.precision,
+            options.stored,
             round_with,
         )
         progress(0, "writing the weights")

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,31 +42,25 @@ def quantize_bundle(
     scheme: str,
     text: str | None = None,
     *,
+    types: Mapping[str, str] | None = None,
     force: bool = False,
     progress: Callable[[int, str], None] = lambda steps, stage: None,
 ) -> Requantized:
     """Round the weights of `bundle` by `scheme` ("int4-gptq"; doge_export.quantize.parse_scheme) into
     `output`.
 
-    The last fifth of `text` is kept back to judge the result by; the rest calibrates. `progress` gets tokens
-    read or bytes written, and the name of the stage.
+    `types` gives matrices a type of their own (ExportOptions.types). The last fifth of `text` is kept back to
+    judge the result by; the rest calibrates. `progress` gets tokens read or bytes written, and the name of
+    the stage.
 
     Raises:
-        DogeExportError: the bundle has no full weights, the scheme does not exist or needs a text, the text
-        is too
-            short, or `output` is in the way.
+        DogeExportError: the bundle has no full weights, the scheme does not exist or needs a text, a type or
+            what it is for does not exist, the text is too short, or `output` is in the way.
     """
     precision, method = parse_scheme(scheme)
     source = Bundle.open(bundle)
     check_output(Path(output), force)
-    given = source.manifest.options
-    if given.get("precision", "fp32") != "fp32":
-        raise DogeExportError(
-            f"{source.path} is rounded to {given['precision']} already.", "Give the bundle it was made from."
-        )
-    known = {field.name for field in fields(ExportOptions)}
-    changed = {"precision": precision, "rounding": method}
-    options = ExportOptions.resolve(**{**{k: v for k, v in given.items() if k in known}, **changed})
+    options = _options(source, precision=precision, rounding=method, types=types or {})
     if text is None and METHODS[method].needs_text:
         raise DogeExportError(f"{scheme} learns from a text.", "Give one with --text FILE.")
     source.verify()
@@ -87,6 +81,20 @@ def quantize_bundle(
             folder, output, options, validate=False, force=force, progress=progress, round_with=round_with
         )
     return Requantized(exported, _judge(source, exported.bundle, judged, progress))
+
+
+def _options(source: Bundle, **changed: Any) -> ExportOptions:
+    """Those of a bundle in full precision, with some changed."""
+    given = source.manifest.options
+    if given.get("precision", "fp32") != "fp32" or given.get("types"):
+        what = given["precision"] if given["precision"] != "fp32" else "types of its own"
+        raise DogeExportError(
+            f"{source.path} is rounded to {what} already.", "Give the bundle it was made from."
+        )
+    known = {field.name for field in fields(ExportOptions)}
+    options = ExportOptions.resolve(**{**{k: v for k, v in given.items() if k in known}, **changed})
+    options.check_model(source.config)
+    return options
 
 
 def _split(source: Bundle, text: str | None) -> tuple[Any, Any]:

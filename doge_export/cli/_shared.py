@@ -1,6 +1,15 @@
 """What every command shares: the error boundary, logging and progress on stderr, JSON for machines."""
 
-__all__ = ["Advance", "guarded", "logging_on_stderr", "progress", "to_json", "write_json", "write_text"]
+__all__ = [
+    "Advance",
+    "guarded",
+    "logging_on_stderr",
+    "pairs",
+    "progress",
+    "to_json",
+    "write_json",
+    "write_text",
+]
 
 import contextlib
 import errno
@@ -171,6 +180,23 @@ def progress(description: str, total: int | None = None) -> Generator[Advance]:
             bars.advance(task, steps)
 
         yield advance
+
+
+def pairs(given: Sequence[str], option: str) -> dict[str, str]:
+    """The values of an option that is given as key=value, several times.
+
+    Raises:
+        DogeExportError: one has no key or no value, or a key comes twice.
+    """
+    found: dict[str, str] = {}
+    for each in given:
+        key, equals, value = each.partition("=")
+        if not (key and equals and value):
+            raise DogeExportError(f"{option} {each!r} is not key=value.")
+        if key in found:
+            raise DogeExportError(f"{option} gives {key} twice.")
+        found[key] = value
+    return found
 
 
 def to_json(data: Any) -> str:

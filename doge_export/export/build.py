@@ -23,6 +23,7 @@ from doge_export.passes import (
     top_tokens,
 )
 from doge_export.passes.quantize_weights import Round
+from doge_export.quantize import Precision
 from doge_export.targets import OPSETS, Target
 from doge_export.targets.lowered import (
     DECODE_TOKENS,
@@ -65,7 +66,7 @@ def build_graph(
     dtype: str,
     routing: str,
     max_length: int | None = None,
-    precision: str = "fp32",
+    precision: Precision | str = "fp32",
     round_with: Round | None = None,
 ) -> GraphFile:
     """The finished ONNX model of `model` for `target`; `max_length` are the slots of a static cache.
