@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from doge_export.calibrate import Divergence
+    from doge_export.passes.quantize_weights import Round
     from doge_export.quantize import Quantized
 
-__all__ = ["Requantized", "quantize_bundle"]
+__all__ = ["JUDGED", "Requantized", "changed_options", "judge", "quantize_bundle", "write_rounded"]
 
 _CALIBRATION = 64  # windows
-_JUDGED = 16
+#: Windows of the text that is kept back.
+JUDGED = 16
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def quantize_bundle(
     precision, method = parse_scheme(scheme)
     source = Bundle.open(bundle)
     check_output(Path(output), force)
-    options = _options(source, precision=precision, rounding=method, types=types or {})
+    options = changed_options(source, precision=precision, rounding=method, types=types or {})
     if text is None and METHODS[method].needs_text:
         raise DogeExportError(f"{scheme} learns from a text.", "Give one with --text FILE.")
     source.verify()
@@ -75,16 +77,34 @@ def quantize_bundle(
         progress(0, f"rounding {name.removesuffix('.weight')}")
         return METHODS[method].round(weight, dtype, known_inputs.get(name))
 
+    exported = write_rounded(source, output, options, round_with, force=force, progress=progress)
+    return Requantized(exported, judge(source, exported.bundle, judged, progress))
+
+
+def write_rounded(
+    source: Bundle,
+    output: Path | str,
+    options: ExportOptions,
+    round_with: "Round",
+    *,
+    force: bool = False,
+    progress: Callable[[int, str], None] = lambda steps, stage: None,
+) -> Exported:
+    """The bundle `source`, in full precision, once more with `options`, its matrices rounded by
+    `round_with`."""
     with tempfile.TemporaryDirectory(prefix="doge-export-") as folder:
         _write_checkpoint(source, Path(folder))
-        exported = export_model(
+        return export_model(
             folder, output, options, validate=False, force=force, progress=progress, round_with=round_with
         )
-    return Requantized(exported, _judge(source, exported.bundle, judged, progress))
 
 
-def _options(source: Bundle, **changed: Any) -> ExportOptions:
-    """Those of a bundle in full precision, with some changed."""
+def changed_options(source: Bundle, **changed: Any) -> ExportOptions:
+    """Those of a bundle in full precision, with some changed.
+
+    Raises:
+        DogeExportError: it is rounded already, or what is changed does not fit the model.
+    """
     given = source.manifest.options
     if given.get("precision", "fp32") != "fp32" or given.get("types"):
         what = given["precision"] if given["precision"] != "fp32" else "types of its own"
@@ -102,15 +122,16 @@ def _split(source: Bundle, text: str | None) -> tuple[Any, Any]:
     if text is None:
         return None, None
     from doge_export.calibrate import windows
+    from doge_export.sensitivity import parts_of
 
-    border = text.rfind(" ", 0, len(text) * 4 // 5)
-    border = border if border > 0 else len(text) * 4 // 5
-    return windows(source, text[:border], _CALIBRATION), windows(source, text[border:], _JUDGED)
+    *first, last = parts_of(text)
+    return windows(source, "".join(first), _CALIBRATION), windows(source, last, JUDGED)
 
 
-def _judge(
+def judge(
     source: Bundle, made: Bundle, ids: Any, progress: Callable[[int, str], None]
 ) -> "Divergence | None":
+    """How far `made` is from `source` on ids [windows, length]; None without any."""
     if ids is None:
         return None
     from doge_export.calibrate import divergence

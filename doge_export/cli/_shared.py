@@ -160,13 +160,16 @@ class Advance(Protocol):
 
     def __call__(self, steps: int = 1, description: str | None = None) -> None: ...
 
+    def planned(self, total: int) -> None:
+        """Say how many steps there are, where it was not known before."""
+
 
 @contextlib.contextmanager
 def progress(description: str, total: int | None = None) -> Generator[Advance]:
     """A progress bar on stderr; nothing at all where stderr is no terminal, under CI, or with -q."""
     quiet = logging.getLogger("doge_export").getEffectiveLevel() > logging.WARNING
     if quiet or os.environ.get("CI") or not sys.stderr.isatty():
-        yield lambda steps=1, description=None: None
+        yield _Silent()
         return
     from rich.console import Console
     from rich.progress import Progress
@@ -174,12 +177,24 @@ def progress(description: str, total: int | None = None) -> Generator[Advance]:
     with Progress(console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(description, total=total)
 
-        def advance(steps: int = 1, description: str | None = None) -> None:
-            if description is not None:
-                bars.update(task, description=description)
-            bars.advance(task, steps)
+        class Shown:
+            def __call__(self, steps: int = 1, description: str | None = None) -> None:
+                if description is not None:
+                    bars.update(task, description=description)
+                bars.advance(task, steps)
 
-        yield advance
+            def planned(self, total: int) -> None:
+                bars.update(task, total=total)
+
+        yield Shown()
+
+
+class _Silent:
+    def __call__(self, steps: int = 1, description: str | None = None) -> None:
+        pass
+
+    def planned(self, total: int) -> None:
+        pass
 
 
 def pairs(given: Sequence[str], option: str) -> dict[str, str]:
