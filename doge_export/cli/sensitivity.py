@@ -12,7 +12,7 @@ from doge_export.cli._shared import progress, write_json, write_text
 @click.command("sensitivity")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--text", type=click.Path(path_type=Path), metavar="FILE", required=True,
-              help="UTF-8: three fifths calibrate, the fourth is measured on, the last left alone.")  # fmt: skip
+              help="UTF-8: three fifths calibrate, one is measured on, the last is unread.")  # fmt: skip
 @click.option("--type", "dtypes", multiple=True, default=("int8", "int4"), show_default=True,
               metavar="TYPE", help="What each matrix is stored in: int8, int4, or int8:32.")  # fmt: skip
 @click.option(

@@ -26,7 +26,7 @@ _ATTENTION_ROLES = {"dt_bias": "dt_proj.bias"} | {
 
 def lower_layers(model: ir.Model, activation: str) -> None:
     """Put a DecoderLayer in the place of each layer. Layers that differ in their weights alone share one
-    body; those that store a matrix in another type have another overload of it.
+    body; those that store a matrix in floats, and others do not, have another overload of it.
 
     `activation` is the config's `hidden_act`: the graph has it taken apart already.
     """

@@ -97,7 +97,10 @@ class _Reader:
         and multiply by it as by no constant, with another rounding for one row than for many. Equal keys
         would get unequal weights then, and the tie rule break.
         """
-        blocks = self._emit("Reshape", self._cast(values, ir.DataType.FLOAT), self._shape(0, -1, self._block))
+        # The block is read off the scales, so that layers of other blocks have the same body.
+        shape = self._emit("Shape", scales, dtype=ir.DataType.INT64)
+        shape = self._emit("Concat", shape, self._shape(-1), dtype=ir.DataType.INT64, axis=0)
+        blocks = self._emit("Reshape", self._cast(values, ir.DataType.FLOAT), shape)
         scales = self._emit("Reshape", self._cast(scales, ir.DataType.FLOAT), self._shape(0, -1, 1))
         matrix = self._emit("Reshape", self._emit("Mul", blocks, scales), self._shape(0, -1))
         return self._cast(matrix, self._dtype)

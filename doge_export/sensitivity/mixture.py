@@ -143,8 +143,12 @@ def _least_kl(study: Study, costs: Costs, max_bytes: int) -> Mixture:
 def _smallest(study: Study, costs: Costs, max_kl: float) -> Mixture:
     """By bisection over budgets of bytes."""
     full = study.bytes({})
+    best = _mixture(study, dict.fromkeys(costs, "fp32"))
+    if best.effect.kl_divergence > max_kl:
+        raise DogeExportError(
+            f"No mixture of types has a KL of {max_kl:g} or less.", "Give a larger --max-kl."
+        )
     low, high = 0, full
-    best: Mixture | None = None
     while high - low > full // 1000:
         middle = (low + high) // 2
         types = _best(study, costs, middle)
@@ -153,10 +157,6 @@ def _smallest(study: Study, costs: Costs, max_kl: float) -> Mixture:
             best, high = found, min(middle, found.bytes)
         else:
             low = middle
-    if best is None:
-        raise DogeExportError(
-            f"No mixture of types has a KL of {max_kl:g} or less.", "Give a larger --max-kl."
-        )
     return best
 
 

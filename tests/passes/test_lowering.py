@@ -195,7 +195,7 @@ def test_a_quantized_graph_computes_with_the_rounded_weights(
 
 def test_layers_that_store_alike_share_a_body(tmp_path: Path) -> None:
     model = make_model("growing", is_moe=False, num_hidden_layers=3)
-    precision = named_precision("int8", {"layers.1.v_proj": "int4"})
+    precision = named_precision("int8", {"layers.1.v_proj": "fp32", "layers.2": "int4:16"})
     graph = build(model, LOWERED, precision).model
     layers = [node for node in graph.graph if node.op_type == "DecoderLayer"]
     assert [node.overload for node in layers] == ["", "1", ""]
