@@ -32,6 +32,7 @@ from doge_export.calibrate import windows
 from doge_export.calibrate.hessians import first_call
 from doge_export.pipeline import export_model
 from doge_export.recipe import ExportOptions
+from doge_export.render.charts import pareto_svg
 from doge_export.requantize import quantize_bundle
 from doge_export.searched import file_bytes, search_bundle
 from doge_export.sensitivity import Study
@@ -39,6 +40,8 @@ from doge_export.validate.figures import compare_logits
 from doge_export.validate.reference import Run
 
 ROOT = Path(__file__).resolve().parent.parent
+#: A mixture by hand, found on this text: the most sensitive matrices in finer blocks.
+FINER = {"v_proj": "int8:8", "embed_tokens": "int8:32"}
 OURS = ("int8", "int8-search", "int8-gptq", "int4", "int4-search", "int4-gptq")
 BUDGETS = ("0.15", "0.155", "0.17", "0.2", "0.22", "0.25", "0.28")
 
@@ -111,6 +114,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=ROOT / "models" / "heldout.txt")
     parser.add_argument("--budgets", nargs="*", default=BUDGETS, help="of searched mixtures, shares of fp32")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--svg", type=Path, help="draw what has at most 0.3 of fp32")
     arguments = parser.parse_args()
     text = arguments.text.read_text(encoding="utf-8")
     results: dict[str, dict[str, Any]] = {}
@@ -137,6 +141,9 @@ def main() -> None:
             print(f"ours, {scheme}", file=sys.stderr)
             made = quantize_bundle(full.path, folder / scheme, scheme, text).exported.bundle
             results[f"ours, {scheme}"] = row(read(opened(made.model_path), made, ids), file_bytes(made))
+        made = quantize_bundle(full.path, folder / "finer", "int8-gptq", text, types=FINER).exported.bundle
+        label = "ours, int8-gptq, " + ", ".join(f"{key}={value}" for key, value in FINER.items())
+        results[label] = row(read(opened(made.model_path), made, ids), file_bytes(made))
         (ROOT / "build").mkdir(exist_ok=True)
         study = Study(full, text, journal=ROOT / "build" / f"{arguments.model}.search")
         for budget in arguments.budgets:
@@ -155,6 +162,13 @@ def main() -> None:
     for label, found in results.items():
         shares = f"{found['top1_agreement']:.2%} | {found['bytes']:,} | {found['of_fp32']:.3f}"
         print(f"| {label} | {found['kl_divergence']:.2e} | {shares} |")
+    if arguments.svg:
+        points = [
+            {"name": label.removeprefix("ours, "), "searched": "searched" in label, **found}
+            for label, found in results.items()
+            if found["of_fp32"] <= 0.3
+        ]
+        arguments.svg.write_text(pareto_svg(points, arguments.model), encoding="utf-8")
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

@@ -51,8 +51,8 @@ def sensitivity_svg(rows: Sequence[Mapping[str, Any]], title: str) -> str:
 
 
 def pareto_svg(points: Sequence[Mapping[str, Any]], title: str) -> str:
-    """Points with `name`, `bytes`, `kl_divergence`, `searched` and perhaps `tokens_per_second` as KL, on a
-    logarithmic axis, over megabytes; the mixtures are joined."""
+    """Points with `name`, `bytes`, `kl_divergence`, `searched` as KL, on a logarithmic axis, over megabytes;
+    the mixtures are joined, and the others named."""
     width, height, left, top = 720, 420, 64, 36
     sizes = [point["bytes"] / 1e6 for point in points]
     costs = [math.log10(max(point["kl_divergence"], 1e-9)) for point in points]
@@ -80,16 +80,13 @@ def pareto_svg(points: Sequence[Mapping[str, Any]], title: str) -> str:
         parts.append(f'<path d="M{path}" fill="none" stroke="#c33"/>')
     for size, cost, point in zip(sizes, costs, points, strict=True):
         x, y = place(size, cost)
-        rate = point.get("tokens_per_second")
-        label = point["name"] if rate is None else f"{point['name']} ({rate:,.0f}/s)"
+        label = escape(point["name"])
         colour = "#c33" if point["searched"] else "#236"
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
-        if not point["searched"] or rate is not None:
+        if not point["searched"]:
             end = x > width - 160
             anchor, shift = ("end", -7) if end else ("start", 7)
-            parts.append(
-                f'<text x="{x + shift:.1f}" y="{y - 5:.1f}" text-anchor="{anchor}">{escape(label)}</text>'
-            )
+            parts.append(f'<text x="{x + shift:.1f}" y="{y - 5:.1f}" text-anchor="{anchor}">{label}</text>')
     return _svg(width, height, parts)
 
 
