@@ -58,7 +58,7 @@ def plan_export(model: str, options: ExportOptions) -> dict[str, Any]:
     return {
         "model": model,
         "parameters": parameter_count(config),
-        "bytes": stored_bytes(tensor_shapes(config), options.precision, tied, width),
+        "bytes": stored_bytes(tensor_shapes(config), options.stored, tied, width),
         "options": _resolved(options, config.max_position_embeddings),
         "opset": options.opset,
     }
@@ -106,7 +106,7 @@ def export_model(
             options.dtype,
             options.routing,
             resolved["max_length"],
-            options.precision,
+            options.stored,
             round_with,
             static,
         )
@@ -116,8 +116,7 @@ def export_model(
         options.write(folder / RECIPE)
         progress(0, "hashing")
         if static is not None:
-            found = {"calibration": static.calibration, "smooth": static.smooth, "keep": list(static.keep)}
-            resolved |= found
+            resolved |= {"calibration": static.calibration, "smooth": static.smooth}
         write_manifest(folder, **_manifest(torch_model, graph, decode, resolved, options.opset))
         # The weights go before the reference brings its own. onnxscript's rewrite rules remember the last
         # node they looked at, and with it the graph.

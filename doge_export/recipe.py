@@ -2,13 +2,14 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
-from doge_export.quantize import METHODS, PRECISIONS
+from doge_export.quantize import METHODS, PRECISIONS, Precision, check_types, named_precision
+from doge_export.shapes import tensor_shapes
 from doge_export.targets import OPSETS, TARGETS, Target, get_target
 
 __all__ = ["RECIPE", "ExportOptions"]
@@ -22,7 +23,7 @@ _CHOICES = {
     "kv_cache": tuple(OPSETS),
     "routing": ("reference", "per-token"),
 }
-_KINDS: dict[type, str] = {int: "whole number", str: "text"}
+_KINDS: dict[type, str] = {int: "whole number", str: "text", dict: "table of texts"}
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,11 @@ class ExportOptions:
 
     target: where it is to run. dtype: of weights, arithmetic and cache. precision: what the large matrices
     are stored in; "fp32" leaves them in `dtype`. rounding: how they were rounded to that, "nearest" or what
-    `quantize` did, which takes a text and is not to be repeated by a recipe alone. kv_cache: "growing",
-    "static" or "bounded". routing: "reference" mixes tokens as transformers does, "per-token" does not.
-    max_length: the slots of a static cache; None takes the model's max_position_embeddings.
+    `quantize` did, which takes a text and is not to be repeated by a recipe alone. types: what matrices are
+    stored in that are not to be as `precision` says, {"v_proj": "int8", "layers.0.o_proj": "int8:32"}
+    (doge_export.quantize.names_of). kv_cache: "growing", "static" or "bounded". routing: "reference" mixes
+    tokens as transformers does, "per-token" does not. max_length: the slots of a static cache; None takes the
+    model's max_position_embeddings.
     """
 
     target: str = "ort-cpu"
@@ -43,6 +46,7 @@ class ExportOptions:
     kv_cache: str = "growing"
     routing: str = "reference"
     max_length: int | None = None
+    types: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def resolve(cls, recipe: Path | None = None, **given: Any) -> "ExportOptions":
@@ -69,12 +73,19 @@ class ExportOptions:
         """The ONNX opset of the file."""
         return OPSETS[self.kv_cache]
 
+    @property
+    def stored(self) -> Precision:
+        """The type of each matrix."""
+        return named_precision(self.precision, self.types)
+
     def check_model(self, config: DogeConfig) -> None:
         """See whether the options fit the model.
 
         Raises:
-            DogeExportError: the bounded cache would not be exact (docs/bounded-cache.md).
+            DogeExportError: `types` names what the model does not have, or the bounded cache would not be
+                exact (docs/bounded-cache.md).
         """
+        check_types(self.types, tensor_shapes(config), config.tie_word_embeddings)
         reason = config.why_not_bounded(self.routing) if self.kv_cache == "bounded" else None
         if reason is not None:
             per_token = "--routing per-token or " if config.sliding_window is None else ""
@@ -83,8 +94,8 @@ class ExportOptions:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Every option with its resolved value."""
-        return asdict(self)
+        """Every option with its resolved value; `types` only where there are some."""
+        return {key: value for key, value in asdict(self).items() if key != "types" or value}
 
     def write(self, path: Path) -> None:
         """Write the options as a recipe file that gives them again."""
@@ -105,11 +116,25 @@ class ExportOptions:
                 "onnxruntime's CPU provider has no kernels for it.",
                 f"Choose --dtype {_any(target.dtypes)}, or --target onnx for another runtime.",
             )
-        if self.precision not in target.precisions:
+        blocks = "int8"  # what takes this takes any block
+        needed = blocks if self.precision != "w8a8" and self.stored.rounds else self.precision
+        known = self.precision in target.precisions
+        if not known or needed not in target.precisions:
+            what = f"--precision {self.precision}" if not known else "matrices in types of their own"
             raise DogeExportError(
-                f"--target {target.name} takes no --precision {self.precision}: there are no kernels for it.",
-                f"Leave it out, or choose --target {_any(_targets_with(self.precision))}.",
+                f"--target {target.name} takes no {what}: there are no kernels for it.",
+                f"Leave it out, or choose --target {_any(_targets_with(needed if known else self.precision))}.",
             )
+        if self.precision == "w8a8":
+            if self.dtype != "float32":
+                raise DogeExportError(
+                    f"w8a8 is made of float32, and this is {self.dtype}.", "Export with --dtype float32."
+                )
+            if other := [key for key, value in self.types.items() if value != "fp32"]:
+                raise DogeExportError(
+                    f"w8a8 has one form of int8, and {other[0]} cannot be {self.types[other[0]]}.",
+                    f"Leave it out, or leave it in float32: --set {other[0]}=fp32.",
+                )
         length = self.max_length
         if length is not None:
             if length < 1:
@@ -142,7 +167,8 @@ def _read(path: Path) -> Mapping[str, Any]:
             raise DogeExportError(
                 f"{path} sets {key!r}, which is no option.", f"Options: {', '.join(names)}."
             )
-        kind = int if key == "max_length" else str
-        if type(value) is not kind:
+        kind = {"max_length": int, "types": dict}.get(key, str)
+        whole = key != "types" or not isinstance(value, dict) or all(type(v) is str for v in value.values())
+        if type(value) is not kind or not whole:
             raise DogeExportError(f"{path} sets {key} to {value!r}, which is no {_KINDS[kind]}.")
     return data

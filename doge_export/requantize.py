@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from doge_export.bundle import Bundle, check_output
 from doge_export.errors import DogeExportError
 from doge_export.pipeline import Exported, export_model
-from doge_export.quantize import MATRICES, METHODS, parse_scheme, scale_channels, stored_dtype
+from doge_export.quantize import METHODS, own_type, parse_scheme, scale_channels, stored_dtype
 from doge_export.recipe import ExportOptions
 from doge_export.tokenizer import copy_tokenizer_files
 
@@ -19,12 +19,23 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from doge_export.calibrate import Divergence
+    from doge_export.passes.quantize_activations import StaticRanges
+    from doge_export.passes.quantize_weights import Round
     from doge_export.quantize import Quantized
 
-__all__ = ["Requantized", "checkpoint_weights", "quantize_bundle"]
+__all__ = [
+    "JUDGED",
+    "Requantized",
+    "changed_options",
+    "checkpoint_weights",
+    "judge",
+    "quantize_bundle",
+    "write_rounded",
+]
 
 _CALIBRATION = 64  # windows
-_JUDGED = 16
+#: Windows of the text that is kept back.
+JUDGED = 16
 _STATIC = "percentile"  # the calibration of w8a8
 
 
@@ -43,43 +54,35 @@ def quantize_bundle(
     scheme: str,
     text: str | None = None,
     *,
+    types: Mapping[str, str] | None = None,
     calibration: str | None = None,
     smooth: float | None = None,
-    keep: tuple[str, ...] = (),
     force: bool = False,
     progress: Callable[[int, str], None] = lambda steps, stage: None,
 ) -> Requantized:
     """Round the weights of `bundle` by `scheme` ("int4-gptq"; doge_export.quantize.parse_scheme) into
     `output`.
 
-    "w8a8" rounds activations too: `calibration`, `smooth` and `keep` are those of
-    doge_export.calibrate.static_ranges, and belong to no other scheme.
+    `types` gives matrices a type of their own (ExportOptions.types). "w8a8" rounds activations too:
+    `calibration` and `smooth` are those of doge_export.calibrate.static_ranges, and belong to no other
+    scheme.
 
     The last fifth of `text` is kept back to judge the result by; the rest calibrates. `progress` gets tokens
     read or bytes written, and the name of the stage.
 
     Raises:
-        DogeExportError: the bundle has no full weights, the scheme does not exist or needs a text, the text
-        is too
-            short, or `output` is in the way.
+        DogeExportError: the bundle has no full weights, the scheme does not exist or needs a text, a type or
+            what it is for does not exist, the text is too short, or `output` is in the way.
     """
     precision, method = parse_scheme(scheme)
     source = Bundle.open(bundle)
     check_output(Path(output), force)
-    given = source.manifest.options
-    if given.get("precision", "fp32") != "fp32":
-        raise DogeExportError(
-            f"{source.path} is rounded to {given['precision']} already.", "Give the bundle it was made from."
-        )
-    known = {field.name for field in fields(ExportOptions)}
-    changed = {"precision": precision, "rounding": method}
-    options = ExportOptions.resolve(**{**{k: v for k, v in given.items() if k in known}, **changed})
-    _check_static(options, calibration, smooth, keep)
+    options = changed_options(source, precision=precision, rounding=method, types=types or {})
+    _check_static(options, calibration, smooth)
     if text is None and (METHODS[method].needs_text or precision == "w8a8"):
         raise DogeExportError(f"{scheme} learns from a text.", "Give one with --text FILE.")
     source.verify()
     weights = checkpoint_weights(source)
-    _check_finite(weights)
     windows, judged = _split(source, text)
     known_inputs: dict[str, npt.NDArray[np.float32]] = {}
     if windows is not None and method != "nearest":
@@ -91,11 +94,12 @@ def quantize_bundle(
         progress(0, f"rounding {name.removesuffix('.weight')}")
         return METHODS[method].round(weight, dtype, known_inputs.get(name))
 
+    config, stored = source.config, options.stored
     if METHODS[method].scales_channels:
         progress(0, "scaling channels")
 
         def dtype_of(name: str) -> str | None:
-            return stored_dtype(name, weights[name].shape, precision, source.config.tie_word_embeddings)
+            return stored_dtype(name, weights[name].shape, stored, config.tie_word_embeddings)
 
         known_inputs = scale_channels(weights, known_inputs, dtype_of, METHODS[method].round)
     static = None
@@ -108,12 +112,31 @@ def quantize_bundle(
             windows,
             calibration or _STATIC,
             smooth,
-            keep,
+            {name for name in weights if own_type(name, stored, config.tie_word_embeddings) == "fp32"},
             lambda tokens: progress(tokens, "reading the text"),
         )
+    exported = write_rounded(
+        source, output, options, round_with, weights, static, force=force, progress=progress
+    )
+    return Requantized(exported, judge(source, exported.bundle, judged, progress))
+
+
+def write_rounded(
+    source: Bundle,
+    output: Path | str,
+    options: ExportOptions,
+    round_with: "Round",
+    weights: Mapping[str, Any],
+    static: "StaticRanges | None" = None,
+    *,
+    force: bool = False,
+    progress: Callable[[int, str], None] = lambda steps, stage: None,
+) -> Exported:
+    """The bundle `source`, in full precision, once more with `options`; `weights`, by their names in the
+    checkpoint, are rounded by `round_with`, and activations by `static`."""
     with tempfile.TemporaryDirectory(prefix="doge-export-") as folder:
         _write_checkpoint(source, weights, Path(folder))
-        exported = export_model(
+        return export_model(
             folder,
             output,
             options,
@@ -123,35 +146,42 @@ def quantize_bundle(
             round_with=round_with,
             static=static,
         )
-    return Requantized(exported, _judge(source, exported.bundle, judged, progress))
 
 
-def _check_static(
-    options: ExportOptions, calibration: str | None, smooth: float | None, keep: tuple[str, ...]
-) -> None:
+def changed_options(source: Bundle, **changed: Any) -> ExportOptions:
+    """Those of a bundle in full precision, with some changed.
+
+    Raises:
+        DogeExportError: it is rounded already, or what is changed does not fit the model.
+    """
+    given = source.manifest.options
+    if given.get("precision", "fp32") != "fp32" or given.get("types"):
+        what = given["precision"] if given["precision"] != "fp32" else "types of its own"
+        raise DogeExportError(
+            f"{source.path} is rounded to {what} already.", "Give the bundle it was made from."
+        )
+    known = {field.name for field in fields(ExportOptions)}
+    options = ExportOptions.resolve(**{**{k: v for k, v in given.items() if k in known}, **changed})
+    options.check_model(source.config)
+    return options
+
+
+def _check_static(options: ExportOptions, calibration: str | None, smooth: float | None) -> None:
     if options.precision != "w8a8":
-        if calibration is not None or smooth is not None or keep:
+        if calibration is not None or smooth is not None:
             raise DogeExportError(
-                "--calibration, --smooth and --keep are about activations, which only w8a8 rounds.",
+                "--calibration and --smooth are about activations, which only w8a8 rounds.",
                 "Leave them out, or choose --scheme w8a8.",
             )
         return
     from doge_export.calibrate import CALIBRATIONS
 
-    if options.dtype != "float32":
-        raise DogeExportError(
-            f"w8a8 is made of float32, and this bundle is {options.dtype}.", "Export with --dtype float32."
-        )
     if calibration is not None and calibration not in CALIBRATIONS:
         raise DogeExportError(
             f"There is no calibration {calibration!r}.", f"Choose {', '.join(CALIBRATIONS)}."
         )
     if smooth is not None and not 0 <= smooth <= 1:
         raise DogeExportError(f"--smooth {smooth} is not between 0 and 1.", "0.5 is the published value.")
-    if unknown := set(keep) - MATRICES:
-        raise DogeExportError(
-            f"There is no matrix {sorted(unknown)[0]!r} to keep.", f"Choose of {', '.join(sorted(MATRICES))}."
-        )
 
 
 def _split(source: Bundle, text: str | None) -> tuple[Any, Any]:
@@ -159,15 +189,16 @@ def _split(source: Bundle, text: str | None) -> tuple[Any, Any]:
     if text is None:
         return None, None
     from doge_export.calibrate import windows
+    from doge_export.sensitivity import parts_of
 
-    border = text.rfind(" ", 0, len(text) * 4 // 5)
-    border = border if border > 0 else len(text) * 4 // 5
-    return windows(source, text[:border], _CALIBRATION), windows(source, text[border:], _JUDGED)
+    *first, last = parts_of(text)
+    return windows(source, "".join(first), _CALIBRATION), windows(source, last, JUDGED)
 
 
-def _judge(
+def judge(
     source: Bundle, made: Bundle, ids: Any, progress: Callable[[int, str], None]
 ) -> "Divergence | None":
+    """How far `made` is from `source` on ids [windows, length]; None without any."""
     if ids is None:
         return None
     from doge_export.calibrate import divergence
@@ -177,19 +208,12 @@ def _judge(
     return divergence(base, other, ids, lambda tokens: progress(tokens, "judging"))
 
 
-def _check_finite(weights: dict[str, Any]) -> None:
-    import numpy as np
-
-    for name, weight in weights.items():
-        if not np.isfinite(weight).all():
-            raise DogeExportError(
-                f"{name} holds numbers that are not finite, which no rounding can store.",
-                "Export from a checkpoint without them.",
-            )
-
-
 def checkpoint_weights(bundle: Bundle) -> dict[str, Any]:
-    """The tensors of the bundle's checkpoint by name, as the bundle stores them."""
+    """The tensors of the bundle's checkpoint by name, as the bundle stores them.
+
+    Raises:
+        DogeExportError: one is not finite.
+    """
     import numpy as np
     import onnx_ir as ir
 
@@ -198,17 +222,23 @@ def checkpoint_weights(bundle: Bundle) -> dict[str, Any]:
         for name, value in ir.load(bundle.model_path).graph.initializers.items()
         if name.startswith(("model.", "lm_head.")) and value.const_value is not None
     }
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise DogeExportError(
+                f"{name.removesuffix('.T')} holds numbers that are not finite, which no rounding can store.",
+                "Export from a checkpoint without them.",
+            )
     return {
         name.removesuffix(".T"): np.ascontiguousarray(tensor.T) if name.endswith(".T") else tensor
         for name, tensor in tensors.items()
     }
 
 
-def _write_checkpoint(bundle: Bundle, weights: dict[str, Any], folder: Path) -> None:
+def _write_checkpoint(bundle: Bundle, weights: Mapping[str, Any], folder: Path) -> None:
     """Weights, and the files beside those of the bundle, as a checkpoint that `export` reads."""
     from safetensors.numpy import save_file
 
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(dict(weights), folder / "model.safetensors", metadata={"format": "pt"})
     for name in ("config.json", "generation_config.json"):
         shutil.copyfile(bundle.path / name, folder / name)
     copy_tokenizer_files(bundle.path, folder)

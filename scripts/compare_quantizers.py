@@ -4,13 +4,17 @@
     .venv/bin/python scripts/compare_quantizers.py --model doge-tiny-moe --json build/quantizers.json
 
 The first four fifths of the text calibrate, the rest judges, against the full model. Ours are those of
-`quantize`, on function bodies. The stock ones (onnxruntime.quantization.matmul_nbits_quantizer: RTN, HQQ and
-k-quant, 4 bits, blocks of 32) quantize the products with a constant matrix of the plain ONNX export, and
-leave the rest in float32: experts, and the tied table, which the head reads through a Transpose.
+`quantize`, on function bodies; a searched mixture is named by its budget and keeps what it measured in
+build/, so that a second run is quick. The stock ones (onnxruntime.quantization.matmul_nbits_quantizer: RTN,
+HQQ and k-quant, 4 bits) quantize the matrix products of the plain ONNX export whose weight is constant. A
+tied head reads the transposed table, so by themselves they leave the whole table in float32; "head too" have
+that table once more as a constant; with "Gather too" they quantize the embedding and the experts as well, and
+have a tied table twice.
 """
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -28,12 +32,21 @@ from doge_export.calibrate import windows
 from doge_export.calibrate.inputs import first_call
 from doge_export.pipeline import export_model
 from doge_export.recipe import ExportOptions
+from doge_export.render.charts import pareto_svg
 from doge_export.requantize import quantize_bundle
+from doge_export.searched import file_bytes, search_bundle
+from doge_export.sensitivity import Study
 from doge_export.validate.figures import compare_logits
 from doge_export.validate.reference import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ("int8", "int4", "int4-hqq", "int4-search", "int4-gptq", "int4-awq", "int4-awq-gptq")
+#: A mixture by hand, found on this text: the most sensitive matrices in finer blocks.
+FINER = {"v_proj": "int8:8", "embed_tokens": "int8:32"}
+OURS = (
+    *("int8", "int8-search", "int8-gptq", "int8-awq-gptq"),
+    *("int4", "int4-hqq", "int4-search", "int4-gptq", "int4-awq", "int4-awq-gptq"),
+)
+BUDGETS = ("0.15", "0.155", "0.17", "0.2", "0.22", "0.25", "0.28")
 
 
 def read(session: Any, bundle: Bundle, ids: npt.NDArray[np.int64]) -> Run:
@@ -49,21 +62,48 @@ def opened(model: Path | bytes) -> Any:
     )
 
 
+def with_constant_head(path: Path) -> onnx.ModelProto:
+    """The model with Transpose(weight) stored as a constant of its own."""
+    model = onnx.load(path)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in list(model.graph.node):
+        if node.op_type == "Transpose" and node.input[0] in weights:
+            turned = onnx.numpy_helper.to_array(weights[node.input[0]]).T.copy()
+            model.graph.initializer.append(onnx.numpy_helper.from_array(turned, node.output[0]))
+            model.graph.node.remove(node)
+    return model
+
+
 def stock(bundle: Bundle) -> dict[str, Any]:
     """Name -> the plain export with its products in 4 bits."""
     from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
+    both: dict[str, Any] = {
+        "op_types_to_quantize": ("MatMul", "Gather"),
+        "quant_axes": (("MatMul", 0), ("Gather", 1)),
+    }
     configs = {
         "stock RTN, symmetric": nbits.DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=True),
         "stock RTN, asymmetric": nbits.DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=False),
         "stock HQQ": nbits.HQQWeightOnlyQuantConfig(block_size=32),
         "stock k-quant": nbits.KQuantWeightOnlyQuantConfig(),
+        **{
+            f"stock RTN, head and Gather too, blocks of {block}": nbits.DefaultWeightOnlyQuantConfig(
+                block_size=block, is_symmetric=True, **both
+            )
+            for block in (16, 32, 64, 128)
+        },
+        "stock RTN, symmetric, head too": nbits.DefaultWeightOnlyQuantConfig(
+            block_size=32, is_symmetric=True
+        ),
+        "stock HQQ, head too": nbits.HQQWeightOnlyQuantConfig(block_size=32),
     }
     found: dict[str, Any] = {}
+    logging.getLogger(nbits.__name__).setLevel(logging.ERROR)
     for name, config in configs.items():
         try:
-            model = onnx.load(bundle.model_path)
-            quantizer = nbits.MatMulNBitsQuantizer(model, block_size=32, algo_config=config)
+            model = (with_constant_head if "too" in name else onnx.load)(bundle.model_path)
+            quantizer = nbits.MatMulNBitsQuantizer(model, algo_config=config)
             quantizer.process()
             found[name] = quantizer.model.model.SerializeToString()
         except Exception as error:
@@ -75,7 +115,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="doge-tiny")
     parser.add_argument("--text", type=Path, default=ROOT / "models" / "heldout.txt")
+    parser.add_argument("--budgets", nargs="*", default=BUDGETS, help="of searched mixtures, shares of fp32")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--svg", type=Path, help="draw what has at most 0.3 of fp32")
     arguments = parser.parse_args()
     text = arguments.text.read_text(encoding="utf-8")
     results: dict[str, dict[str, Any]] = {}
@@ -93,23 +135,43 @@ def main() -> None:
         ids = windows(full, text[text.rfind(" ", 0, len(text) * 4 // 5) :], 16)
         base = read(opened(full.model_path), full, ids)
         real = np.ones(ids.shape, bool)
-        size = sum(e.bytes for n, e in full.manifest.files.items() if n.startswith("model.onnx"))
+        size = file_bytes(full)
+
+        def row(found: Run, bytes_: int) -> dict[str, Any]:
+            return {**compare_logits(base, found, real), "bytes": bytes_, "of_fp32": bytes_ / size}
+
         for scheme in OURS:
             print(f"ours, {scheme}", file=sys.stderr)
             made = quantize_bundle(full.path, folder / scheme, scheme, text).exported.bundle
-            bytes_ = sum(e.bytes for n, e in made.manifest.files.items() if n.startswith("model.onnx"))
-            found = read(opened(made.model_path), made, ids)
-            results[f"ours, {scheme}"] = {**compare_logits(base, found, real), "of_fp32": bytes_ / size}
+            results[f"ours, {scheme}"] = row(read(opened(made.model_path), made, ids), file_bytes(made))
+        made = quantize_bundle(full.path, folder / "finer", "int8-gptq", text, types=FINER).exported.bundle
+        label = "ours, int8-gptq, " + ", ".join(f"{key}={value}" for key, value in FINER.items())
+        results[label] = row(read(opened(made.model_path), made, ids), file_bytes(made))
+        (ROOT / "build").mkdir(exist_ok=True)
+        study = Study(full, text, journal=ROOT / "build" / f"{arguments.model}.search")
+        for budget in arguments.budgets:
+            print(f"ours, searched, {budget}", file=sys.stderr)
+            most = int(float(budget) * size)
+            made = search_bundle(study, folder / budget, text, max_bytes=most).exported.bundle
+            results[f"ours, searched, {budget}"] = row(
+                read(opened(made.model_path), made, ids), file_bytes(made)
+            )
         for label, content in stock(plain).items():
             print(label, file=sys.stderr)
-            found = read(opened(content), plain, ids)
-            results[label] = {**compare_logits(base, found, real), "of_fp32": len(content) / size}
+            results[label] = row(read(opened(content), plain, ids), len(content))
     print(f"{arguments.model}, {ids.size:,} tokens of {arguments.text.name}\n")
-    print("| | KL against fp32 | top-1 agreement | bytes of fp32 |")
-    print("|---|---|---|---|")
-    for label, row in results.items():
-        shares = f"{row['top1_agreement']:.2%} | {row['of_fp32']:.3f}"
-        print(f"| {label} | {row['kl_divergence']:.2e} | {shares} |")
+    print("| | KL against fp32 | top-1 agreement | bytes | of fp32 |")
+    print("|---|---|---|---|---|")
+    for label, found in results.items():
+        shares = f"{found['top1_agreement']:.2%} | {found['bytes']:,} | {found['of_fp32']:.3f}"
+        print(f"| {label} | {found['kl_divergence']:.2e} | {shares} |")
+    if arguments.svg:
+        points = [
+            {"name": label.removeprefix("ours, "), "searched": "searched" in label, **found}
+            for label, found in results.items()
+            if found["of_fp32"] <= 0.3
+        ]
+        arguments.svg.write_text(pareto_svg(points, arguments.model), encoding="utf-8")
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

@@ -37,8 +37,8 @@ OURS: tuple[dict[str, Any], ...] = (
     *({"calibration": name} for name in CALIBRATIONS),
     *({"calibration": name, "smooth": 0.5} for name in CALIBRATIONS),
     {},
-    {"keep": ("v_proj",)},
-    {"keep": ("v_proj", "down_proj")},
+    {"types": {"v_proj": "fp32"}},
+    {"types": {"v_proj": "fp32", "down_proj": "fp32"}},
 )
 
 
@@ -88,7 +88,7 @@ def unoptimized(model: Path) -> Any:
 def label(options: dict[str, Any]) -> str:
     parts = [str(options.get("calibration", "default"))]
     parts += [f"smooth {options['smooth']}"] if "smooth" in options else []
-    parts += [f"without {' and '.join(options['keep'])}"] if "keep" in options else []
+    parts += [f"without {' and '.join(options['types'])}"] if "types" in options else []
     return ", ".join(parts)
 
 

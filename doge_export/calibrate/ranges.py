@@ -9,7 +9,7 @@ levels unless told otherwise.
 
 __all__ = ["CALIBRATIONS", "static_ranges"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from doge_export.bundle import Bundle
 from doge_export.calibrate.inputs import MatrixInputs
 from doge_export.passes.quantize_activations import StaticRanges
+from doge_export.quantize import role_of
 from doge_export.quantize.smooth import smooth_channels
 
 _BINS, _LEVELS = 4096, 128
@@ -32,20 +33,20 @@ def static_ranges(
     ids: npt.NDArray[np.int64],
     calibration: str,
     smooth: float | None = None,
-    keep: tuple[str, ...] = (),
+    keep: Collection[str] = (),
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> StaticRanges:
     """The ranges of all large products of `bundle`, full and float32, on ids [windows, length].
 
     `calibration` is a key of CALIBRATIONS. With `smooth`, SmoothQuant's alpha, `weights` are scaled in place,
-    and the ranges are those of the scaled inputs. `keep`: roles ("v_proj") that stay in float32, as the
+    and the ranges are those of the scaled inputs. `keep`: weights that stay in float32, as the
     router does. The text is read window by window, once for min-max and twice otherwise.
     """
     matrices = MatrixInputs(bundle)
     inputs = {
         weight: name
         for weight, name in matrices.inputs.items()
-        if weight.split(".")[-2] not in {"router_gate", *keep}
+        if role_of(weight) != "router_gate" and weight not in keep
     }
     channels: dict[str, npt.NDArray[np.float32]] = {}
     for given in matrices.read(ids):
@@ -69,7 +70,9 @@ def static_ranges(
                 counts[name] = counts[name] + np.histogram(sizes_, _BINS, (0, max(top, 1e-30)))[0]
             advance(ids.shape[1])
         tops = {name: top * rule(counts[name]) / _BINS for name, top in tops.items()}
-    return StaticRanges({weight: tops[name] for weight, name in inputs.items()}, calibration, smooth, keep)
+    return StaticRanges(
+        {weight: tops[name] for weight, name in inputs.items()}, calibration, smooth, frozenset(keep)
+    )
 
 
 def _percentile(counts: Histogram) -> int:

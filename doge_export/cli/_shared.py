@@ -1,6 +1,15 @@
 """What every command shares: the error boundary, logging and progress on stderr, JSON for machines."""
 
-__all__ = ["Advance", "guarded", "logging_on_stderr", "progress", "to_json", "write_json", "write_text"]
+__all__ = [
+    "Advance",
+    "guarded",
+    "logging_on_stderr",
+    "pairs",
+    "progress",
+    "to_json",
+    "write_json",
+    "write_text",
+]
 
 import contextlib
 import errno
@@ -151,13 +160,16 @@ class Advance(Protocol):
 
     def __call__(self, steps: int = 1, description: str | None = None) -> None: ...
 
+    def planned(self, total: int) -> None:
+        """Say how many steps there are, where it was not known before."""
+
 
 @contextlib.contextmanager
 def progress(description: str, total: int | None = None) -> Generator[Advance]:
     """A progress bar on stderr; nothing at all where stderr is no terminal, under CI, or with -q."""
     quiet = logging.getLogger("doge_export").getEffectiveLevel() > logging.WARNING
     if quiet or os.environ.get("CI") or not sys.stderr.isatty():
-        yield lambda steps=1, description=None: None
+        yield _Silent()
         return
     from rich.console import Console
     from rich.progress import Progress
@@ -165,12 +177,41 @@ def progress(description: str, total: int | None = None) -> Generator[Advance]:
     with Progress(console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(description, total=total)
 
-        def advance(steps: int = 1, description: str | None = None) -> None:
-            if description is not None:
-                bars.update(task, description=description)
-            bars.advance(task, steps)
+        class Shown:
+            def __call__(self, steps: int = 1, description: str | None = None) -> None:
+                if description is not None:
+                    bars.update(task, description=description)
+                bars.advance(task, steps)
 
-        yield advance
+            def planned(self, total: int) -> None:
+                bars.update(task, total=total)
+
+        yield Shown()
+
+
+class _Silent:
+    def __call__(self, steps: int = 1, description: str | None = None) -> None:
+        pass
+
+    def planned(self, total: int) -> None:
+        pass
+
+
+def pairs(given: Sequence[str], option: str) -> dict[str, str]:
+    """The values of an option that is given as key=value, several times.
+
+    Raises:
+        DogeExportError: one has no key or no value, or a key comes twice.
+    """
+    found: dict[str, str] = {}
+    for each in given:
+        key, equals, value = each.partition("=")
+        if not (key and equals and value):
+            raise DogeExportError(f"{option} {each!r} is not key=value.")
+        if key in found:
+            raise DogeExportError(f"{option} gives {key} twice.")
+        found[key] = value
+    return found
 
 
 def to_json(data: Any) -> str:

@@ -20,6 +20,7 @@ COMMANDS = {
     "bench": "doge_export.cli.bench",
     "eval": "doge_export.cli.eval",
     "quantize": "doge_export.cli.quantize",
+    "sensitivity": "doge_export.cli.sensitivity",
     "doctor": "doge_export.cli.doctor",
 }
 

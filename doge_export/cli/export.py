@@ -102,7 +102,7 @@ def command(
     if json_to != "-":
         click.echo(
             f"{output}: {plan['parameters'] / 1e6:.2f} M parameters, {options.dtype}, "
-            f"{_rounding(options.precision)}{options.kv_cache} cache"
+            f"{_rounding(options.precision, bool(options.types))}{options.kv_cache} cache"
         )
         for line in report_lines(report) if report else ["not validated"]:
             click.echo(line)
@@ -110,7 +110,9 @@ def command(
         ctx.exit(1)
 
 
-def _rounding(precision: str) -> str:
+def _rounding(precision: str, mixed: bool) -> str:
+    if mixed:
+        return f"{precision} weights but for some, "
     return "" if precision == "fp32" else f"{precision} weights, "
 
 

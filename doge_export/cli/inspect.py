@@ -110,7 +110,12 @@ def _place(row: "Operators") -> str:
 
 
 def _pairs(values: Any) -> str:
-    return ", ".join(f"{key} {'-' if value is None else value}" for key, value in values.items())
+    def shown(value: Any) -> Any:
+        if isinstance(value, dict):
+            return " ".join(f"{name}={each}" for name, each in value.items())
+        return "-" if value is None else value
+
+    return ", ".join(f"{key} {shown(value)}" for key, value in values.items())
 
 
 def _specs(specs: "Iterable[TensorSpec]") -> list[tuple[str, str, str]]:

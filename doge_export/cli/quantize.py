@@ -4,35 +4,47 @@ __all__ = ["command"]
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from doge_export.cli._shared import progress, write_json
+from doge_export.cli._shared import pairs, progress, write_json
+
+if TYPE_CHECKING:
+    from doge_export.requantize import Requantized
+    from doge_export.searched import Searched
 
 
 @click.command("quantize")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", required=True)
 @click.option("--scheme", metavar="SCHEME", required=True,
-              help="int8, int4, int8-head4; better with -search, -hqq, -gptq or -awq behind it.")  # fmt: skip
+              help="int8, int4, int8-head4; better with -search, -hqq, -gptq or -awq behind it. searched: "
+              "the best mixture within --max-bytes or --max-kl. w8a8: activations too.")  # fmt: skip
+@click.option("--set", "settings", metavar="MATRIX=TYPE", multiple=True,
+              help="fp32, int8, int4, or int8:32 for blocks of at most 32, of a role, a layer, both, or one "
+              "matrix: v_proj=int8, layers.0=int8, layers.0.v_proj=fp32. The closest wins.")  # fmt: skip
+@click.option("--max-bytes", metavar="N|SHARE",
+              help="searched: of model.onnx and its weights; up to 1, a share of BUNDLE's.")  # fmt: skip
+@click.option("--max-kl", type=float, metavar="X", help="searched: mean KL in nats, on text searched by.")
 @click.option("--text", type=click.Path(path_type=Path), metavar="FILE",
               help="UTF-8: to calibrate with, and its last fifth to judge by.")  # fmt: skip
 @click.option("--calibration", metavar="METHOD",
               help="w8a8: min-max, percentile or entropy.")  # fmt: skip
 @click.option("--smooth", type=float, metavar="ALPHA",
               help="w8a8: move large channels into the weights, by SmoothQuant's alpha.")  # fmt: skip
-@click.option("--keep", multiple=True, metavar="MATRIX",
-              help="w8a8: leave it in float32, as v_proj; may be given again.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the output folder.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write what it cost as JSON.")
 def command(
     bundle: Path,
     output: Path,
     scheme: str,
+    settings: tuple[str, ...],
+    max_bytes: str | None,
+    max_kl: float | None,
     text: Path | None,
     calibration: str | None,
     smooth: float | None,
-    keep: tuple[str, ...],
     force: bool,
     json_to: str | None,
 ) -> None:
@@ -42,28 +54,87 @@ def command(
     \b
     doge-export quantize out/doge-tiny -o out/tiny4 --scheme int4-search
     doge-export quantize out/doge-tiny -o out/tiny4 --scheme int4-gptq --text corpus.txt
+    doge-export quantize out/doge-tiny -o out/tiny4 --scheme int4-search --set v_proj=int8
+    doge-export quantize out/doge-tiny -o out/mixed --scheme searched --max-bytes 0.17 --text corpus.txt
     doge-export quantize out/plain -o out/w8a8 --scheme w8a8 --text corpus.txt --smooth 0.5
     """
+    from doge_export.errors import DogeExportError
     from doge_export.evaluate import read_text
     from doge_export.requantize import quantize_bundle
+    from doge_export.searched import searched_method
 
     content = None if text is None else read_text(text)
+    method = searched_method(scheme)
+    if method is not None:
+        if settings or content is None:
+            wrong = "chooses every type itself" if settings else "learns from a text"
+            remedy = "Leave --set out." if settings else "Give one with --text FILE."
+            raise DogeExportError(f"--scheme {scheme} {wrong}.", remedy)
+        _say(_search(bundle, output, method, content, max_bytes, max_kl, force), scheme, output, json_to)
+        return
+    if max_bytes is not None or max_kl is not None:
+        raise DogeExportError("--max-bytes and --max-kl belong to --scheme searched.", "Leave them out.")
     with progress("Quantizing") as advance:
         made = quantize_bundle(
             bundle,
             output,
             scheme,
             content,
+            types=pairs(settings, "--set"),
             calibration=calibration,
             smooth=smooth,
-            keep=keep,
             force=force,
             progress=lambda steps, stage: advance(steps, f"Quantizing: {stage}"),
         )
+    _say(made, scheme, output, json_to)
+
+
+def _search(
+    bundle: Path,
+    output: Path,
+    method: str,
+    text: str,
+    max_bytes: str | None,
+    max_kl: float | None,
+    force: bool,
+) -> "Searched":
+    from doge_export.bundle import Bundle, check_output
+    from doge_export.searched import file_bytes, parse_budget, search_bundle
+    from doge_export.sensitivity import Study
+
+    source = Bundle.open(bundle)
+    check_output(output, force)
+    budget = None if max_bytes is None else parse_budget(max_bytes, file_bytes(source))
+    journal = output.with_name(f".{output.name}.search")
+    with progress("Searching") as advance:
+        study = Study(
+            source,
+            text,
+            method=method,
+            journal=journal,
+            progress=lambda steps, stage: advance(steps, f"Searching: {stage}"),
+        )
+        made = search_bundle(
+            study,
+            output,
+            text,
+            max_bytes=budget,
+            max_kl=max_kl,
+            force=force,
+            planned=advance.planned,
+            advance=lambda name: advance(1, f"Searching: {name}"),
+            progress=lambda steps, stage: advance(0, f"Searching: {stage}"),
+        )
+    study.journal.done()
+    return made
+
+
+def _say(made: "Requantized", scheme: str, output: Path, json_to: str | None) -> None:
     size = sum(entry.bytes for name, entry in made.exported.bundle.manifest.files.items() if "onnx" in name)
     found = None if made.divergence is None else asdict(made.divergence)
     if json_to is not None:
-        write_json({"scheme": scheme, "bytes": size, **(found or {})}, json_to)
+        types = made.exported.bundle.manifest.options.get("types", {})
+        write_json({"scheme": scheme, "bytes": size, "types": types, **(found or {})}, json_to)
     if json_to != "-":
         click.echo(f"{output}: {scheme}, {size:,} bytes")
         if made.divergence is None:

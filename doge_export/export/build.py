@@ -26,6 +26,7 @@ from doge_export.passes import (
 from doge_export.passes.quantize_activations import StaticRanges
 from doge_export.passes.quantize_weights import Round
 from doge_export.passes.simplify import number
+from doge_export.quantize import Precision
 from doge_export.targets import OPSETS, Target
 from doge_export.targets.lowered import (
     DECODE_TOKENS,
@@ -68,7 +69,7 @@ def build_graph(
     dtype: str,
     routing: str,
     max_length: int | None = None,
-    precision: str = "fp32",
+    precision: Precision | str = "fp32",
     round_with: Round | None = None,
     static: StaticRanges | None = None,
 ) -> GraphFile:

@@ -139,6 +139,7 @@ def _body(
             node.op_type,
             [own[role] if role in own else values[role] for role in _roles(node)],
             attributes,
+            overload=node.overload,
             num_outputs=len(node.outputs),
         )
         b.nodes.append(copied)

@@ -56,7 +56,9 @@ def in_place_cache(model: ir.Model, options: BodyOptions, kind: str) -> None:
     if shared is None:
         shared = ir.Value(name=new.shared, type=_INT64, shape=ir.Shape([_batch(graph)]))
         graph.inputs.append(shared)
-    _widen_body(model.functions[(DOMAIN, DECODER_LAYER, "")], new)
+    for domain, name, overload in list(model.functions):
+        if (domain, name) == (DOMAIN, DECODER_LAYER):
+            _widen_body(model.functions[domain, name, overload], new)
     for index, node in enumerate(layers):
         _widen_node(graph, node, index, new, shared)
     if kind == "bounded":

@@ -25,7 +25,8 @@ _ATTENTION_ROLES = {"dt_bias": "dt_proj.bias"} | {
 
 
 def lower_layers(model: ir.Model, activation: str) -> None:
-    """Put a DecoderLayer in the place of each layer; all share one body, and differ in their weights alone.
+    """Put a DecoderLayer in the place of each layer. Layers that differ in their weights alone share one
+    body; those that store a matrix in floats, and others do not, have another overload of it.
 
     `activation` is the config's `hidden_act`: the graph has it taken apart already.
     """
@@ -33,7 +34,7 @@ def lower_layers(model: ir.Model, activation: str) -> None:
     attentions = [node for node in graph if node.op_type in _ATTENTIONS]
     states = _states(graph, len(attentions))
     kinds = {name: ATTRIBUTE_KINDS[of] for name, of in LAYER_ATTRIBUTES.items()}
-    body: ir.Function | None = None
+    bodies: list[ir.Function] = []
     for layer, attention in enumerate(attentions):
         outline = _outline(layer, attention, graph, states)
         made = [states[layer + 1], *attention.outputs[1:]]
@@ -42,16 +43,24 @@ def lower_layers(model: ir.Model, activation: str) -> None:
         copies = dict(zip(names, [outline.copy(value) for value in made], strict=False))
         attributes = _attributes(outline, activation)
         function = outline.function(DECODER_LAYER, LAYER_ROLES, copies, kinds, graph.opset_imports[""])
-        if body is None:
-            body = function
-        assert ir.to_proto(body) == ir.to_proto(function), f"layer {layer} computes something else"
         node = outline.call(DECODER_LAYER, LAYER_ROLES, attributes, len(made))
+        node.overload = _overload(bodies, function)
         replace_by(node, made)
         states[layer + 1] = node.outputs[0]
-    assert body is not None
-    model.functions[body.identifier()] = body
+    model.functions.update({body.identifier(): body for body in bodies})
     graph.opset_imports[DOMAIN] = VERSION
     tidy(model)
+
+
+def _overload(bodies: list[ir.Function], function: ir.Function) -> str:
+    """Of which of the `bodies` so far `function` is a copy; it becomes one more if of none."""
+    for body in bodies:
+        function.overload = body.overload
+        if ir.to_proto(body) == ir.to_proto(function):
+            return body.overload
+    function.overload = str(len(bodies)) if bodies else ""
+    bodies.append(function)
+    return function.overload
 
 
 def _states(graph: ir.Graph, layers: int) -> list[ir.Value]:

@@ -26,13 +26,13 @@ _TABLES = ("embed_tokens.weight", "down_embed.weight", "up_embed.weight")
 @dataclass(frozen=True)
 class StaticRanges:
     """`ranges`: weight's name in the checkpoint -> the magnitude of its input that becomes 127; larger ones
-    are clipped. A matrix that is not there stays as it is. The rest says how they were found:
-    doge_export.calibrate.static_ranges."""
+    are clipped. A matrix that is not there stays as it is, and so do the tables in `keep`. The rest says how
+    they were found: doge_export.calibrate.static_ranges."""
 
     ranges: Mapping[str, float]
     calibration: str
     smooth: float | None = None
-    keep: tuple[str, ...] = ()
+    keep: frozenset[str] = frozenset()
 
 
 def row_scales(weight: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -49,7 +49,7 @@ def quantize_activations(model: ir.Model, static: StaticRanges) -> None:
     for name, weight in list(graph.initializers.items()):
         transposed = name.endswith(".weight.T")
         plain = name.removesuffix(".T")
-        is_table = name.endswith(_TABLES) and not any(name.split(".")[-2] == kept for kept in static.keep)
+        is_table = name.endswith(_TABLES) and name not in static.keep
         if not (transposed or name.endswith(".weight")) or not (plain in static.ranges or is_table):
             continue
         values, scales = _store(graph, weight, axis=1 if transposed else 0)

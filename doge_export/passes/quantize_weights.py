@@ -7,7 +7,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from doge_export.quantize import Quantized, choose_block, quantized_tensors, stored_dtype
+from doge_export.quantize import (
+    Precision,
+    Quantized,
+    choose_block,
+    dequantize,
+    quantize,
+    quantized_tensors,
+    stays_float,
+    stored_dtype,
+)
 
 __all__ = ["quantize_weights"]
 
@@ -15,10 +24,13 @@ __all__ = ["quantize_weights"]
 Round = Callable[[str, npt.NDArray[np.float32], str], Quantized]
 
 
-def quantize_weights(model: ir.Model, precision: str, tied: bool, round_with: Round | None = None) -> None:
+def quantize_weights(
+    model: ir.Model, precision: Precision | str, tied: bool, round_with: Round | None = None
+) -> None:
     """Replace each matrix that `precision` rounds by its values, under its own name, and its scales, under
     the name with `scale` in the place of `weight`. Done when the file is written, one tensor at a time; or
-    now, by `round_with`, which is given a weight's name, its values and the type.
+    now, by `round_with`, which is given a weight's name, its values and the type. What the kernels read as
+    floats gets its rounded numbers as floats, now.
 
     The matrices are as the checkpoint has them, [outputs, inputs], read by Transpose and by Gather.
     """
@@ -30,6 +42,10 @@ def quantize_weights(model: ir.Model, precision: str, tied: bool, round_with: Ro
         if dtype is None:
             continue
         made = None if round_with is None else round_with(name, tensor.numpy().astype(np.float32), dtype)
+        if stays_float(name):
+            numbers = dequantize(made or quantize(tensor.numpy(), dtype)).astype(tensor.numpy().dtype)
+            weight.const_value = ir.Tensor(numbers, dtype=tensor.dtype, name=name)
+            continue
         _quantize(graph, weight, tensor, dtype, made)
 
 
@@ -81,7 +97,10 @@ class _Reader:
         and multiply by it as by no constant, with another rounding for one row than for many. Equal keys
         would get unequal weights then, and the tie rule break.
         """
-        blocks = self._emit("Reshape", self._cast(values, ir.DataType.FLOAT), self._shape(0, -1, self._block))
+        # The block is read off the scales, so that layers of other blocks have the same body.
+        shape = self._emit("Shape", scales, dtype=ir.DataType.INT64)
+        shape = self._emit("Concat", shape, self._shape(-1), dtype=ir.DataType.INT64, axis=0)
+        blocks = self._emit("Reshape", self._cast(values, ir.DataType.FLOAT), shape)
         scales = self._emit("Reshape", self._cast(scales, ir.DataType.FLOAT), self._shape(0, -1, 1))
         matrix = self._emit("Reshape", self._emit("Mul", blocks, scales), self._shape(0, -1))
         return self._cast(matrix, self._dtype)

@@ -3,7 +3,18 @@
 from doge_export.quantize.awq import scale_channels
 from doge_export.quantize.folds import apply_fold, folds
 from doge_export.quantize.methods import METHODS, Method, parse_scheme
-from doge_export.quantize.precisions import MATRICES, PRECISIONS, Precision, stored_bytes, stored_dtype
+from doge_export.quantize.precisions import (
+    PRECISIONS,
+    Precision,
+    check_types,
+    named_precision,
+    names_of,
+    own_type,
+    role_of,
+    stays_float,
+    stored_bytes,
+    stored_dtype,
+)
 from doge_export.quantize.round_to_nearest import (
     Quantized,
     choose_block,
@@ -13,20 +24,25 @@ from doge_export.quantize.round_to_nearest import (
 )
 
 __all__ = [
-    "MATRICES",
     "METHODS",
     "PRECISIONS",
     "Method",
     "Precision",
     "Quantized",
     "apply_fold",
+    "check_types",
     "choose_block",
     "dequantize",
     "folds",
+    "named_precision",
+    "names_of",
+    "own_type",
     "parse_scheme",
     "quantize",
     "quantized_tensors",
+    "role_of",
     "scale_channels",
+    "stays_float",
     "stored_bytes",
     "stored_dtype",
 ]

@@ -1,22 +1,42 @@
-"""What each `--precision` stores: which kind of weight in which type."""
+"""What each `--precision` stores: which kind of weight in which type, and which in a type of its own."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
-from doge_export.quantize.round_to_nearest import choose_block
+from doge_export.errors import DogeExportError
+from doge_export.quantize.round_to_nearest import FORMATS, LARGEST_BLOCK, choose_block
 
-__all__ = ["MATRICES", "PRECISIONS", "Precision", "stored_bytes", "stored_dtype"]
+__all__ = [
+    "PRECISIONS",
+    "Precision",
+    "check_types",
+    "named_precision",
+    "names_of",
+    "own_type",
+    "role_of",
+    "stays_float",
+    "stored_bytes",
+    "stored_dtype",
+]
 
 
 @dataclass(frozen=True)
 class Precision:
     """The type of the matrices of the layers, experts included, of the embedding and of the head; None
-    leaves them in the file's dtype. A tied table is stored once, as a head."""
+    leaves them in the file's dtype. A tied table is stored once, as a head. `own`: pairs of one of a
+    matrix's names (`names_of`) and its type, "fp32" for the file's dtype."""
 
     layers: str | None = None
     embedding: str | None = None
     head: str | None = None
+    own: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def rounds(self) -> bool:
+        """Whether any matrix may have fewer bits."""
+        types = (self.layers, self.embedding, self.head, *(dtype for _, dtype in self.own))
+        return any(dtype not in (None, "fp32") for dtype in types)
 
 
 PRECISIONS: dict[str, Precision] = {
@@ -30,40 +50,113 @@ PRECISIONS: dict[str, Precision] = {
 }
 
 #: What is large. Norms, biases, residuals, A, dt_proj and the router decide much and weigh little.
-MATRICES = frozenset(
+_MATRICES = frozenset(
     {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "down_embed", "up_embed"}
 )
+_TABLES = ("lm_head", "embed_tokens")
+#: The kernels read these as floats. Named, their numbers are rounded, and stored as floats still.
+_FLOATS = frozenset({"dt_proj", "router_gate"})
 
 
-def stored_dtype(name: str, shape: tuple[int, ...], precision: str, tied: bool) -> str | None:
-    """The type that the checkpoint's tensor `name` is stored in; None: the file's dtype.
+def named_precision(name: str, types: Mapping[str, str] | None = None) -> Precision:
+    """The precision `name` of PRECISIONS with types of its own for what `types` names."""
+    return replace(PRECISIONS[name], own=tuple(sorted((types or {}).items())))
+
+
+def role_of(name: str) -> str:
+    """What `model.layers.3.self_attn.v_proj.weight` is: "v_proj". Empty for what is never rounded."""
+    stem, _, kind = name.rpartition(".")
+    role = stem.rpartition(".")[2]
+    return role if kind == "weight" and role in (*_MATRICES, *_FLOATS, *_TABLES) else ""
+
+
+def stays_float(name: str) -> bool:
+    """Whether the checkpoint's tensor is stored as floats even where it is rounded."""
+    return role_of(name) in _FLOATS
+
+
+def names_of(name: str, tied: bool) -> tuple[str, ...]:
+    """By what a matrix may be called to give it a type, the most particular first: its name in the
+    checkpoint, "layers.3.v_proj", "v_proj", "layers.3". A tied table is `embed_tokens` and `lm_head`. Empty
+    for what is never rounded."""
+    role = role_of(name)
+    if not role:
+        return ()
+    if role in _TABLES:
+        return (name, *(_TABLES if tied else (role,)))
+    layer = ".".join(name.split(".")[1:3])
+    # dt_proj and the router are rounded where they are named, and not with all that is in a layer.
+    return (name, f"{layer}.{role}", role, *(() if role in _FLOATS else (layer,)))
+
+
+def check_types(types: Mapping[str, str], names: Iterable[str], tied: bool) -> None:
+    """See whether `types` fits a model with tensors of these `names`.
+
+    Raises:
+        DogeExportError: a type does not exist, or a key names no matrix of the model.
+    """
+    known = [each for name in names for each in names_of(name, tied)]
+    for key, dtype in types.items():
+        if dtype != "fp32" and dtype not in FORMATS:
+            try:
+                FORMATS[dtype]
+            except KeyError:
+                steps = " or ".join(f"{name}:N with N a multiple of {FORMATS[name].step}" for name in FORMATS)
+                raise DogeExportError(
+                    f"{key} cannot be stored in {dtype!r}.",
+                    f"Choose fp32, {', '.join(FORMATS)}, or {steps}, at most {LARGEST_BLOCK}.",
+                ) from None
+        if key not in known:
+            short = dict.fromkeys(each for each in known if "." not in each)
+            raise DogeExportError(
+                f"{key!r} names no matrix of the model.",
+                f"Choose {', '.join(short)}, layers.0, layers.0.v_proj, or the name of a tensor.",
+            )
+    if tied and len({types[table] for table in _TABLES if table in types}) > 1:
+        raise DogeExportError(
+            "embed_tokens and lm_head are one table in this model, and cannot have two types.",
+            "Give one of them.",
+        )
+
+
+def own_type(name: str, precision: Precision, tied: bool) -> str | None:
+    """The type that the checkpoint's tensor `name` was given for itself, "fp32" for the file's dtype."""
+    own = dict(precision.own)
+    return next((own[each] for each in names_of(name, tied) if each in own), None)
+
+
+def stored_dtype(name: str, shape: tuple[int, ...], precision: Precision | str, tied: bool) -> str | None:
+    """The type that the checkpoint's tensor `name` is rounded to; None: none. A key of FORMATS, perhaps with
+    a largest block ("int8:32").
 
     A matrix whose rows no block divides stays as it is.
     """
-    scheme = PRECISIONS[precision]
-    role, _, kind = name.rpartition(".")
-    role = role.rpartition(".")[2]
+    scheme = PRECISIONS[precision] if isinstance(precision, str) else precision
+    role, named = role_of(name), own_type(name, scheme, tied)
     dtype = None
-    if kind == "weight":
-        if role == "embed_tokens":
-            dtype = scheme.head if tied else scheme.embedding
-        elif role == "lm_head":
-            dtype = scheme.head
-        elif role in MATRICES:
-            dtype = scheme.layers
+    if named is not None:
+        dtype = None if named == "fp32" else named
+    elif role == "embed_tokens":
+        dtype = scheme.head if tied else scheme.embedding
+    elif role == "lm_head":
+        dtype = scheme.head
+    elif role in _MATRICES:
+        dtype = scheme.layers
     return dtype if dtype is not None and choose_block(shape[-1], dtype) is not None else None
 
 
-def stored_bytes(shapes: Mapping[str, tuple[int, ...]], precision: str, tied: bool, width: int) -> int:
+def stored_bytes(
+    shapes: Mapping[str, tuple[int, ...]], precision: Precision | str, tied: bool, width: int
+) -> int:
     """Bytes of a checkpoint's tensors, scales included; `width` bytes for a number of the file's dtype."""
     total = 0
     for name, shape in shapes.items():
         count = math.prod(shape)
         dtype = stored_dtype(name, shape, precision, tied)
-        if dtype is None:
+        if dtype is None or stays_float(name):
             total += count * width
         else:
             block = choose_block(shape[-1], dtype)
             assert block is not None
-            total += count * {"int8": 8, "int4": 4}[dtype] // 8 + count // block * 2
+            total += count * FORMATS[dtype].bits // 8 + count // block * 2
     return total

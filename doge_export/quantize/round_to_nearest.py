@@ -5,7 +5,7 @@ int4: scale = the number of largest magnitude / -8, so that this number is hit o
 its scale may be negative. q is rounded with the scale as float16 has it, half to even.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -17,6 +17,7 @@ from doge_export.errors import DogeExportError
 
 __all__ = [
     "FORMATS",
+    "LARGEST_BLOCK",
     "Format",
     "Quantized",
     "block_rows",
@@ -27,14 +28,19 @@ __all__ = [
 ]
 
 
+#: What the kernels read (plugins/kernels/doge_kernels.h).
+LARGEST_BLOCK = 128
+
+
 @dataclass(frozen=True)
 class Format:
-    """How numbers are stored. `element`: numpy's type, one number an element. A block has at most `largest`
-    numbers, a multiple of `step`, which is what kernels read at once. scale = extreme / divisor, q in
-    lowest..highest."""
+    """How numbers are stored. `element`: numpy's type, one number an element, of `bits` in the file. A block
+    has at most `largest` numbers, a multiple of `step`, which is what kernels read at once. scale = extreme /
+    divisor, q in lowest..highest."""
 
     element: Any
     onnx: ir.DataType
+    bits: int
     largest: int
     step: int
     divisor: float
@@ -42,10 +48,23 @@ class Format:
     highest: int
 
 
-FORMATS: dict[str, Format] = {
-    "int8": Format(np.int8, ir.DataType.INT8, 128, 4, 127.0, -127, 127),
-    "int4": Format(ml_dtypes.int4, ir.DataType.INT4, 32, 8, -8.0, -8, 7),
-}
+class _Formats(dict[str, Format]):
+    """By type: "int8", "int4", or with the largest block behind, "int8:32"."""
+
+    def __missing__(self, dtype: str) -> Format:
+        name, _, block = dtype.partition(":")
+        if name not in self or not block.isascii() or not block.isdigit():
+            raise KeyError(dtype)
+        largest, step = int(block), self[name].step
+        if not 0 < largest <= LARGEST_BLOCK or largest % step:
+            raise KeyError(dtype)
+        return replace(self[name], largest=largest)
+
+
+FORMATS: dict[str, Format] = _Formats(
+    int8=Format(np.int8, ir.DataType.INT8, 8, 128, 4, 127.0, -127, 127),
+    int4=Format(ml_dtypes.int4, ir.DataType.INT4, 4, 32, 8, -8.0, -8, 7),
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,7 @@ def choose_block(width: int, dtype: str) -> int | None:
 
 
 def quantize(weight: npt.NDArray[Any], dtype: str) -> Quantized:
-    """`weight` [n, k] in "int8" or "int4"; `choose_block` must know a block for k.
+    """`weight` [n, k] in a type of FORMATS; `choose_block` must know a block for k.
 
     Raises:
         DogeExportError: a weight is not finite, or so large that float16 has no scale for it.

@@ -12,7 +12,7 @@ from doge_export.bundle import Bundle
 from doge_export.checkpoint import Checkpoint
 from doge_export.errors import DogeExportError
 from doge_export.memory import release_memory
-from doge_export.quantize import METHODS, PRECISIONS
+from doge_export.quantize import METHODS, PRECISIONS, Precision, named_precision
 from doge_export.validate.candidate import Candidate
 from doge_export.validate.figures import compare_best, compare_logits, compare_selection
 from doge_export.validate.kernels import Kernels, why_not
@@ -121,7 +121,8 @@ def validate(
     if rounding != "nearest":  # nobody can round so again
         stored = stored_weights(bundle, rounding in METHODS and METHODS[rounding].scales_channels)
     activations = None
-    if precision == "w8a8":
+    static = manifest.options.get("precision") == "w8a8"
+    if static:
         stored = stored_weights(bundle, folded=manifest.options.get("smooth") is not None)
         activations = stored_activations(bundle)
     runs = _reference_runs(reference_folder, dtype, per_token, precision, stored, activations, calls)
@@ -142,12 +143,12 @@ def validate(
             for side, opened in zip(sides, both, strict=True):
                 _judge(report, side, opened, schedule, tokens, run, opened.run(schedule, tokens))
                 advance(1, schedule.name + side.suffix)
-    if precision != "fp32":
+    if precision.rounds or static:
         report.rounding = _rounding(Reference(reference_folder, dtype, per_token), Candidate(bundle), calls)
     return report
 
 
-def _precision(bundle: Bundle) -> str:
+def _precision(bundle: Bundle) -> Precision:
     precision = str(bundle.manifest.options.get("precision", "fp32"))
     precision = {"none": "fp32"}.get(precision, precision)  # as older bundles call it
     if precision not in PRECISIONS:
@@ -155,19 +156,19 @@ def _precision(bundle: Bundle) -> str:
             f"{bundle.path} has the precision {precision!r}, which this version does not know.",
             "Use the doge-export that wrote it.",
         )
-    return precision
+    return named_precision(precision, bundle.manifest.options.get("types"))
 
 
 def _sides(
-    bundle: Bundle, dtype: str, precision: str, tolerance: float | None, omitted: list[str], quick: bool
+    bundle: Bundle, dtype: str, precision: Precision, tolerance: float | None, omitted: list[str], quick: bool
 ) -> list[_Side]:
     """The ways in which the bundle runs here; why one is left out goes to `omitted`."""
     limits = dict(TOLERANCES[dtype])
-    if precision != "fp32" and "max_abs_diff" in limits:
+    if precision.rounds and "max_abs_diff" in limits:
         limits["max_abs_diff"] = _ROUNDED_LIMIT
     if tolerance is not None and "max_abs_diff" in limits:
         limits["max_abs_diff"] = tolerance
-    if precision == "w8a8":
+    if bundle.manifest.options.get("precision") == "w8a8":
         limits = dict(_STATIC)
     sides = [_Side(lambda: Candidate(bundle), limits)]
     if dtype == "bfloat16":
@@ -175,8 +176,8 @@ def _sides(
     if reason := why_not(bundle):
         omitted.append(reason)
     else:
-        rounded = precision != "fp32" and dtype == "float32"
-        own = dict(_ROUNDED_KERNELS) if rounded and precision != "w8a8" else dict(limits)
+        rounded = precision.rounds and dtype == "float32"
+        own = dict(_ROUNDED_KERNELS) if rounded else dict(limits)
         own.pop("selection", None)  # the kernels do not tell
         sides.append(_Side(lambda: Kernels(bundle, one_graph=quick), own, ", kernels"))
     return sides
@@ -202,7 +203,7 @@ def _judge(
         worst["top1_agreement"] = min(worst.get("top1_agreement", 1.0), figures["top1_agreement"])
         if best := opened.best(schedule, tokens):
             gaps = compare_best(got, best, schedule)
-            kind = "rounded" if dtype == "float32" and _precision(opened.bundle) != "fp32" else dtype
+            kind = "rounded" if dtype == "float32" and _precision(opened.bundle).rounds else dtype
             if kind in _NEAR_TOKENS:
                 near, limits["tokens"] = _NEAR_TOKENS[kind]
                 figures["tokens"] = float((gaps <= near).mean())
@@ -251,7 +252,7 @@ def _reference_runs(
     folder: Path,
     dtype: str,
     per_token: bool,
-    precision: str,
+    precision: Precision,
     stored: Mapping[str, Any] | None,
     activations: Mapping[str, float] | None,
     calls: list[tuple[Schedule, Tokens]],

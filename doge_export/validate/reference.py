@@ -28,7 +28,7 @@ from doge_export.checkpoint import Checkpoint
 from doge_export.errors import DogeExportError
 from doge_export.model.load import DTYPES
 from doge_export.ops.topk import stable_topk
-from doge_export.quantize import dequantize, quantize, stored_dtype
+from doge_export.quantize import Precision, dequantize, quantize, stored_dtype
 from doge_export.validate.schedules import Schedule, Tokens
 
 __all__ = ["Reference", "Run", "Ties", "even_lanes", "even_rows", "pinned"]
@@ -121,7 +121,7 @@ class Reference:
         folder: Path,
         dtype: str = "float32",
         per_token: bool = False,
-        precision: str = "fp32",
+        precision: Precision | str = "fp32",
         rounded: Mapping[str, npt.NDArray[np.float32]] | None = None,
         activations: Mapping[str, float] | None = None,
     ) -> None:
@@ -214,7 +214,7 @@ class Reference:
         self._experts.append(experts.gather(-1, stable_topk(scores, module.top_k)[1]).numpy())
 
 
-def _round_weights(model: Any, precision: str, tied: bool) -> None:
+def _round_weights(model: Any, precision: Precision | str, tied: bool) -> None:
     """Let the model's parameters be what an export in `precision` computes with, in the model's dtype."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():

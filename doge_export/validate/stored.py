@@ -7,12 +7,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from doge_export.bundle import Bundle
-from doge_export.quantize import Quantized, dequantize, folds
+from doge_export.quantize import Quantized, dequantize, folds, stays_float
 
 
 def stored_weights(bundle: Bundle, folded: bool = False) -> dict[str, npt.NDArray[np.float32]]:
     """Name in the checkpoint -> float32 [n, k] of every weight of `model.onnx` that has scales, of a block or
-    of a row.
+    of a row, or is rounded without.
 
     `folded`: also of what scales of channels are folded into, a norm [k], and of what reads it unrounded.
     """
@@ -28,6 +28,8 @@ def stored_weights(bundle: Bundle, folded: bool = False) -> dict[str, npt.NDArra
             found[name] = values.astype(np.float32) * scales[:, None]
         elif scales is not None:
             found[name] = dequantize(Quantized(values, scales))
+        elif stays_float(name):
+            found[name] = values.astype(np.float32)
     for fold in folds(tensors) if folded else ():
         for name in (*fold.readers, fold.giver, f"{fold.giver.removesuffix('.weight')}.bias"):
             if name in tensors and name not in found:

@@ -12,8 +12,10 @@ from doge_export import presets
 from doge_export.bundle import Bundle
 from doge_export.cli.app import run
 from doge_export.pipeline import export_model, validate_bundle
+from doge_export.quantize import stored_bytes
 from doge_export.recipe import ExportOptions
 from doge_export.requantize import checkpoint_weights as weights
+from doge_export.shapes import tensor_shapes
 from doge_export.validate import validate
 from doge_export.validate.stored import stored_weights
 
@@ -195,7 +197,7 @@ def test_w8a8_runs_and_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ([], "learns from a text"),
         (["--text", str(some), "--calibration", "best"], "There is no calibration 'best'"),
         (["--text", str(some), "--smooth", "nan"], "is not between 0 and 1"),
-        (["--text", str(some), "--keep", "w_proj"], "There is no matrix 'w_proj'"),
+        (["--text", str(some), "--set", "v_proj=int4"], "v_proj cannot be int4"),
     ):
         assert run([*arguments[:3], str(tmp_path / "out"), *arguments[4:], *wrong]) == 2
         assert sentence in capsys.readouterr().err and not (tmp_path / "out").exists()
@@ -213,3 +215,45 @@ def test_w8a8_belongs_to_the_plain_graph(
     export = ["export", "-m", "doge-tiny", "-o", str(tmp_path / "out"), "--target", "onnx"]
     assert run([*export, "--precision", "w8a8"]) == 2
     assert "needs the ranges of activations" in capsys.readouterr().err
+
+
+def test_a_mixture_by_hand(source: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What --set says is in the file, in the manifest and in the recipe, which gives the same bytes again."""
+    arguments = ["quantize", str(source("doge-tiny").path), "-o", str(tmp_path / "out"), "--scheme", "int4"]
+    settings = {"v_proj": "int8:32", "embed_tokens": "int8", "layers.0.o_proj": "fp32"}
+    for key, value in settings.items():
+        arguments += ["--set", f"{key}={value}"]
+    assert run([*arguments, "--text", str(HELDOUT), "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kl_divergence"] < 1.3e-2, "half of what int4 has"
+    made = Bundle.open(tmp_path / "out")
+    assert made.manifest.options["types"] == settings
+    assert run(["inspect", str(made.path), "--json", "-"]) == 0
+    roles = json.loads(capsys.readouterr().out)["parameters"]["by_role"]
+    assert {row["dtype"] for row in roles if row["role"] == "embedding"} == {"int8"}
+    assert {row["dtype"] for row in roles if row["role"] == "attention"} == {"float32", "int8", "int4"}
+    options = ExportOptions.resolve(tmp_path / "out" / "recipe.toml")
+    shapes, tied = tensor_shapes(made.config), made.config.tie_word_embeddings
+    stored = sum(row["bytes"] for row in roles if row["role"] != "constants")
+    assert stored == stored_bytes(shapes, options.stored, tied, 4)
+    again = export_model("doge-tiny", tmp_path / "again", options, validate=False)
+    for name in ("model.onnx", "model.onnx.data", "decode.onnx"):
+        assert (again.bundle.path / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    assert run(["quantize", str(made.path), "-o", str(tmp_path / "twice"), "--scheme", "int4"]) == 2
+    assert "is rounded to int4 already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("v_proj", "is not key=value"),
+        ("v_prj=int8", "'v_prj' names no matrix"),
+        ("v_proj=int5", "cannot be stored in 'int5'"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(
+    setting: str, sentence: str, source: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["quantize", str(source("doge-tiny").path), "-o", str(tmp_path / "out"), "--scheme", "int4"]
+    assert run([*arguments, "--set", setting]) == 2
+    assert sentence in capsys.readouterr().err and not (tmp_path / "out").exists()

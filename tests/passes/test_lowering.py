@@ -16,7 +16,7 @@ from doge_export.export import GraphFile, build_graph, save_graph
 from doge_export.model import DogeForExport
 from doge_export.ops import DOMAIN
 from doge_export.passes import expose_selection
-from doge_export.quantize import dequantize, quantize, stored_dtype
+from doge_export.quantize import Precision, dequantize, named_precision, quantize, stored_dtype
 from doge_export.targets import get_target
 from doge_export.targets.lowered import (
     LAYER_ATTRIBUTES,
@@ -45,7 +45,21 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def build(model: DogeForExport, target: Any = LOWERED, precision: str = "fp32") -> GraphFile:
+#: Every pair of neighbours differs, in type, block, or whether it is rounded at all.
+MIXED = named_precision(
+    "int4",
+    {
+        "v_proj": "int8:32",
+        "embed_tokens": "int8:16",
+        "layers.1": "int8",
+        "layers.1.o_proj": "int4:64",
+        "layers.0.k_proj": "fp32",
+        "dt_proj": "int8:16",
+    },
+)
+
+
+def build(model: DogeForExport, target: Any = LOWERED, precision: Precision | str = "fp32") -> GraphFile:
     slots = SLOTS if model.kv_cache == "static" else None
     dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
     return build_graph(model, target, dtype, "reference", slots, precision)
@@ -100,9 +114,11 @@ def schedule(model: DogeForExport) -> Calls:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[DogeForExport, Path]]:
     """model and folder of the first case, one a precision and kind of cache."""
-    made: dict[tuple[str, str, bool], tuple[DogeForExport, Path]] = {}
+    made: dict[tuple[Precision | str, str, bool], tuple[DogeForExport, Path]] = {}
 
-    def get(precision: str, kv_cache: str = "growing", is_moe: bool = True) -> tuple[DogeForExport, Path]:
+    def get(
+        precision: Precision | str, kv_cache: str = "growing", is_moe: bool = True
+    ) -> tuple[DogeForExport, Path]:
         key = precision, kv_cache, is_moe
         if key not in made:
             model = make_model(kv_cache, is_moe=is_moe)
@@ -143,7 +159,7 @@ def test_a_lowered_float16_graph_says_what_the_graph_says(tmp_path: Path) -> Non
         assert np.abs(first[0].astype(np.float32) - second[0]).max() <= 1e-2 * first[0].std()
 
 
-def rounded(model: DogeForExport, precision: str) -> DogeForExport:
+def rounded(model: DogeForExport, precision: Precision | str) -> DogeForExport:
     """The module with the weights that the file holds."""
     tied = model.config.tie_word_embeddings
     for name, parameter in model.named_parameters():
@@ -154,14 +170,14 @@ def rounded(model: DogeForExport, precision: str) -> DogeForExport:
     return model
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4", "int8-head4"])
+@pytest.mark.parametrize("precision", ["int8", "int4", "int8-head4", MIXED])
 @pytest.mark.parametrize(
     "changes",
     [{}, {"is_moe": False, "tie_word_embeddings": False, "intermediate_size": 44}],
     ids=["experts, tied", "dense, untied, no int4 block"],
 )
 def test_a_quantized_graph_computes_with_the_rounded_weights(
-    precision: str, changes: dict[str, Any], tmp_path: Path
+    precision: Precision | str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
     model = make_model("growing", **changes)
     folder = saved(build(model, LOWERED, precision), tmp_path / "bundle")
@@ -175,6 +191,15 @@ def test_a_quantized_graph_computes_with_the_rounded_weights(
             )
         real = call.mask[:, part].bool()
         assert np.abs(outputs[0] - logits.numpy())[real].max() <= 1e-4
+
+
+def test_layers_that_store_alike_share_a_body(tmp_path: Path) -> None:
+    model = make_model("growing", is_moe=False, num_hidden_layers=3)
+    precision = named_precision("int8", {"layers.1.v_proj": "fp32", "layers.2": "int4:16"})
+    graph = build(model, LOWERED, precision).model
+    layers = [node for node in graph.graph if node.op_type == "DecoderLayer"]
+    assert [node.overload for node in layers] == ["", "1", ""]
+    assert {each.overload for each in graph.functions.values() if each.name == "DecoderLayer"} == {"", "1"}
 
 
 def test_a_quantized_float16_graph_rounds_once_more(tmp_path: Path) -> None:
@@ -270,8 +295,10 @@ def test_two_lowered_builds_have_equal_bytes(
 
 
 @pytest.mark.parametrize("is_moe", [True, False])
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_the_decode_graph_gives_the_best_tokens(precision: str, is_moe: bool, bundle: Any) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4", MIXED])
+def test_the_decode_graph_gives_the_best_tokens(
+    precision: Precision | str, is_moe: bool, bundle: Any
+) -> None:
     """Of mixing experts with a static cache, else with a bounded one."""
     model, folder = bundle(precision, is_moe=is_moe)
     call = schedule(model)

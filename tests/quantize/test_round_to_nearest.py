@@ -30,6 +30,10 @@ LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}
         ("int4", 8 * 131, 8),
         ("int4", 12, None),
         ("int4", 684, None),
+        ("int8:32", 128, 32),
+        ("int8:32", 684, 12),
+        ("int4:128", 256, 128),
+        ("int4:16", 48, 16),
     ],
 )
 def test_the_block_is_the_largest_that_divides(dtype: str, width: int, block: int | None) -> None:

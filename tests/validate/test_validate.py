@@ -15,6 +15,7 @@ from doge_export.bundle import Bundle, write_manifest
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
 from doge_export.render import report_lines
+from doge_export.runtime import Session
 from doge_export.validate import Check, Report, validate
 from doge_export.validate.candidate import Candidate
 from doge_export.validate.reference import Reference
@@ -90,6 +91,22 @@ def test_rounded_weights_are_judged_by_their_own_model(precision: str, exported:
     assert report.rounding["kl_divergence"] > 1e-5 > report.kl_divergence
     assert report.to_dict()["rounding"] == report.rounding
     assert any("no limit" in line for line in report_lines(report))
+
+
+def test_a_mixture_is_judged_on_the_kernels_too(exported: Export) -> None:
+    """Every pair of neighbours differs in type or block; dt_proj and the router are named too."""
+    types = {"v_proj": "int8:32", "embed_tokens": "int8:16", "layers.1": "int8", "router_gate": "int8"}
+    types |= {"layers.0.q_proj": "fp32", "layers.1.up_embed": "int4:64", "layers.0.dt_proj": "int8"}
+    checkpoint, bundle = exported({"precision": "int4", "types": types}, is_moe=True)
+    session = Session.open(bundle)
+    assert session.kernels["DecoderLayer"] == 2 and session.decode_kernels["DecodeTokens"] == 1
+    report = validate(bundle, checkpoint)
+    assert report.passed and report.max_abs_diff <= 1e-4
+    assert report.kernels["kl_divergence"] <= 1e-6
+    # Judged by other weights than its own, it is found out.
+    options = {**bundle.manifest.options, "types": types | {"v_proj": "int4"}}
+    other = replace(bundle, manifest=replace(bundle.manifest, options=options))
+    assert not validate(other, checkpoint).passed
 
 
 def test_kernels_that_differ_from_the_graph_are_found(exported: Export, tmp_path: Path) -> None:

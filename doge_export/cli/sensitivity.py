@@ -1,0 +1,79 @@
+"""`doge-export sensitivity`: which matrices bear fewer bits."""
+
+__all__ = ["command"]
+
+from pathlib import Path
+
+import click
+
+from doge_export.cli._shared import progress, write_json, write_text
+
+
+@click.command("sensitivity")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--text", type=click.Path(path_type=Path), metavar="FILE", required=True,
+              help="UTF-8: three fifths calibrate, one is measured on, the last is unread.")  # fmt: skip
+@click.option("--type", "dtypes", multiple=True, default=("int8", "int4"), show_default=True,
+              metavar="TYPE", help="What each matrix is stored in: int8, int4, or int8:32.")  # fmt: skip
+@click.option(
+    "--method", default="nearest", show_default=True, help="How it is rounded: nearest, search, gptq."
+)
+@click.option("--windows", default=8, show_default=True, help="Of 512 tokens, to measure on.")
+@click.option("--json", "json_to", metavar="FILE|-", help="Write it as JSON.")
+@click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw it.")
+def command(
+    bundle: Path,
+    text: Path,
+    dtypes: tuple[str, ...],
+    method: str,
+    windows: int,
+    json_to: str | None,
+    svg: Path | None,
+) -> None:
+    """Round one matrix, or one role in all layers, of BUNDLE at a time, and say what that does: KL and top-1
+    agreement, and how many rows choose other keys or experts. Interrupted, it goes on where it stopped.
+
+    \b
+    doge-export sensitivity out/doge-tiny --text corpus.txt --json out/tiny.json --svg out/tiny.svg
+    """
+    from doge_export.bundle import Bundle
+    from doge_export.errors import DogeExportError
+    from doge_export.evaluate import read_text
+    from doge_export.quantize import METHODS, check_types
+    from doge_export.render.charts import sensitivity_svg
+    from doge_export.sensitivity import Study, sensitivity
+
+    if method not in METHODS:
+        raise DogeExportError(f"There is no method {method!r}.", f"Choose {', '.join(METHODS)}.")
+    if windows < 1:
+        raise DogeExportError(f"--windows {windows} is too few.", "Give at least 1.")
+    for dtype in dtypes:
+        check_types({"embed_tokens": dtype}, ["model.embed_tokens.weight"], False)
+    output = svg if json_to in (None, "-") else Path(str(json_to))
+    journal = None if output is None else output.with_name(f".{output.name}.journal")
+    with progress("Measuring") as advance:
+        study = Study(
+            Bundle.open(bundle),
+            read_text(text),
+            method=method,
+            most=windows,
+            journal=journal,
+            progress=lambda steps, stage: advance(steps, f"Measuring: {stage}"),
+        )
+        rows = sensitivity(study, dtypes, advance.planned, lambda name: advance(1, f"Measuring: {name}"))
+    if svg is not None:
+        write_text(sensitivity_svg([row.as_dict() for row in rows], f"{bundle.name}, {method}"), svg)
+    if json_to is not None:
+        found = [row.as_dict() for row in rows]
+        write_json({"bundle": str(bundle), "method": method, "tokens": study.tokens, "rows": found}, json_to)
+    study.journal.done()
+    if json_to != "-":
+        click.echo(
+            f"{'matrix':24} {'type':8} {'KL':>8} {'top-1':>8} {'keys':>8} {'experts':>8} {'saved bytes':>12}"
+        )
+        for row in sorted(rows, key=lambda each: -each.effect.kl_divergence):
+            effect = row.effect
+            shares = (effect.top1_agreement, effect.changed_keys, effect.changed_experts)
+            cells = " ".join(f"{'-' if share is None else f'{share:.2%}':>8}" for share in shares)
+            click.echo(f"{row.name:24} {row.dtype:8} {effect.kl_divergence:8.1e} {cells} {row.saved:>12,}")
+        click.echo(f"keys, experts: rows whose set changed, of those with a choice; {study.tokens:,} tokens")

@@ -1,0 +1,47 @@
+"""Results of long work, kept as they come, so that what was interrupted goes on where it stopped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from doge_export.errors import DogeExportError
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """Key -> value, of JSON, in a file of one line each. What was kept under another `subject`, in which all
+    that decides the values must stand, is forgotten; so is a last line that was cut off."""
+
+    def __init__(self, path: Path | None, subject: dict[str, Any]) -> None:
+        self._path, self._values = path, dict[str, Any]()
+        header = json.dumps({"subject": subject}, sort_keys=True)
+        if path is None:
+            return
+        try:
+            first, *lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
+            whole = [header]
+            for line in lines[:-1] if first == header else []:  # what follows the last line end is no line
+                self._values.update(json.loads(line))
+                whole.append(line)
+            path.write_text("\n".join([*whole, ""]), encoding="utf-8")
+        except ValueError:
+            raise DogeExportError(f"{path} is no journal of ours.", "Move it away.") from None
+        except OSError as error:
+            raise DogeExportError(f"{path} cannot be written: {error.strerror}.") from error
+
+    def get(self, key: str) -> Any:
+        """What is kept under the key; None if nothing is."""
+        return self._values.get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        """Keep it, in the file too before this returns."""
+        self._values[key] = value
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({key: value}) + "\n")
+
+    def done(self) -> None:
+        """Remove the file."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)

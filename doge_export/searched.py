@@ -1,0 +1,144 @@
+"""A bundle in the mixture of types that loses least in so many bytes, or is smallest for so much KL."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from doge_export.bundle import Bundle, check_output, new_folder
+from doge_export.calibrate import windows
+from doge_export.errors import DogeExportError
+from doge_export.pipeline import Exported
+from doge_export.quantize import METHODS
+from doge_export.requantize import (
+    JUDGED,
+    Requantized,
+    changed_options,
+    checkpoint_weights,
+    judge,
+    write_rounded,
+)
+from doge_export.sensitivity import Mixture, Study, choose, compressed, measure, parts_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from doge_export.quantize import Quantized
+
+__all__ = ["SEARCHED", "Searched", "file_bytes", "parse_budget", "search_bundle", "searched_method"]
+
+#: The scheme's name; with a method behind it, "searched-search", that rounds.
+SEARCHED = "searched"
+_TRIES = 6
+_SLACK = 256  # bytes: the graph grows and shrinks a little with the types
+
+
+@dataclass(frozen=True)
+class Searched(Requantized):
+    """What `quantize_bundle` gives, and the types that were chosen, with what they did to the text that was
+    searched by."""
+
+    mixture: Mixture
+    types: Mapping[str, str]
+
+
+def searched_method(scheme: str) -> str | None:
+    """How a searched mixture is rounded, GPTQ where the scheme does not say; None for any other scheme.
+
+    Raises:
+        DogeExportError: there is no such method.
+    """
+    if scheme == SEARCHED:
+        return "gptq"
+    if not scheme.startswith(f"{SEARCHED}-"):
+        return None
+    method = scheme.removeprefix(f"{SEARCHED}-")
+    known_methods = [name for name, each in METHODS.items() if not each.scales_channels]
+    if method not in known_methods:
+        known = ", ".join(f"{SEARCHED}-{name}" for name in known_methods)
+        raise DogeExportError(f"There is no scheme {scheme!r}.", f"Choose {SEARCHED}, or of {known}.")
+    return method
+
+
+def file_bytes(bundle: Bundle) -> int:
+    """Of model.onnx and its weights."""
+    files = bundle.manifest.files.items()
+    return sum(entry.bytes for name, entry in files if name.startswith(bundle.model_path.name))
+
+
+def parse_budget(text: str, full: int) -> int:
+    """`--max-bytes`: a number of bytes, or up to 1 a share of `full`.
+
+    Raises:
+        DogeExportError: it is neither.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < float("inf"):
+        raise DogeExportError(f"--max-bytes {text!r} is neither a number of bytes nor a share.")
+    return int(number * full) if number <= 1 else int(number)
+
+
+def search_bundle(
+    study: Study,
+    output: Path | str,
+    text: str,
+    *,
+    max_bytes: int | None = None,
+    max_kl: float | None = None,
+    force: bool = False,
+    planned: Callable[[int], None] = lambda count: None,
+    advance: Callable[[str], None] = lambda name: None,
+    progress: Callable[[int, str], None] = lambda steps, stage: None,
+) -> Searched:
+    """Write the bundle that `study` is of in the best mixture of types into `output`, and judge it on the
+    part of `text` that the study does not see.
+
+    One of `max_bytes`, of model.onnx and its weights, and `max_kl` on the text searched by. The sum of costs
+    is an estimate and the graph's own size is known when it is written: both are measured, and the search
+    repeated with what was missed by. `planned` and `advance` tell of the measurements (sensitivity.measure).
+
+    Raises:
+        DogeExportError: not one of the two is given, no mixture fits, or `output` is in the way.
+    """
+    if (max_bytes is None) == (max_kl is None):
+        raise DogeExportError(
+            f"--scheme {SEARCHED} searches within one budget.", "Give one of --max-bytes and --max-kl."
+        )
+    check_output(Path(output), force)
+    source = study.bundle
+    _, _, kept_back = parts_of(text)
+    ids = windows(source, kept_back, JUDGED)
+    costs = measure(study, planned, advance)
+
+    def round_with(name: str, weight: "npt.NDArray[np.float32]", dtype: str) -> "Quantized":
+        return study.rounded(name, dtype)
+
+    weights = checkpoint_weights(source)
+    around = file_bytes(source) - study.bytes({})  # what is no weight
+    for _ in range(_TRIES):
+        budget = None if max_bytes is None else max_bytes - around
+        mixture = choose(study, costs, budget, max_kl)
+        types = compressed(mixture.types)
+        options = changed_options(source, precision="fp32", rounding=study.method, types=types)
+        with tempfile.TemporaryDirectory(prefix="doge-export-") as folder:
+            made = write_rounded(
+                source, Path(folder) / "bundle", options, round_with, weights, progress=progress
+            )
+            size = file_bytes(made.bundle)
+            if max_bytes is not None and size > max_bytes:
+                around += size - max_bytes + _SLACK
+                continue
+            with new_folder(Path(output), force) as partial:
+                shutil.copytree(made.bundle.path, partial, dirs_exist_ok=True)
+        bundle = Bundle.open(output)
+        return Searched(Exported(bundle, None), judge(source, bundle, ids, progress), mixture, types)
+    raise DogeExportError(
+        f"No mixture was found whose files take {max_bytes:,} bytes or less; the last took {size:,}.",
+        "Give a larger --max-bytes.",
+    )

@@ -1,0 +1,95 @@
+"""A bundle in full precision whose weights can be exchanged, and what an exchange does to a text's logits."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from doge_export.bundle import Bundle
+from doge_export.calibrate.inputs import first_call
+from doge_export.passes import expose_selection
+from doge_export.quantize import role_of
+from doge_export.validate.candidate import plain_session
+
+__all__ = ["Effect", "Probe"]
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Against the full model, over all tokens: mean KL(full || changed) in nats and the share where both have
+    the same best token; the shares of rows whose set of keys or of experts is another. A row of keys is a
+    layer, kv head and token that sees more keys than fit; one of experts a layer and token. None where there
+    is no row."""
+
+    kl_divergence: float
+    top1_agreement: float
+    changed_keys: float | None
+    changed_experts: float | None
+
+
+class Probe:
+    """`bundle`, in full precision, on function bodies, reading ids [windows, length] each from an empty
+    cache. The matrices are inputs of the session that have a default: nothing is loaded twice.
+
+    The full model's logits of all windows stay in memory, 4 * windows * length * vocab bytes.
+    """
+
+    def __init__(
+        self, bundle: Bundle, ids: npt.NDArray[np.int64], advance: Callable[[int], None] = lambda tokens: None
+    ) -> None:
+        model = ir.load(bundle.model_path)
+        graph = model.graph
+        self.weights: dict[str, Array] = {}
+        for name, value in graph.initializers.items():
+            if role_of(name) and value.const_value is not None:
+                self.weights[name] = value.const_value.numpy().astype(np.float32)
+                self._dtype = value.const_value.numpy().dtype
+                graph.inputs.append(value)
+        masks, experts = expose_selection(model)
+        self._masks, self._names = len(masks), ["logits", *masks, *experts]
+        self._session = plain_session(model, bundle.path)
+        self._window = bundle.config.keep_window_size
+        self._calls = [first_call(bundle, row[None]) for row in ids]
+        self._base = []
+        for call in self._calls:
+            logits, *sets = self._session.run(self._names, call)
+            logits, total = _shifted(logits[0])
+            packed = [np.packbits(each) for each in sets[: self._masks]]
+            self._base.append(
+                (logits, total, [*packed, *(np.sort(each, -1) for each in sets[self._masks :])])
+            )
+            advance(ids.shape[1])
+
+    def effect(self, changed: Mapping[str, Array]) -> Effect:
+        """What the weights `changed`, name -> [n, k], do in the place of the bundle's."""
+        given = {name: weight.astype(self._dtype) for name, weight in changed.items()}
+        divergence, agreeing, tokens = 0.0, 0, 0
+        keys, experts = [0, 0], [0, 0]
+        for call, (base, total, sets) in zip(self._calls, self._base, strict=True):
+            logits, *found = self._session.run(self._names, {**call, **given})
+            other, sums = _shifted(logits[0])
+            agreeing += int((base.argmax(-1) == other.argmax(-1)).sum())
+            # log softmax is the shifted logits less the log of their sum
+            off = ((base - other) * (np.exp(base) / total[:, None])).sum(-1, dtype=np.float64)
+            divergence += float(np.maximum(off - np.log(total) + np.log(sums), 0).sum())
+            tokens += len(base)
+            for place, (before, after) in enumerate(zip(sets, found, strict=True)):
+                if place < self._masks:
+                    rows = np.unpackbits(before, count=after.size).reshape(after.shape).astype(bool) != after
+                    rows = rows.any(-1)[..., self._window :]
+                    keys = [keys[0] + int(rows.sum()), keys[1] + rows.size]
+                else:
+                    rows = (before != np.sort(after, -1)).any(-1)
+                    experts = [experts[0] + int(rows.sum()), experts[1] + rows.size]
+        shares = (many / of if of else None for many, of in (keys, experts))
+        return Effect(divergence / tokens, agreeing / tokens, *shares)
+
+
+def _shifted(logits: npt.NDArray[np.floating]) -> tuple[Array, npt.NDArray[np.float64]]:
+    """Logits [tokens, vocab] less the largest of their row, and the sums of their exponentials."""
+    shifted = logits.astype(np.float32) - logits.max(-1, keepdims=True)
+    return shifted, np.exp(shifted).sum(-1, dtype=np.float64)

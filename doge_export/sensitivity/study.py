@@ -1,0 +1,132 @@
+"""What storing some matrices in fewer bits costs on a text: measured, and each measurement made once."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from doge_export.bundle import Bundle
+from doge_export.calibrate import hessians, windows
+from doge_export.errors import DogeExportError
+from doge_export.journal import Journal
+from doge_export.quantize import (
+    METHODS,
+    Quantized,
+    dequantize,
+    named_precision,
+    role_of,
+    stored_bytes,
+    stored_dtype,
+)
+from doge_export.sensitivity.probe import Effect, Probe
+from doge_export.shapes import tensor_shapes
+
+__all__ = ["Study", "parts_of"]
+
+_CALIBRATION = 64  # windows
+_WIDTHS = {"float32": 4, "float16": 2}
+
+
+def parts_of(text: str) -> tuple[str, str, str]:
+    """The text cut between words: three fifths to calibrate with, one to search by, and one to judge by,
+    that nothing else may see."""
+    borders = []
+    for fifth in (3, 4):
+        at = len(text) * fifth // 5
+        borders.append(max(text.rfind(" ", 0, at), 0) or at)
+    return text[: borders[0]], text[borders[0] : borders[1]], text[borders[1] :]
+
+
+class Study:
+    """`bundle`, in full precision, whose matrices `method` rounds with the first part of `text`, measured on
+    `most` windows of the second. `journal`: a file that keeps what was measured, beside the work's output.
+    `progress` gets the tokens read in preparation, and the name of the stage.
+
+    Raises:
+        DogeExportError: the bundle is rounded already or damaged, or the text is too short.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        text: str,
+        *,
+        method: str = "gptq",
+        most: int = 8,
+        journal: Path | None = None,
+        progress: Callable[[int, str], None] = lambda steps, stage: None,
+    ) -> None:
+        options = bundle.manifest.options
+        if options.get("precision", "fp32") != "fp32" or options.get("types"):
+            raise DogeExportError(f"{bundle.path} is rounded already.", "Give the bundle it was made from.")
+        if options["dtype"] not in _WIDTHS:
+            raise DogeExportError(f"{bundle.path} is in {options['dtype']}, which does not run here.")
+        bundle.verify()
+        self.bundle, self.method, self._progress = bundle, method, progress
+        self.width, self.tied = _WIDTHS[options["dtype"]], bundle.config.tie_word_embeddings
+        self.shapes = tensor_shapes(bundle.config)
+        calibration, searched, _ = parts_of(text)
+        self._calibration = windows(bundle, calibration, _CALIBRATION)
+        self._ids = windows(bundle, searched, most)
+        self._rounded: dict[tuple[str, str], Quantized] = {}
+        subject = {
+            "weights": {name: each.sha256 for name, each in bundle.manifest.files.items() if "onnx" in name},
+            "text": hashlib.sha256(text.encode()).hexdigest(),
+            "method": method,
+            "windows": len(self._ids),
+        }
+        self.journal = Journal(journal, subject)
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The tensors that can be rounded, by their names in the checkpoint."""
+        return tuple(name for name in self.shapes if role_of(name))
+
+    @property
+    def tokens(self) -> int:
+        """How many are measured on."""
+        return int(self._ids.size)
+
+    def fits(self, name: str, dtype: str) -> bool:
+        """Whether the matrix has blocks for the type."""
+        found = stored_dtype(name, self.shapes[name], named_precision("fp32", {name: dtype}), self.tied)
+        return dtype == "fp32" or found is not None
+
+    def bytes(self, types: Mapping[str, str], only: bool = False) -> int:
+        """Of all tensors with these types, name -> type, or of those `only`; scales included."""
+        shapes = {name: self.shapes[name] for name in types} if only else self.shapes
+        return stored_bytes(shapes, named_precision("fp32", types), self.tied, self.width)
+
+    def rounded(self, name: str, dtype: str) -> Quantized:
+        """The matrix by the study's method."""
+        if (name, dtype) not in self._rounded:
+            weight = self._probe.weights[name]
+            self._rounded[name, dtype] = METHODS[self.method].round(weight, dtype, self._hessians.get(name))
+        return self._rounded[name, dtype]
+
+    def effect(self, types: Mapping[str, str]) -> Effect:
+        """What storing these matrices so, and all others in full, does."""
+        given = {name: dtype for name, dtype in sorted(types.items()) if dtype != "fp32"}
+        key = json.dumps(given)
+        kept: Any = self.journal.get(key)
+        if kept is None:
+            changed = {name: dequantize(self.rounded(name, dtype)) for name, dtype in given.items()}
+            kept = asdict(self._probe.effect(changed))
+            self.journal.put(key, kept)
+        return Effect(**kept)
+
+    @cached_property
+    def _probe(self) -> Probe:
+        return Probe(self.bundle, self._ids, lambda tokens: self._progress(0, "reading the text"))
+
+    @cached_property
+    def _hessians(self) -> Mapping[str, npt.NDArray[np.float32]]:
+        if self.method == "nearest":
+            return {}
+        return hessians(self.bundle, self._calibration, lambda tokens: self._progress(0, "calibrating"))

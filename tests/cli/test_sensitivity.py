@@ -1,0 +1,126 @@
+"""`sensitivity` and `quantize --scheme searched` on a trained model and text that was kept back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from doge_export import presets
+from doge_export.bundle import Bundle
+from doge_export.calibrate import windows
+from doge_export.cli.app import run
+from doge_export.pipeline import export_model, validate_bundle
+from doge_export.quantize import dequantize, quantize
+from doge_export.recipe import ExportOptions
+from doge_export.searched import file_bytes, parse_budget
+from doge_export.sensitivity import Probe, Study, parts_of
+from doge_export.sensitivity import mixture as mixtures
+
+HELDOUT = presets.models_folder() / "heldout.txt"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    output = tmp_path_factory.mktemp("full") / "bundle"
+    options = ExportOptions.resolve(routing="per-token")
+    return export_model("doge-tiny", output, options, validate=False).bundle
+
+
+def test_a_probe_measures_what_a_bundle_is(source: Bundle, tmp_path: Path) -> None:
+    """The same KL as a file with these weights has, by other code."""
+    from doge_export.requantize import judge, quantize_bundle
+
+    ids = windows(source, parts_of(HELDOUT.read_text())[2], 2)
+    probe = Probe(source, ids)
+    zero = probe.effect({})
+    assert (zero.kl_divergence, zero.top1_agreement, zero.changed_keys) == (0, 1, 0)
+    types = {"v_proj": "int4", "embed_tokens": "int8:32", "dt_proj": "int4"}
+    made = quantize_bundle(source.path, tmp_path / "out", "int8", types={**types, "layers.0": "fp32"})
+    stored = made.exported.bundle.manifest.options["types"]
+    changed = {}
+    for name, weight in probe.weights.items():
+        role = next((role for role in types if role in name), None)
+        dtype = types.get(role or "", "fp32" if "layers.0." in name else "int8")
+        if dtype != "fp32":
+            changed[name] = dequantize(quantize(weight, dtype))
+    assert stored["layers.0"] == "fp32" and any("dt_proj" in name for name in changed)
+    found, other = probe.effect(changed), judge(source, made.exported.bundle, ids, lambda steps, stage: None)
+    assert other is not None
+    assert found.kl_divergence == pytest.approx(other.kl_divergence, rel=0.02)
+    assert abs(found.top1_agreement - other.top1_agreement) <= 0.003
+    assert found.changed_keys is not None and found.changed_keys > 0.5 and found.changed_experts is None
+
+
+def test_sensitivity_goes_on_where_it_stopped(
+    source: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, picture = tmp_path / "out.json", tmp_path / "out.svg"
+    arguments = ["sensitivity", str(source.path), "--text", str(HELDOUT), "--type", "int4", "--windows", "1"]
+    arguments += ["--json", str(output), "--svg", str(picture)]
+    effect, count = Probe.effect, [0]
+
+    def limited(self: Probe, changed: Any) -> Any:
+        count[0] += 1
+        if count[0] == 20:
+            raise KeyboardInterrupt
+        return effect(self, changed)
+
+    monkeypatch.setattr(Probe, "effect", limited)
+    assert run(arguments) == 130
+    assert not output.exists() and not picture.exists()
+    assert run(arguments) == 0
+    assert not list(tmp_path.glob(".*")), "no journal is left"
+    rows = json.loads(output.read_text())["rows"]
+    # 19 before, the one that was interrupted, and the rest: 8 roles in all layers and in each of 4, one table
+    assert len(rows) == 8 * 5 + 1 and count[0] == len(rows) + 1
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["v_proj"]["kl_divergence"] > 5 * by_name["q_proj"]["kl_divergence"]
+    assert by_name["dt_proj"]["saved_bytes"] == 0 and by_name["dt_proj"]["changed_keys"] > 0
+    assert by_name["layers.3.down_proj"]["layer"] == 3
+    assert "<svg" in picture.read_text() and "down_proj" in picture.read_text()
+    assert "embed_tokens" in capsys.readouterr().out
+
+
+def test_a_searched_mixture_beats_one_type_in_its_bytes(
+    source: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mixtures, "TYPES", ("int4", "int8"))
+    monkeypatch.setitem(Study.__init__.__kwdefaults__, "most", 2)
+    study = Study(source, HELDOUT.read_text(), method="search")
+    assert not np.isin(windows(source, parts_of(HELDOUT.read_text())[2], 4), study._ids).all()
+    arguments = ["quantize", str(source.path), "--text", str(HELDOUT), "--json", "-"]
+    searched = [*arguments, "--scheme", "searched-search", "-o"]
+    assert run([*searched, str(tmp_path / "mixed"), "--max-bytes", "0.23"]) == 0
+    mixed = json.loads(capsys.readouterr().out)
+    made = Bundle.open(tmp_path / "mixed")
+    assert file_bytes(made) <= 0.23 * file_bytes(source)
+    assert set(mixed["types"].values()) > {"int4"} and not list(tmp_path.glob(".*"))
+    assert run([*arguments, "--scheme", "int4-search", "-o", str(tmp_path / "alike")]) == 0
+    assert mixed["kl_divergence"] < 0.5 * json.loads(capsys.readouterr().out)["kl_divergence"]
+    assert validate_bundle(made.path, "doge-tiny").passed
+    assert run([*searched, str(tmp_path / "small"), "--max-bytes", "0.05"]) == 2
+    assert "No mixture of types is that small" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--scheme", "searched", "--max-bytes", "0.2"], "learns from a text"),
+        (["--scheme", "searched", "--text", str(HELDOUT)], "Give one of --max-bytes and --max-kl"),
+        (["--scheme", "searched-best", "--max-kl", "0.1"], "There is no scheme 'searched-best'"),
+        (
+            ["--scheme", "searched", "--text", str(HELDOUT), "--set", "v_proj=int8"],
+            "chooses every type itself",
+        ),
+        (["--scheme", "searched", "--text", str(HELDOUT), "--max-bytes", "few"], "neither a number of bytes"),
+        (["--scheme", "int4", "--max-kl", "0.1"], "belong to --scheme searched"),
+    ],
+)
+def test_wrong_budgets(
+    arguments: list[str], sentence: str, source: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["quantize", str(source.path), "-o", str(tmp_path / "out"), *arguments]) == 2
+    assert sentence in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert parse_budget("0.5", 1000) == 500 and parse_budget("700", 1000) == 700

@@ -1,0 +1,91 @@
+"""The knapsack against every combination; budgets kept; what was measured is not measured again."""
+
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from doge_export.errors import DogeExportError
+from doge_export.journal import Journal
+from doge_export.quantize import named_precision, stored_bytes
+from doge_export.sensitivity import choose, compressed
+from doge_export.sensitivity.mixture import _Option
+
+NAMES = tuple(
+    f"model.layers.{layer}.self_attn.{role}.weight" for layer in (0, 1) for role in ("q_proj", "v_proj")
+)
+KINDS = ("int4", "int8", "fp32")
+
+
+class Additive:
+    """A study whose KL is the sum of what each matrix costs, by itself."""
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.shapes = {name: (int(rng.integers(1, 9)) * 8, 64) for name in NAMES} | {
+            "model.norm.weight": (64,)
+        }
+        self.costs: dict[str, list[_Option]] = {}
+        for name in NAMES:
+            base = float(rng.uniform(0, 1))
+            costs = (base, base * float(rng.uniform(0, 0.5)), 0.0)
+            self.costs[name] = [
+                _Option(kind, self.bytes({name: kind}, only=True), cost)
+                for kind, cost in zip(KINDS, costs, strict=True)
+            ]
+
+    def bytes(self, types: dict[str, str], only: bool = False) -> int:
+        shapes = {name: self.shapes[name] for name in types} if only else self.shapes
+        return stored_bytes(shapes, named_precision("fp32", types), True, 4)
+
+    def fits(self, name: str, dtype: str) -> bool:
+        return dtype in KINDS
+
+    def effect(self, types: dict[str, str]) -> Any:
+        assert set(types) == set(NAMES)
+        options = {(name, each.dtype): each.cost for name, found in self.costs.items() for each in found}
+        total = sum(options[name, dtype] for name, dtype in types.items())
+        return SimpleNamespace(kl_divergence=total)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_combination_is_better(seed: int) -> None:
+    study: Any = Additive(seed)
+    every = [dict(zip(NAMES, kinds, strict=True)) for kinds in itertools.product(KINDS, repeat=len(NAMES))]
+    sizes = sorted({study.bytes(types) for types in every})
+    for budget in sizes[:: max(1, len(sizes) // 12)]:
+        found = choose(study, study.costs, max_bytes=budget)
+        assert found.bytes == study.bytes(found.types) <= budget
+        fitting = [study.effect(types).kl_divergence for types in every if study.bytes(types) <= budget]
+        assert found.effect.kl_divergence == pytest.approx(min(fitting))
+    for kl in (0.01, 0.1, 0.5):
+        found = choose(study, study.costs, max_kl=kl)
+        assert found.effect.kl_divergence <= kl
+        least = min(study.bytes(types) for types in every if study.effect(types).kl_divergence <= kl)
+        assert found.bytes <= least + study.bytes({}) // 1000
+    with pytest.raises(DogeExportError, match="No mixture of types is that small"):
+        choose(study, study.costs, max_bytes=sizes[0] - 1)
+
+
+def test_types_are_said_shortly() -> None:
+    types = {name: "int8" for name in NAMES} | {NAMES[0]: "int4", "model.embed_tokens.weight": "int4"}
+    short = compressed(types)
+    assert short == {"q_proj": "int4", "layers.1.q_proj": "int8", "v_proj": "int8", "embed_tokens": "int4"}
+
+
+def test_a_journal_goes_on_and_forgets_strangers(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    first = Journal(path, {"text": 1})
+    first.put("a", {"kl": 0.5})
+    first.put("b", [1])
+    path.write_text(path.read_text() + '{"c": [1,')  # cut off
+    again = Journal(path, {"text": 1})
+    assert (again.get("a"), again.get("b"), again.get("c")) == ({"kl": 0.5}, [1], None)
+    again.put("c", 3)
+    assert Journal(path, {"text": 1}).get("c") == 3
+    assert Journal(path, {"text": 2}).get("a") is None
+    again.done()
+    assert not path.exists()
