@@ -1,4 +1,4 @@
-"""What a certificate allows, by dtype and scheme. docs/parity.md says what each was measured from."""
+"""What a certificate allows, by dtype and scheme. docs/parity.md says what was measured."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
