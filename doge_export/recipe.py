@@ -116,16 +116,17 @@ class ExportOptions:
                 "onnxruntime's CPU provider has no kernels for it.",
                 f"Choose --dtype {_any(target.dtypes)}, or --target onnx for another runtime.",
             )
-        blocks = "int8"  # what takes this takes any block
-        needed = blocks if self.precision != "w8a8" and self.stored.rounds else self.precision
         known = self.precision in target.precisions
-        if not known or needed not in target.precisions:
+        needed = self.precision
+        if known and self.stored.rounds and not self.stored.static:
+            needed = "int8"  # what takes this takes any type
+        if needed not in target.precisions:
             what = f"--precision {self.precision}" if not known else "matrices in types of their own"
             raise DogeExportError(
                 f"--target {target.name} takes no {what}: there are no kernels for it.",
-                f"Leave it out, or choose --target {_any(_targets_with(needed if known else self.precision))}.",
+                f"Leave it out, or choose --target {_any(_targets_with(needed))}.",
             )
-        if self.precision == "w8a8":
+        if self.stored.static:
             if self.dtype != "float32":
                 raise DogeExportError(
                     f"w8a8 is made of float32, and this is {self.dtype}.", "Export with --dtype float32."

@@ -69,7 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the models are too small for two
     if arguments.stock:
-        reference_module.pinned = ties_only
+        reference_module.pinned = ties_only  # type: ignore[attr-defined]
     names = [schedule.name for schedule in TABLE]
     print("| | " + " | ".join(names) + " | same keys and experts |")
     print("|---|" + "---|" * (len(names) + 1))

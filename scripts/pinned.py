@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from doge_export.validate.reference import pinned
+from doge_export.validate.pinned import pinned
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from doge_export.passes.attach_bodies import attach_bodies
 from doge_export.passes.decode_tokens import decode_tokens
 from doge_export.passes.emulate_bfloat16 import emulate_bfloat16
+from doge_export.passes.expose_hidden import expose_hidden
 from doge_export.passes.expose_selection import expose_selection
 from doge_export.passes.in_place_cache import in_place_cache
 from doge_export.passes.lower_embedding import lower_embedding
@@ -19,6 +20,7 @@ __all__ = [
     "attach_bodies",
     "decode_tokens",
     "emulate_bfloat16",
+    "expose_hidden",
     "expose_selection",
     "in_place_cache",
     "lower_embedding",

@@ -25,16 +25,20 @@ __all__ = [
 class Precision:
     """The type of the matrices of the layers, experts included, of the embedding and of the head; None
     leaves them in the file's dtype. A tied table is stored once, as a head. `own`: pairs of one of a
-    matrix's names (`names_of`) and its type, "fp32" for the file's dtype."""
+    matrix's names (`names_of`) and its type, "fp32" for the file's dtype. `static`: all matrices are int8
+    with a scale a channel, and their inputs int8 by ranges that a text gave."""
 
     layers: str | None = None
     embedding: str | None = None
     head: str | None = None
     own: tuple[tuple[str, str], ...] = ()
+    static: bool = False
 
     @property
     def rounds(self) -> bool:
         """Whether any matrix may have fewer bits."""
+        if self.static:
+            return True
         types = (self.layers, self.embedding, self.head, *(dtype for _, dtype in self.own))
         return any(dtype not in (None, "fp32") for dtype in types)
 
@@ -45,8 +49,8 @@ PRECISIONS: dict[str, Precision] = {
     "int4": Precision("int4", "int4", "int4"),
     # The head is most of a small model's bytes, and rounding it touches one product only.
     "int8-head4": Precision("int8", "int8", "int4"),
-    # Activations too, by ranges that a text gave: the weights are stored by passes/quantize_activations.py.
-    "w8a8": Precision(),
+    # Stored by passes/quantize_activations.py.
+    "w8a8": Precision(static=True),
 }
 
 #: What is large. Norms, biases, residuals, A, dt_proj and the router decide much and weigh little.

@@ -42,6 +42,16 @@ def report_lines(report: "Report", every: bool = False) -> Iterator[str]:
             f"agreement {report.rounding['top1_agreement']:.2%} with the weights as they were "
             f"({report.rounding['schedule']}; no limit)"
         )
+    for entry in report.reference:
+        against = "" if entry["limit"] is None else f" (limit {entry['limit']:g})"
+        note = f"; {entry['note']}" if entry["note"] else ""
+        yield f"the reference itself, {entry['name']}: {entry['max_abs_diff']:.1e}{against}{note}"
+    if report.greedy:
+        yield f"greedy: {report.greedy['agreed']} of {report.greedy['new_tokens']} tokens agree"
+    if "skipped" in report.tokenizer:
+        yield f"left out: the tokenizers; {report.tokenizer['skipped']}"
+    if report.cause:
+        yield f"cause: {report.cause}"
     for sentence in report.omitted:
         yield f"left out: {sentence}"
     failed = sum(not check.passed for check in report.checks)

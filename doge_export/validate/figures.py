@@ -9,18 +9,29 @@ from doge_export.validate.kernels import BestTokens
 from doge_export.validate.reference import Run
 from doge_export.validate.schedules import Schedule, Tokens
 
-__all__ = ["Selection", "compare_best", "compare_logits", "compare_selection"]
+__all__ = [
+    "Selection",
+    "compare_best",
+    "compare_logits",
+    "compare_selection",
+    "equal_experts",
+    "equal_keys",
+]
 
 _ROWS = 128  # compared at a time
+_TOP = 5
 
 
 def compare_logits(
     expected: Run, got: Run, real: npt.NDArray[np.bool_], near: float = 0.0
 ) -> dict[str, float]:
     """Over real positions: largest difference, mean KL(reference || candidate), and the share where the
-    candidate's choice is the reference's best, or `near` it, relative to the best."""
+    candidate's choice is the reference's best, or `near` it, relative to the best; the norm of the difference
+    in that of the logits, and how many of the five best are the same."""
     first, second = expected.logits[real], got.logits[real]
     difference, divergence, agreeing = 0.0, 0.0, 0
+    squared, size, shared = 0.0, 0.0, 0
+    top = min(_TOP, first.shape[-1])
     for at in range(0, len(first), _ROWS):  # a vocabulary of float64 rows is large
         mine, theirs = first[at : at + _ROWS], second[at : at + _ROWS]
         p, q = _log_softmax(mine), _log_softmax(theirs)
@@ -31,10 +42,16 @@ def compare_logits(
         difference = float(np.maximum(difference, np.abs(mine - theirs).max()))  # keeps NaN
         divergence += float(np.maximum((np.exp(p) * (p - q)).sum(-1), 0).sum())
         agreeing += int(agree.sum())
+        squared += float(np.square(mine.astype(np.float64) - theirs).sum())
+        size += float(np.square(mine.astype(np.float64)).sum())
+        best_of = [np.argpartition(-side, top - 1, -1)[:, :top] for side in (mine, theirs)]
+        shared += int((best_of[0][:, :, None] == best_of[1][:, None]).sum())
     return {
         "max_abs_diff": difference,
         "kl_divergence": divergence / len(first),
         "top1_agreement": agreeing / len(first),
+        "top5_agreement": shared / (top * len(first)),
+        "relative_error": float(np.sqrt(squared / size)) if size else float(squared > 0),
     }
 
 
@@ -68,20 +85,38 @@ def compare_selection(expected: Run, got: Run, tokens: Tokens, steps: tuple[int,
         real = tokens.real[:, at : at + count]
         at += count
         for mine, theirs, dt in zip(expected.keys[call], got.keys[call], expected.weights[call], strict=True):
-            # A sliding cache of the reference may have forgotten keys that neither side can see.
             shared = min(mine.shape[-1], theirs.shape[-1])
-            equal = (mine[..., -shared:] == theirs[..., -shared:]).all(-1)
-            equal &= ~theirs[..., :-shared].any(-1) & ~mine[..., :-shared].any(-1)
-            rows = np.broadcast_to(real[:, None], equal.shape)
+            equal, rows = equal_keys(mine, theirs), np.broadcast_to(real[:, None], mine.shape[:-1])
             same, total = same + int(equal[rows].sum()), total + int(rows.sum())
+            if mine.shape[:-1] != theirs.shape[:-1]:
+                widest = float("inf")
+                continue
             for row, head, query in np.argwhere(~equal & rows):
                 changed = mine[row, head, query, -shared:] != theirs[row, head, query, -shared:]
                 sizes = dt[row, head, -shared:][changed]
                 widest = max(widest, float(np.ptp(sizes) / np.abs(sizes).max()) if len(sizes) else np.inf)
         for experts, others in zip(expected.experts[call], got.experts[call], strict=True):
-            equal = (np.sort(experts, -1) == np.sort(others, -1)).all(-1)[real.reshape(-1)]
+            equal = equal_experts(experts, others)[real.reshape(-1)]
             same, total = same + int(equal.sum()), total + equal.size
     return Selection(same, total, widest)
+
+
+def equal_keys(mine: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Whether each query's set [..., keys] is the same. A sliding cache of the reference may have forgotten
+    keys that neither side can see."""
+    if mine.shape[:-1] != theirs.shape[:-1]:  # a wrong graph may give anything
+        return np.zeros(mine.shape[:-1], bool)
+    shared = min(mine.shape[-1], theirs.shape[-1])
+    equal = (mine[..., -shared:] == theirs[..., -shared:]).all(-1)
+    equal &= ~theirs[..., :-shared].any(-1) & ~mine[..., :-shared].any(-1)
+    result: npt.NDArray[np.bool_] = equal
+    return result
+
+
+def equal_experts(mine: npt.NDArray[np.int64], theirs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Whether each token's experts [tokens, per token] are the same, in any order."""
+    result: npt.NDArray[np.bool_] = (np.sort(mine, -1) == np.sort(theirs, -1)).all(-1)
+    return result
 
 
 def compare_best(got: Run, best: BestTokens, schedule: Schedule) -> npt.NDArray[np.float64]:

@@ -9,10 +9,11 @@ from doge_export.bundle import Bundle
 from doge_export.errors import DogeExportError
 from doge_export.plugins import plugin_library
 from doge_export.runtime import Session
+from doge_export.validate.candidate import refusal
 from doge_export.validate.reference import Run
 from doge_export.validate.schedules import Schedule, Tokens
 
-__all__ = ["BestTokens", "Kernels", "why_not"]
+__all__ = ["BestTokens", "Kernels", "padded", "why_not"]
 
 
 @dataclass(frozen=True)
@@ -57,34 +58,70 @@ class Kernels:
         return self._session
 
     def run(self, schedule: Schedule, tokens: Tokens) -> Run:
-        """The schedule, from an empty cache. What was chosen stays in the kernels."""
-        session = self._with_graph(tokens=False)
-        cache, at, logits = session.new_cache(len(schedule.padding)), 0, []
+        """The schedule, from an empty cache. What was chosen stays in the kernels. A refused call: see
+        Candidate.run."""
+        session, rows = self._with_graph(tokens=False), len(schedule.padding)
+        cache, at = session.new_cache(rows), 0
+        logits: list[npt.NDArray[np.float32]] = []
+        run = Run(np.empty(0, np.float32))
         for count in schedule.steps:
             part = slice(at, at + count)
             at += count
             covered = part if cache.streams else slice(at)
-            given, cache = session.step(
-                np.ascontiguousarray(tokens.input_ids[:, part]),
-                np.ascontiguousarray(tokens.attention_mask[:, covered]),
-                np.ascontiguousarray(tokens.position_ids[:, part]),
-                cache,
-            )
+            try:
+                given, cache = session.step(
+                    np.ascontiguousarray(tokens.input_ids[:, part]),
+                    np.ascontiguousarray(tokens.attention_mask[:, covered]),
+                    np.ascontiguousarray(tokens.position_ids[:, part]),
+                    cache,
+                )
+            except Exception as error:
+                run.stopped = f"call {len(logits) + 1}: {refusal(error)}"
+                missing = sum(len(schedule.kept(count)) for count in schedule.steps[len(logits) :])
+                logits.append(np.full((rows, missing, self.bundle.config.vocab_size), np.nan, np.float32))
+                break
             logits.append(given[:, schedule.kept(count)])
-        return Run(np.concatenate(logits, 1))
+        run.logits = np.concatenate(logits, 1)
+        return run
 
     def best(self, schedule: Schedule, tokens: Tokens) -> BestTokens | None:
-        """The same schedule in the graph that gives tokens; None where the bundle has none."""
+        """The same schedule in the graph that gives tokens; None where the bundle has none. What a refused
+        call and those after it would have given is NaN."""
         if not self._session.candidates:
             return None
         decoder, at = self._with_graph(tokens=True).decoder(len(schedule.padding)), 0
-        ids, logits = [], []
+        ids: list[npt.NDArray[np.int64]] = []
+        logits: list[npt.NDArray[np.float32]] = []
         for count in schedule.steps:
             part = slice(at, at + count)
             at += count
-            best, values = decoder.step(
-                tokens.input_ids[:, part], tokens.position_ids[:, part], tokens.attention_mask[:, part]
-            )
+            try:
+                best, values = decoder.step(
+                    tokens.input_ids[:, part], tokens.position_ids[:, part], tokens.attention_mask[:, part]
+                )
+            except Exception as error:
+                refusal(error)
+                return padded(ids, logits, len(schedule.padding), len(schedule.steps))
             ids.append(best[:, 0, 0].copy())
             logits.append(values[:, 0, 0].copy())
         return BestTokens(np.stack(ids, 1), np.stack(logits, 1))
+
+    def alone(self, schedule: Schedule, tokens: Tokens, steps: int) -> BestTokens:
+        """What the graph that gives tokens makes by itself in one call: ids and logits [batch, steps]."""
+        decoder = self._with_graph(tokens=True).decoder(len(schedule.padding))
+        try:
+            best, values = decoder.step(tokens.input_ids, tokens.position_ids, tokens.attention_mask, steps)
+        except Exception as error:
+            refusal(error)
+            return padded([], [], len(schedule.padding), steps)
+        return BestTokens(best[..., 0].copy(), values[..., 0].copy())
+
+
+def padded(
+    ids: list[npt.NDArray[np.int64]], logits: list[npt.NDArray[np.float32]], rows: int, count: int
+) -> BestTokens:
+    """What there is, and NaN for the rest."""
+    missing = count - len(ids)
+    ids = ids + [np.zeros(rows, np.int64)] * missing
+    logits = logits + [np.full(rows, np.nan, np.float32)] * missing
+    return BestTokens(np.stack(ids, 1), np.stack(logits, 1))

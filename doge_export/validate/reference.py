@@ -1,21 +1,9 @@
-"""The judge: transformers' `DogeForCausalLM`, eager, with its arbitrary choices pinned.
-
-Three things in the reference are not of its mathematics but of its libraries, and each decides between
-tied keys (any repeated token ties in layer 0):
-
-- torch.topk leaves the order among ties open. It is replaced by a stable one, the lower position first.
-- MKL's sgemm picks its kernel, and with it the rounding, by the number of rows, and other kernels for
-  the rows left over: the same token gets values that differ in the last bit between a prefill and a
-  decode step, and even within one call. Linear layers are therefore given a multiple of 16 rows, which
-  makes every row's result independent of the others (tests/validate/test_reference.py).
-- torch's softplus rounds differently in the last elements of a tensor, those that fill no vector. It is
-  given a multiple of 64 elements.
-"""
+"""The judge: transformers' `DogeForCausalLM`, eager, with its arbitrary choices pinned (pinned.py)."""
 
 import contextlib
 import functools
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Container, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,12 +17,14 @@ from doge_export.errors import DogeExportError
 from doge_export.model.load import DTYPES
 from doge_export.ops.topk import stable_topk
 from doge_export.quantize import Precision, dequantize, quantize, stored_dtype
+from doge_export.validate.pinned import pinned
 from doge_export.validate.schedules import Schedule, Tokens
+from doge_export.validate.watch import watching
 
-__all__ = ["Reference", "Run", "Ties", "even_lanes", "even_rows", "pinned"]
+__all__ = ["MARGINS", "Reference", "Run", "Ties"]
 
-_ROWS, _LANES = 16, 64
-_linear, _softplus = torch.nn.functional.linear, torch.nn.functional.softplus
+#: Bins of margins: what ties, then by powers of ten of the relative distance; the last has all above.
+MARGINS = ("tied", "< 1e-7", *(f"1e-{exponent}" for exponent in range(7, 0, -1)))
 
 
 @dataclass
@@ -43,68 +33,54 @@ class Ties:
 
     `rows`: rows (layer, kv head, query) with more visible keys than the window. `tied`: those where
     the last key kept and the first one dropped have the same dt. `nearest`: of the others, the
-    smallest relative distance of the two.
+    smallest relative distance of the two. `counts`: the rows by that distance, in the bins of MARGINS.
+
+    Of experts the same: the last one chosen and the first one left out, by their scores.
     """
 
     rows: int = 0
     tied: int = 0
     nearest: float = float("inf")
+    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(MARGINS), np.int64))
 
     def add(self, other: "Ties") -> None:
         """Count `other` in."""
         self.rows += other.rows
         self.tied += other.tied
         self.nearest = min(self.nearest, other.nearest)
+        self.counts = self.counts + other.counts
+
+    @classmethod
+    def between(cls, kept: torch.Tensor, dropped: torch.Tensor) -> "Ties":
+        """Of the values on both sides of a boundary, one pair a row."""
+        if not len(kept):
+            return cls()
+        distance = (kept - dropped) / kept.abs().clamp(min=torch.finfo(kept.dtype).tiny)
+        apart = distance[kept > dropped]
+        nearest = float(apart.min()) if len(apart) else float("inf")
+        tied = int((kept == dropped).sum())
+        decades = np.floor(np.log10(apart.double().clamp(1e-30, 1).numpy()) + 1e-9).astype(int)
+        counts = np.bincount(np.clip(decades + 9, 1, len(MARGINS) - 1), minlength=len(MARGINS))
+        counts[0] = tied
+        return cls(len(kept), tied, nearest, counts)
 
 
 @dataclass
 class Run:
     """What a schedule gave: logits [batch, compared positions, vocab]; per call and layer the chosen keys
     (bool [batch, kv_heads, sequence, keys]), their weights dt (float32 [batch, kv_heads, keys], of the
-    reference only) and experts (int64 [tokens, per token])."""
+    reference only) and experts (int64 [tokens, per token]). `trace`: per call, what goes from part to part,
+    by the names of passes/expose_hidden.py, and the cache, `N.key` and `N.value` [batch, kv_heads, keys,
+    head_dim]. `stopped`: which call onnxruntime refused, and its words."""
 
     logits: npt.NDArray[np.float32]
     keys: list[list[npt.NDArray[np.bool_]]] = field(default_factory=list)
     experts: list[list[npt.NDArray[np.int64]]] = field(default_factory=list)
     weights: list[list[npt.NDArray[np.float32]]] = field(default_factory=list)
     ties: Ties = field(default_factory=Ties)
-
-
-def even_rows(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """torch's linear, given a multiple of 16 rows."""
-    flat = input.reshape(-1, input.shape[-1])
-    count = flat.shape[0]
-    if count % _ROWS:
-        flat = torch.cat((flat, flat.new_zeros(-count % _ROWS, flat.shape[1])))
-    return _linear(flat, weight, bias)[:count].reshape(*input.shape[:-1], -1)
-
-
-def even_lanes(input: torch.Tensor) -> torch.Tensor:
-    """torch's softplus, given a multiple of 64 elements."""
-    flat = input.reshape(-1)
-    padded = torch.cat((flat, flat.new_zeros(-len(flat) % _LANES)))
-    return _softplus(padded)[: len(flat)].reshape(input.shape)
-
-
-def _topk(values: torch.Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
-    if not largest:
-        raise NotImplementedError("the reference asks for the largest only")
-    return torch.return_types.topk(stable_topk(values, k, dim))
-
-
-@contextlib.contextmanager
-def pinned() -> Generator[None]:
-    """While this lasts, equal keys have equal weights, and torch takes the one at the lower position."""
-    function, method = torch.topk, torch.Tensor.topk
-    torch.topk, torch.Tensor.topk = _topk, _topk  # type: ignore[assignment]
-    torch.nn.functional.linear = even_rows
-    torch.nn.functional.softplus = even_lanes  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.topk, torch.Tensor.topk = function, method  # type: ignore[method-assign]
-        torch.nn.functional.linear = _linear
-        torch.nn.functional.softplus = _softplus
+    expert_ties: Ties = field(default_factory=Ties)
+    trace: list[dict[str, npt.NDArray[Any]]] = field(default_factory=list)
+    stopped: str | None = None
 
 
 class Reference:
@@ -146,7 +122,7 @@ class Reference:
         self._keys: list[npt.NDArray[np.bool_]] = []
         self._experts: list[npt.NDArray[np.int64]] = []
         self._weights: list[npt.NDArray[np.float32]] = []
-        self._ties = Ties()
+        self._ties, self._expert_ties = Ties(), Ties()
         self._record = False
         for layer in self.model.model.layers:
             self._watch_attention(layer.self_attn)
@@ -155,8 +131,15 @@ class Reference:
                     layer.mlp.router_gate.register_forward_hook(_own_halves)
                 layer.mlp.register_forward_hook(self._watch_experts)
 
-    def run(self, schedule: Schedule, tokens: Tokens, record: bool = True) -> Run:
-        """The schedule, from a fresh cache and a fresh history of the dynamic rope."""
+    def run(
+        self,
+        schedule: Schedule,
+        tokens: Tokens,
+        record: bool = True,
+        trace: Container[str] | None = None,
+    ) -> Run:
+        """The schedule, from a fresh cache and a fresh history of the dynamic rope. `trace`: the parts whose
+        results are recorded."""
         from transformers.cache_utils import DynamicCache
 
         model, self._record = self.model, record
@@ -164,12 +147,12 @@ class Reference:
         cache = DynamicCache(config=model.config)
         logits, at = [], 0
         run = Run(np.empty(0, np.float32))
-        self._ties = run.ties
+        self._ties, self._expert_ties = run.ties, run.expert_ties
         ids, mask, positions = (
             torch.from_numpy(array)
             for array in (tokens.input_ids, tokens.attention_mask, tokens.position_ids)
         )
-        with torch.inference_mode(), pinned():
+        with torch.inference_mode(), pinned(), watching(model, trace) as seen:
             for count in schedule.steps:
                 self._keys, self._experts, self._weights = [], [], []
                 part = slice(at, at + count)
@@ -187,8 +170,41 @@ class Reference:
                 run.keys.append(self._keys)
                 run.experts.append(self._experts)
                 run.weights.append(self._weights)
+                if trace is not None:
+                    run.trace.append({**seen, **_cache_parts(cache, trace)})
         run.logits = np.concatenate(logits, 1)
         return run
+
+    def greedy(self, prompt: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+        """prompt [1, n] and `count` tokens that follow it, each the best after those before, ends of text
+        included: [1, n + count]."""
+        from transformers.cache_utils import DynamicCache
+
+        model, self._record = self.model, False
+        model.model.rotary_emb.__init__(model.config)
+        cache, ids = DynamicCache(config=model.config), torch.from_numpy(prompt)
+        given = ids
+        with torch.inference_mode(), pinned():
+            for _ in range(count):
+                positions = torch.arange(ids.shape[1] - given.shape[1], ids.shape[1])[None]
+                output = model(
+                    given, torch.ones_like(ids), positions, cache, use_cache=True, logits_to_keep=1
+                )
+                given = output.logits[:, -1].argmax(-1, keepdim=True)
+                ids = torch.cat((ids, given), 1)
+        result: npt.NDArray[np.int64] = ids.numpy()
+        return result
+
+    @contextlib.contextmanager
+    def attention(self, implementation: str) -> Generator[None]:
+        """While this lasts, transformers computes the attention by another implementation than eager."""
+        config = self.model.config
+        before = config._attn_implementation
+        config._attn_implementation = implementation
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
 
     def _watch_attention(self, attention: Any) -> None:
         original = attention.prepare_dynamic_mask
@@ -211,7 +227,20 @@ class Reference:
         (x, y), (index_x, index_y) = stable_topk(output[1], module.num_keys)
         scores = (x[..., :, None] + y[..., None, :]).flatten(-2)
         experts = (index_x[..., :, None] * module.num_keys + index_y[..., None, :]).flatten(-2)
-        self._experts.append(experts.gather(-1, stable_topk(scores, module.top_k)[1]).numpy())
+        best, places = stable_topk(scores, min(module.top_k + 1, scores.shape[-1]))
+        self._experts.append(experts.gather(-1, places[..., : module.top_k]).numpy())
+        if best.shape[-1] > module.top_k:
+            self._expert_ties.add(Ties.between(best[..., -2].flatten(), best[..., -1].flatten()))
+
+
+def _cache_parts(cache: Any, parts: Container[str]) -> dict[str, npt.NDArray[np.float32]]:
+    """`N.key` and `N.value` of transformers' cache, those wanted."""
+    found = {}
+    for number, layer in enumerate(cache.layers):
+        for part, tensor in (("key", layer.keys), ("value", layer.values)):
+            if f"{number}.{part}" in parts:
+                found[f"{number}.{part}"] = tensor.float().numpy().copy()
+    return found
 
 
 def _round_weights(model: Any, precision: Precision | str, tied: bool) -> None:
@@ -259,9 +288,4 @@ def _boundary(dt: torch.Tensor, mask: torch.Tensor, window: int) -> Ties:
     kept, dropped = best[..., -2], best[..., -1]
     full = dropped > -torch.inf
     kept, dropped = kept[full], dropped[full]
-    if not len(kept):
-        return Ties()
-    distance = (kept - dropped) / kept.abs().clamp(min=torch.finfo(kept.dtype).tiny)
-    apart = distance[kept > dropped]
-    nearest = float(apart.min()) if len(apart) else float("inf")
-    return Ties(len(kept), int((kept == dropped).sum()), nearest)
+    return Ties.between(kept, dropped)

@@ -1,6 +1,6 @@
 """What a validation found: checks with their limits, and figures that have none."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,12 @@ class Report:
     has the worst `max_abs_diff`, `kl_divergence` and `top1_agreement` of the native kernels against the
     reference; the figures beside it are of the graph in plain onnxruntime. `rounding` says what a
     precision costs, without a limit: on one `schedule`, the `kl_divergence` and `top1_agreement` of the
-    candidate with the model before its weights were rounded."""
+    candidate with the model before its weights were rounded.
+
+    `cause`: one sentence, where a check fails. `drift`: part -> how far its result is from the reference's,
+    on one `schedule`. `schedules`: all figures of every schedule. `margins`: rows by the distance at the
+    boundary of the window (`keys`) and of the experts, in `bins`. `reference`: how far the reference is from
+    itself. `greedy`: how long the greedy continuations agree. `tokenizer`: what was compared."""
 
     checks: list[Check] = field(default_factory=list)
     max_abs_diff: float = 0.0
@@ -44,6 +49,13 @@ class Report:
     widest_change: float = 0.0
     kernels: dict[str, float] = field(default_factory=dict)
     rounding: Mapping[str, Any] = field(default_factory=dict)
+    cause: str | None = None
+    drift: Mapping[str, Any] = field(default_factory=dict)
+    schedules: list[dict[str, Any]] = field(default_factory=list)
+    margins: dict[str, list[Any]] = field(default_factory=dict)
+    reference: list[dict[str, Any]] = field(default_factory=list)
+    greedy: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
     omitted: list[str] = field(default_factory=list)
     subject: Mapping[str, Any] = field(default_factory=dict)
 
@@ -51,6 +63,13 @@ class Report:
     def passed(self) -> bool:
         """True if there is a check and none fails."""
         return bool(self.checks) and all(check.passed for check in self.checks)
+
+    def add_margins(self, bins: Sequence[str], keys: Sequence[int], experts: Sequence[int]) -> None:
+        """Count one run's margins in."""
+        for name, counts in (("keys", keys), ("experts", experts)):
+            before = self.margins.get(name, [0] * len(bins))
+            self.margins[name] = [int(one) + int(other) for one, other in zip(before, counts, strict=True)]
+        self.margins["bins"] = list(bins)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON has it."""
@@ -69,6 +88,13 @@ class Report:
                 "changed_rows": self.changed_rows,
                 "widest_change": self.widest_change,
             },
+            "cause": self.cause,
+            "drift": dict(self.drift),
+            "schedules": self.schedules,
+            "margins": self.margins,
+            "reference": self.reference,
+            "greedy": dict(self.greedy),
+            "tokenizer": dict(self.tokenizer),
             "kernels": dict(self.kernels),
             "rounding": dict(self.rounding),
             "omitted": self.omitted,

@@ -1,6 +1,9 @@
 """What a bundle stores of a rounded model, as numbers: weights, and the scales of rounded activations."""
 
-__all__ = ["stored_activations", "stored_weights"]
+__all__ = ["Stored", "stored_activations", "stored_weights"]
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,31 +13,56 @@ from doge_export.bundle import Bundle
 from doge_export.quantize import Quantized, dequantize, folds, stays_float
 
 
+class Stored:
+    """The weights of the graph at `path`, by their names in the checkpoint, whatever the form they are in."""
+
+    def __init__(self, path: Path) -> None:
+        self._tensors = {
+            name: value.const_value
+            for name, value in ir.load(path).graph.initializers.items()
+            if value.const_value is not None
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """Of all weights, and of some constants beside them."""
+        return [name.removesuffix(".T") for name in self._tensors]
+
+    def scales(self, name: str) -> npt.NDArray[Any] | None:
+        """Of a block [n, blocks], or of a row [n]; None for a weight that has none."""
+        scale = (
+            self._tensors.get(f"{name.removesuffix('.weight')}.scale") if name.endswith(".weight") else None
+        )
+        return None if scale is None else scale.numpy()
+
+    def numbers(self, name: str) -> npt.NDArray[np.float32] | None:
+        """What the graph computes with; None where it has no such tensor."""
+        if name in self._tensors:
+            values = self._tensors[name].numpy()
+        elif f"{name}.T" in self._tensors:  # as MatMul reads it
+            values = self._tensors[f"{name}.T"].numpy().T
+        else:
+            return None
+        scales = self.scales(name)
+        if scales is None:
+            return np.asarray(values, np.float32)
+        if scales.ndim == 1:
+            return np.asarray(values.astype(np.float32) * scales[:, None])
+        return dequantize(Quantized(values, scales))
+
+
 def stored_weights(bundle: Bundle, folded: bool = False) -> dict[str, npt.NDArray[np.float32]]:
     """Name in the checkpoint -> float32 [n, k] of every weight of `model.onnx` that has scales, of a block or
     of a row, or is rounded without.
 
     `folded`: also of what scales of channels are folded into, a norm [k], and of what reads it unrounded.
     """
-    tensors = {}
-    for name, value in ir.load(bundle.model_path).graph.initializers.items():
-        if value.const_value is not None:
-            array = value.const_value.numpy()
-            tensors[name.removesuffix(".T")] = array.T if name.endswith(".T") else array
-    found = {}
-    for name, values in tensors.items():
-        scales = tensors.get(f"{name.removesuffix('.weight')}.scale") if name.endswith(".weight") else None
-        if scales is not None and scales.ndim == 1:
-            found[name] = values.astype(np.float32) * scales[:, None]
-        elif scales is not None:
-            found[name] = dequantize(Quantized(values, scales))
-        elif stays_float(name):
-            found[name] = values.astype(np.float32)
-    for fold in folds(tensors) if folded else ():
-        for name in (*fold.readers, fold.giver, f"{fold.giver.removesuffix('.weight')}.bias"):
-            if name in tensors and name not in found:
-                found[name] = tensors[name].astype(np.float32)
-    return found
+    stored = Stored(bundle.model_path)
+    names = [name for name in stored.names if stored.scales(name) is not None or stays_float(name)]
+    for fold in folds(dict.fromkeys(stored.names)) if folded else ():
+        names += [*fold.readers, fold.giver, f"{fold.giver.removesuffix('.weight')}.bias"]
+    found = {name: stored.numbers(name) for name in names}
+    return {name: numbers for name, numbers in found.items() if numbers is not None}
 
 
 def stored_activations(bundle: Bundle) -> dict[str, float]:

@@ -19,7 +19,7 @@ from doge_export.pipeline import export_model
 from doge_export.recipe import ExportOptions
 from doge_export.runtime import Session
 from doge_export.tokenizer import Tokenizer
-from doge_export.validate.reference import pinned
+from doge_export.validate.pinned import pinned
 
 TEXT = (presets.models_folder() / "heldout.txt").read_text(encoding="utf-8")[:6000]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from doge_export.ops import BodyOptions
 from doge_export.ops.bounded_mask_attention import OPERATOR, bounded_mask_attention
 from doge_export.ops.dynamic_mask_attention import dynamic_mask_attention
-from doge_export.validate.reference import pinned
+from doge_export.validate.pinned import pinned
 from tests.ops.bodies import one_node_model, run_model
 
 DIM = 8
