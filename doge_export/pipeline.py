@@ -185,7 +185,7 @@ def _need_torch() -> None:
 
 
 def _need_ranges(options: ExportOptions, static: "StaticRanges | None") -> None:
-    if options.precision == "w8a8" and static is None:
+    if options.stored.static and static is None:
         raise DogeExportError(
             "--precision w8a8 needs the ranges of activations, which a text gives.",
             "Export with --target onnx, and doge-export quantize the result with --scheme w8a8 --text FILE.",

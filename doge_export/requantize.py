@@ -79,7 +79,7 @@ def quantize_bundle(
     check_output(Path(output), force)
     options = changed_options(source, precision=precision, rounding=method, types=types or {})
     _check_static(options, calibration, smooth)
-    if text is None and (METHODS[method].needs_text or precision == "w8a8"):
+    if text is None and (METHODS[method].needs_text or options.stored.static):
         raise DogeExportError(f"{scheme} learns from a text.", "Give one with --text FILE.")
     source.verify()
     weights = checkpoint_weights(source)
@@ -103,7 +103,7 @@ def quantize_bundle(
 
         known_inputs = scale_channels(weights, known_inputs, dtype_of, METHODS[method].round)
     static = None
-    if precision == "w8a8":
+    if options.stored.static:
         from doge_export.calibrate import static_ranges
 
         static = static_ranges(
@@ -167,7 +167,7 @@ def changed_options(source: Bundle, **changed: Any) -> ExportOptions:
 
 
 def _check_static(options: ExportOptions, calibration: str | None, smooth: float | None) -> None:
-    if options.precision != "w8a8":
+    if not options.stored.static:
         if calibration is not None or smooth is not None:
             raise DogeExportError(
                 "--calibration and --smooth are about activations, which only w8a8 rounds.",
