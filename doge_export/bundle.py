@@ -10,7 +10,9 @@ __all__ = [
     "Manifest",
     "TensorSpec",
     "check_output",
+    "hash_files",
     "new_folder",
+    "verify_files",
     "write_manifest",
 ]
 
@@ -221,24 +223,7 @@ class Bundle:
         Raises:
             DogeExportError: naming the first file that is missing, truncated or changed.
         """
-        for name, entry in self.manifest.files.items():
-            path = self.path / name
-            try:
-                size = path.stat().st_size
-                digest = _sha256(path) if size == entry.bytes else ""
-            except FileNotFoundError:
-                raise DogeExportError(f"{path} is missing.", _EXPORT_AGAIN) from None
-            except OSError as error:
-                raise DogeExportError(f"{path} cannot be read: {error.strerror}.") from error
-            if size < entry.bytes:
-                raise DogeExportError(
-                    f"{path} is truncated: it has {size} of {entry.bytes} bytes.",
-                    "Copy it again, or export the model again.",
-                )
-            if digest != entry.sha256:
-                raise DogeExportError(
-                    f"{path} was changed after the export: its sha256 is not the manifest's.", _EXPORT_AGAIN
-                )
+        verify_files(self.path, self.manifest.files, _EXPORT_AGAIN)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON object beside the model, such as generation_config.json; empty where there is none.
@@ -247,6 +232,38 @@ class Bundle:
             DogeExportError: the file is there and holds no JSON object.
         """
         return read_object(self.path / name)
+
+
+def verify_files(folder: Path, files: Mapping[str, FileEntry], remedy: str) -> None:
+    """Compare the files of `folder` with what they were.
+
+    Raises:
+        DogeExportError: naming the first file that is missing, truncated or changed.
+    """
+    for name, entry in files.items():
+        path = folder / name
+        try:
+            size = path.stat().st_size
+            digest = _sha256(path) if size == entry.bytes else ""
+        except FileNotFoundError:
+            raise DogeExportError(f"{path} is missing.", remedy) from None
+        except OSError as error:
+            raise DogeExportError(f"{path} cannot be read: {error.strerror}.") from error
+        if size < entry.bytes:
+            raise DogeExportError(
+                f"{path} is truncated: it has {size} of {entry.bytes} bytes.", f"Copy it again. {remedy}"
+            )
+        if digest != entry.sha256:
+            raise DogeExportError(f"{path} was changed: its sha256 is not the manifest's.", remedy)
+
+
+def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name -> sha256 and bytes of every file of `folder`."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        for path in paths
+    }
 
 
 def write_manifest(
@@ -264,7 +281,7 @@ def write_manifest(
     """
     from doge_export import __version__
 
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    (folder / MANIFEST).unlink(missing_ok=True)
     raw: dict[str, Any] = {
         "format": _FORMAT,
         "doge_export": __version__,
@@ -273,10 +290,7 @@ def write_manifest(
         "graph": dict(graph),
         "cache": dict(cache),
         "call": call,
-        "files": {
-            path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size}
-            for path in paths
-        },
+        "files": hash_files(folder),
     }
     if decode is not None:
         raw["decode"] = dict(decode)

@@ -5,7 +5,6 @@ __all__ = ["Finding", "examine", "examine_bundle"]
 import contextlib
 import ctypes
 import importlib.metadata
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from packaging.requirements import Requirement
 from doge_export.bench.machine import describe
 from doge_export.errors import DogeExportError
 from doge_export.plugins import instruction_set, plugin_library
+from doge_export.tensorrt.kinds import KINDS, open_kind
 
 if TYPE_CHECKING:
     from doge_export.bundle import Bundle
@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 _EXTRAS = {
     "export": "export, validate and quantize",
     "optimum": "optimum's command line",
-    "tensorrt": "TensorRT engines",
+    "tensorrt-rtx": "build-engine",
 }
 #: Distributions that install the same module: the later one overwrites the earlier.
 _RIVALS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
-_TENSORRT = {"tensorrt": "full TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 
 
 @dataclass(frozen=True)
@@ -206,11 +205,17 @@ def _library() -> Finding:
 
 
 def _tensorrt() -> Iterator[Finding]:
-    kinds = {name: label for name, label in _TENSORRT.items() if importlib.util.find_spec(name)}
-    if not kinds:
+    installed = [kind for kind in KINDS.values() if kind.module is not None]
+    if not installed:
         return
-    for name, label in kinds.items():
-        yield Finding(label, "note", f"{name} is installed; this version builds no engines yet")
+    for kind in installed:
+        try:
+            version = open_kind(kind.name).trt.__version__
+        except DogeExportError as error:
+            yield Finding(kind.label, "problem", error.message, error.remedy)
+        else:
+            where = "without a GPU" if kind.portable else "on the GPU that it builds for"
+            yield Finding(kind.label, "ok", f"{version}; builds engines {where}")
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:

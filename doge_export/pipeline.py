@@ -188,7 +188,8 @@ def _need_ranges(options: ExportOptions, static: "StaticRanges | None") -> None:
     if options.stored.static and static is None:
         raise DogeExportError(
             "--precision w8a8 needs the ranges of activations, which a text gives.",
-            "Export with --target onnx, and doge-export quantize the result with --scheme w8a8 --text FILE.",
+            "Export with --target onnx or tensorrt, and doge-export quantize the result with --scheme w8a8 "
+            "--text FILE.",
         )
 
 

@@ -56,10 +56,11 @@ class ExportOptions:
             DogeExportError: the file cannot be read or names an option that does not exist, or an
                 option has a value that is not supported.
         """
-        options = cls()
-        if recipe is not None:
-            options = replace(options, **_read(recipe))
+        read = {} if recipe is None else _read(recipe)
+        options = replace(cls(), **read)
         options = replace(options, **{key: value for key, value in given.items() if value is not None})
+        if given.get("kv_cache") is None and "kv_cache" not in read:
+            options = replace(options, kv_cache=options.target_data.caches[0])
         options._check()
         return options
 
@@ -92,6 +93,31 @@ class ExportOptions:
             raise DogeExportError(
                 f"--kv-cache bounded would not be exact: {reason}.", f"Choose {per_token}--kv-cache growing."
             )
+        self._check_topk(config)
+
+    def slots(self, config: DogeConfig) -> int | None:
+        """How many a static cache has; None for any other."""
+        if self.kv_cache != "static":
+            return None
+        return self.max_length or config.max_position_embeddings
+
+    def _check_topk(self, config: DogeConfig) -> None:
+        """See whether the target can sort as much as the model asks for."""
+        limit, slots, window = self.target_data.largest_topk, self.slots(config), config.keep_window_size
+        if limit is None:
+            return
+        if window > limit and (slots is None or slots > window):
+            raise DogeExportError(
+                f"--target {self.target} takes at most {limit} of a row's largest, and this model keeps "
+                f"{window} keys of {slots} slots.",
+                f"Choose --max-length {window} or less, which needs no sorting.",
+            )
+        if config.is_moe and config.num_experts_per_tok > limit:
+            raise DogeExportError(
+                f"--target {self.target} takes at most {limit} of a row's largest, and this model chooses "
+                f"{config.num_experts_per_tok} experts for a token.",
+                "It can be exported with --target onnx.",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Every option with its resolved value; `types` only where there are some."""
@@ -110,6 +136,11 @@ class ExportOptions:
             if value not in choices:
                 raise DogeExportError(f"{name} {value!r} does not exist.", f"Choose {_any(choices)}.")
         target = self.target_data
+        if self.kv_cache not in target.caches:
+            raise DogeExportError(
+                f"--target {target.name} runs no {self.kv_cache} cache.",
+                f"Choose --kv-cache {_any(target.caches)}, or leave it out.",
+            )
         if self.dtype not in target.dtypes:
             raise DogeExportError(
                 f"--target {target.name} cannot compute in {self.dtype}: "
@@ -118,7 +149,7 @@ class ExportOptions:
             )
         known = self.precision in target.precisions
         needed = self.precision
-        if known and self.stored.rounds and not self.stored.static:
+        if known and not self.stored.static and any(dtype != "fp32" for dtype in self.types.values()):
             needed = "int8"  # what takes this takes any type
         if needed not in target.precisions:
             what = f"--precision {self.precision}" if not known else "matrices in types of their own"

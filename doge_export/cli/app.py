@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": "doge_export.cli.eval",
     "quantize": "doge_export.cli.quantize",
     "sensitivity": "doge_export.cli.sensitivity",
+    "build-engine": "doge_export.cli.build_engine",
     "doctor": "doge_export.cli.doctor",
 }
 

@@ -16,7 +16,9 @@ from doge_export.cli._shared import progress, write_json
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle folder to write."
 )
-@click.option("--target", metavar="ort-cpu|onnx", help="Where the bundle is to run.  [default: ort-cpu]")
+@click.option(
+    "--target", metavar="ort-cpu|onnx|tensorrt", help="Where the bundle is to run.  [default: ort-cpu]"
+)
 @click.option(
     "--dtype",
     metavar="float32|float16|bfloat16",
@@ -30,7 +32,7 @@ from doge_export.cli._shared import progress, write_json
 @click.option(
     "--kv-cache",
     metavar="growing|static|bounded",
-    help="bounded: of keep_window_size keys, exact at any length.  [default: growing]",
+    help="bounded: of keep_window_size keys, exact at any length.  [default: growing; tensorrt: static]",
 )
 @click.option("--routing", metavar="reference|per-token",
               help="How experts are routed; per-token does not mix tokens as the reference does.  "

@@ -1,5 +1,6 @@
 """The steps from a loaded model to a file: graph, passes, bodies, and the weights beside it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from doge_export.passes import (
 from doge_export.passes.quantize_activations import StaticRanges
 from doge_export.passes.quantize_weights import Round
 from doge_export.passes.simplify import number
-from doge_export.quantize import Precision
+from doge_export.quantize import PRECISIONS, Precision
 from doge_export.targets import OPSETS, Target
 from doge_export.targets.lowered import (
     DECODE_TOKENS,
@@ -89,14 +90,17 @@ def build_graph(
         norm_topk_prob=config.norm_topk_prob,
         branches=target.branches,
         float64=target.float64,
+        window_open=model.kv_cache == "static" and (max_length or math.inf) <= config.keep_window_size,
     )
     exported = export_graph(model, options.opset, max_length)
-    if DECODER_LAYER not in kernels:
+    stored = PRECISIONS[precision] if isinstance(precision, str) else precision
+    if DECODER_LAYER not in kernels and (stored.static or not stored.rounds):
         pretranspose(exported)
     simplify(exported)
-    quantize_weights(exported, precision, config.tie_word_embeddings, round_with)
+    quantize_weights(exported, stored, config.tie_word_embeddings, round_with, target.bare_integers)
     if static is not None:
-        quantize_activations(exported, static)
+        quantize_activations(exported, static, target.bare_integers)
+    if stored.rounds and DECODER_LAYER not in kernels:
         number(exported)
     attach_bodies(exported, options)
     if TOKEN_EMBEDDING in kernels:

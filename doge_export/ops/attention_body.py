@@ -70,16 +70,34 @@ class AttentionBody:
 
         onnxruntime's CPU Softplus and Log round differently in the last lanes of a row, so equal keys get
         unequal weights and the tie rule breaks. In float64 the result is the correctly rounded one, alike
-        in every lane. Where float64 is not to be had, Softplus stands.
+        in every lane. Where float64 is not to be had, float32 takes operations that round alike in every
+        lane, and half precision Softplus, which it rounds to few bits.
         """
         b, options = self._b, self._options
         if not options.float64:
-            result: ir.Value = b.Softplus(x)
-            return result
+            return self._softplus_in_steps(x) if options.dtype == ir.DataType.FLOAT else b.Softplus(x)
         wide = x if keep_wide else b.Cast(x, to=ir.DataType.DOUBLE)
         soft = b.Log(b.Add(b.Exp(wide), b.const(1.0, np.float64)))
         soft = b.Where(b.Greater(wide, b.const(20.0, np.float64)), wide, soft)
-        result = soft if keep_wide else b.Cast(soft, to=options.dtype)
+        result: ir.Value = soft if keep_wide else b.Cast(soft, to=options.dtype)
+        return result
+
+    def _softplus_in_steps(self, x: ir.Value) -> ir.Value:
+        """max(x, 0) + log1p(z) with z = exp(-|x|) in float32. log1p(z) = 2 atanh(s) with s = z / (2 + z), at
+        most 1/3, whose series is cut where it no longer reaches the last bit."""
+        b = self._b
+
+        def number(value: float) -> ir.Value:
+            return b.const(value, np.float32)
+
+        z = b.Exp(b.Neg(b.Abs(x)))
+        s = b.Div(z, b.Add(z, number(2)))
+        square = b.Mul(s, s)
+        series = number(1 / 15)
+        for odd in (13, 11, 9, 7, 5, 3, 1):
+            series = b.Add(b.Mul(series, square), number(1 / odd))
+        soft = b.Mul(b.Mul(s, number(2)), series)
+        result: ir.Value = b.Add(b.Max(x, number(0)), soft)
         return result
 
     def keep_largest(self, ranked: ir.Value, order: ir.Value | None = None) -> ir.Value:
@@ -91,6 +109,8 @@ class AttentionBody:
         to be had.
         """
         b, options, lowest = self._b, self._options, self.lowest
+        if options.window_open:
+            return ranked
         window = b.int_attribute("keep_window_size")
         count = b.Squeeze(b.Shape(ranked, start=3, end=4))
         at = len(b.nodes)

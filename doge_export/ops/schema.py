@@ -24,7 +24,8 @@ _NUMPY: dict[ir.DataType, Any] = {
 class BodyOptions:
     """What an ONNX function body is specialised for: the file's dtype, its model, and its target.
 
-    `branches`: the target runs If. `float64`: the target has float64 arithmetic.
+    `branches`: the target runs If. `float64`: the target has float64 arithmetic. `window_open`: no row is
+    ever longer than keep_window_size, so that nothing has to be sorted.
     """
 
     dtype: ir.DataType = ir.DataType.FLOAT
@@ -35,6 +36,7 @@ class BodyOptions:
     norm_topk_prob: bool = False
     branches: bool = True
     float64: bool = True
+    window_open: bool = False
 
     @property
     def numpy(self) -> Any:

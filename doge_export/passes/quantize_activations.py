@@ -42,9 +42,10 @@ def row_scales(weight: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return result
 
 
-def quantize_activations(model: ir.Model, static: StaticRanges) -> None:
+def quantize_activations(model: ir.Model, static: StaticRanges, bare_integers: bool = True) -> None:
     """`model` has its matrices as MatMul reads them (passes/pretranspose.py): `<weight>.T`, or a table that
-    is embedding and head through a Transpose."""
+    is embedding and head through a Transpose. Without `bare_integers` a table is dequantized as a whole, and
+    then gathered from."""
     graph = model.graph
     for name, weight in list(graph.initializers.items()):
         transposed = name.endswith(".weight.T")
@@ -55,12 +56,14 @@ def quantize_activations(model: ir.Model, static: StaticRanges) -> None:
         values, scales = _store(graph, weight, axis=1 if transposed else 0)
         for node, place in tuple(weight.uses()):
             emit = _Emitter(graph, node)
-            if node.op_type == "Gather":
+            if node.op_type == "Gather" and bare_integers:
                 ir.convenience.replace_all_uses_with(node.outputs[0], emit.rows(values, scales))
                 graph.remove(node, safe=True)
                 continue
             matrix = emit("DequantizeLinear", values, scales, axis=1 if transposed else 0)
             node.replace_input_with(place, matrix)
+            if node.op_type == "Gather":
+                continue
             for product, at in [(node, place)] if node.op_type == "MatMul" else tuple(node.outputs[0].uses()):
                 assert product.op_type == "MatMul" and at == 1, f"{name} is read by {product.op_type}"
                 if plain in static.ranges:

@@ -25,14 +25,20 @@ Round = Callable[[str, npt.NDArray[np.float32], str], Quantized]
 
 
 def quantize_weights(
-    model: ir.Model, precision: Precision | str, tied: bool, round_with: Round | None = None
+    model: ir.Model,
+    precision: Precision | str,
+    tied: bool,
+    round_with: Round | None = None,
+    bare_integers: bool = True,
 ) -> None:
     """Replace each matrix that `precision` rounds by its values, under its own name, and its scales, under
     the name with `scale` in the place of `weight`. Done when the file is written, one tensor at a time; or
     now, by `round_with`, which is given a weight's name, its values and the type. What the kernels read as
     floats gets its rounded numbers as floats, now.
 
-    The matrices are as the checkpoint has them, [outputs, inputs], read by Transpose and by Gather.
+    The matrices are as the checkpoint has them, [outputs, inputs], read by Transpose and by Gather. Without
+    `bare_integers` both read what one DequantizeLinear makes of the whole matrix, with scales of the file's
+    dtype; a scale a row is one [n] then.
     """
     graph = model.graph
     for name, weight in list(graph.initializers.items()):
@@ -46,14 +52,24 @@ def quantize_weights(
             numbers = dequantize(made or quantize(tensor.numpy(), dtype)).astype(tensor.numpy().dtype)
             weight.const_value = ir.Tensor(numbers, dtype=tensor.dtype, name=name)
             continue
-        _quantize(graph, weight, tensor, dtype, made)
+        _quantize(graph, weight, tensor, dtype, made, bare_integers)
 
 
 def _quantize(
-    graph: ir.Graph, weight: ir.Value, tensor: ir.TensorProtocol, dtype: str, made: Quantized | None
+    graph: ir.Graph,
+    weight: ir.Value,
+    tensor: ir.TensorProtocol,
+    dtype: str,
+    made: Quantized | None,
+    bare_integers: bool,
 ) -> None:
     name = weight.name
     assert name is not None
+    block = choose_block(int(tensor.shape.numpy()[1]), dtype)
+    assert block is not None
+    stored_tensors = quantized_tensors(tensor, dtype, name, f"{name.removesuffix('.weight')}.scale", made)
+    if not bare_integers:
+        stored_tensors = (stored_tensors[0], _scales_for_dequantize(stored_tensors[1], tensor.dtype))
     values, scales = (
         ir.Value(
             name=stored.name,
@@ -61,13 +77,13 @@ def _quantize(
             shape=ir.Shape(stored.shape.numpy()),
             const_value=stored,
         )
-        for stored in quantized_tensors(tensor, dtype, name, f"{name.removesuffix('.weight')}.scale", made)
+        for stored in stored_tensors
     )
-    block = choose_block(int(tensor.shape.numpy()[1]), dtype)
-    assert block is not None
     for node, place in tuple(weight.uses()):
         reader = _Reader(node, block, tensor.dtype)
-        if node.op_type == "Gather":
+        if not bare_integers:
+            node.replace_input_with(place, reader.dequantized(values, scales))
+        elif node.op_type == "Gather":
             ir.convenience.replace_all_uses_with(node.outputs[0], reader.rows(values, scales))
             graph.remove(node, safe=True)
         else:
@@ -80,6 +96,19 @@ def _quantize(
     for value in stored:
         graph.initializers.add(values if value is weight else value)
     graph.initializers.add(scales)
+
+
+def _scales_for_dequantize(scales: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
+    """[n, blocks] as it is, [n, 1] as [n]; in the file's dtype."""
+    shape = [int(size) for size in scales.shape.numpy()]
+    if shape[1] == 1:
+        del shape[1]
+
+    def make() -> ir.TensorProtocol:
+        numbers = scales.numpy().reshape(shape).astype(dtype.numpy())
+        return ir.Tensor(numbers, dtype=dtype, name=scales.name)
+
+    return ir.LazyTensor(make, dtype=dtype, shape=ir.Shape(shape), name=scales.name)
 
 
 class _Reader:
@@ -104,6 +133,12 @@ class _Reader:
         scales = self._emit("Reshape", self._cast(scales, ir.DataType.FLOAT), self._shape(0, -1, 1))
         matrix = self._emit("Reshape", self._emit("Mul", blocks, scales), self._shape(0, -1))
         return self._cast(matrix, self._dtype)
+
+    def dequantized(self, values: ir.Value, scales: ir.Value) -> ir.Value:
+        """All of it, [n, k], in one step: a scale of a block, or of a row."""
+        assert scales.shape is not None
+        blocks = {"axis": 1, "block_size": self._block} if len(scales.shape) == 2 else {"axis": 0}
+        return self._emit("DequantizeLinear", values, scales, dtype=self._dtype, **blocks)
 
     def rows(self, values: ir.Value, scales: ir.Value) -> ir.Value:
         """Those that `node`, a Gather, wants. onnxruntime gathers no int4; it widens a constant at load."""

@@ -49,6 +49,8 @@ PRECISIONS: dict[str, Precision] = {
     "int4": Precision("int4", "int4", "int4"),
     # The head is most of a small model's bytes, and rounding it touches one product only.
     "int8-head4": Precision("int8", "int8", "int4"),
+    # What TensorRT takes of int8: a scale an output channel. No kernels of ours read it.
+    "int8-row": Precision("int8-row", "int8-row", "int8-row"),
     # Stored by passes/quantize_activations.py.
     "w8a8": Precision(static=True),
 }
@@ -103,7 +105,8 @@ def check_types(types: Mapping[str, str], names: Iterable[str], tied: bool) -> N
     for key, dtype in types.items():
         if dtype != "fp32" and dtype not in FORMATS:
             try:
-                FORMATS[dtype]
+                if FORMATS[dtype].largest > LARGEST_BLOCK:
+                    raise KeyError(dtype)
             except KeyError:
                 steps = " or ".join(f"{name}:N with N a multiple of {FORMATS[name].step}" for name in FORMATS)
                 raise DogeExportError(

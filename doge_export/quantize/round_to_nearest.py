@@ -49,9 +49,12 @@ class Format:
 
 
 class _Formats(dict[str, Format]):
-    """By type: "int8", "int4", or with the largest block behind, "int8:32"."""
+    """By type: "int8", "int4", or with the largest block behind, "int8:32". "int8-row" has one scale a row;
+    no kernel of ours reads it."""
 
     def __missing__(self, dtype: str) -> Format:
+        if dtype == "int8-row":
+            return replace(self["int8"], largest=2**31, step=1)
         name, _, block = dtype.partition(":")
         if name not in self or not block.isascii() or not block.isdigit():
             raise KeyError(dtype)
@@ -78,8 +81,8 @@ class Quantized:
 def choose_block(width: int, dtype: str) -> int | None:
     """The block of rows of `width` numbers: the largest that divides them; None where none does."""
     form = FORMATS[dtype]
-    sizes = range(form.largest, 0, -form.step)
-    return next((size for size in sizes if width % size == 0), None)
+    sizes = range(min(form.largest, width), 0, -1)
+    return next((size for size in sizes if width % size == 0 and size % form.step == 0), None)
 
 
 def quantize(weight: npt.NDArray[Any], dtype: str) -> Quantized:

@@ -24,14 +24,20 @@ class Target:
     """One place a bundle is made for.
 
     `branches`: it runs If. `float64`: it has float64 arithmetic. `dtypes`: what it can compute in.
-    `kernels`: the operators of `doge_export.targets.lowered` that our library computes there; a graph is
-    lowered to these. `precisions`: what its weights may be stored in, by the names of `--precision`.
+    `caches`: the kinds of cache it runs, the usual one first. `largest_topk`: the most that its TopK can
+    take; None where there is no such limit. `bare_integers`: it computes with stored integers that no
+    DequantizeLinear has read. `kernels`: the operators of `doge_export.targets.lowered` that
+    our library computes there; a graph is lowered to these. `precisions`: what its weights may be stored in,
+    by the names of `--precision`.
     """
 
     name: str
     dtypes: tuple[str, ...]
     branches: bool
     float64: bool
+    caches: tuple[str, ...] = tuple(OPSETS)
+    largest_topk: int | None = None
+    bare_integers: bool = True
     kernels: frozenset[str] = frozenset()
     precisions: tuple[str, ...] = ("fp32",)
 
@@ -58,6 +64,18 @@ TARGETS: dict[str, Target] = {
             float64=True,
             precisions=("fp32", "w8a8"),
         ),
+        # Networks are strongly typed: what the file says is what is computed. Of TensorRT-RTX 1.7.1: its
+        # types have no float64, and "K exceeds the maximum value allowed (3840)".
+        Target(
+            "tensorrt",
+            dtypes=("float32", "float16", "bfloat16"),
+            branches=False,
+            float64=False,
+            caches=("static",),
+            largest_topk=3840,
+            bare_integers=False,
+            precisions=("fp32", "int8-row", "int4", "w8a8"),
+        ),
     )
 }
 
@@ -68,11 +86,6 @@ def get_target(name: str) -> Target:
     Raises:
         DogeExportError: there is none.
     """
-    if name == "tensorrt":
-        raise DogeExportError(
-            "--target tensorrt is not built in this version.",
-            "--target onnx writes a file that TensorRT's parser can read as far as it knows the operators.",
-        )
     if name not in TARGETS:
         raise DogeExportError(f"There is no target {name!r}.", f"Targets: {', '.join(TARGETS)}.")
     return TARGETS[name]

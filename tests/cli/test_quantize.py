@@ -148,7 +148,7 @@ def test_what_cannot_be_quantized(source: Any, tmp_path: Path, capsys: pytest.Ca
     data[1000] ^= 1
     (copy / "model.onnx.data").write_bytes(data)
     assert run(["quantize", str(copy), "-o", str(tmp_path / "out"), "--scheme", "int8"]) == 2
-    assert "was changed after the export" in capsys.readouterr().err
+    assert "was changed" in capsys.readouterr().err
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('precision = "int4"\nrounding = "gptq"\n')
     assert run(["export", "-m", "doge-tiny", "-o", str(tmp_path / "out"), "--recipe", str(recipe)]) == 2

@@ -1,0 +1,127 @@
+"""The folder that build-engine writes: the engine, what its session needs, and a manifest with hashes."""
+
+__all__ = ["ENGINE", "ENGINE_MANIFEST", "Engine", "write_engine_folder"]
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from doge_export.bundle import MANIFEST, Bundle, FileEntry, Manifest, hash_files, verify_files
+from doge_export.config import DogeConfig
+from doge_export.errors import DogeExportError
+from doge_export.tensorrt.kinds import Opened
+from doge_export.tensorrt.profiles import Profile
+from doge_export.tokenizer import copy_tokenizer_files
+
+ENGINE = "model.engine"
+ENGINE_MANIFEST = "doge_engine.json"
+_FORMAT = 1
+_BUILD_AGAIN = "Build it again with doge-export build-engine."
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A folder that `build-engine` wrote, opened. `runtime` and `version`: of the TensorRT that built it,
+    which is the one that runs it. `capabilities`: of the GPUs it was built for; empty: the GPU of the machine
+    that built it. `bundle`: the manifest of what it was built from, with names and shapes of inputs and
+    outputs."""
+
+    path: Path
+    runtime: str
+    version: str
+    capabilities: tuple[str, ...]
+    profiles: tuple[Profile, ...]
+    bundle: Manifest
+    config: DogeConfig
+    files: dict[str, FileEntry]
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Engine":
+        """Read the manifest and the configuration.
+
+        Raises:
+            DogeExportError: the folder is missing or no engine's, is of another format, or lacks a file.
+        """
+        path = Path(path)
+        try:
+            raw = json.loads((path / ENGINE_MANIFEST).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise DogeExportError(
+                f"{path} is no engine: it has no {ENGINE_MANIFEST}.",
+                "Give the folder that doge-export build-engine wrote.",
+            ) from None
+        except (OSError, ValueError) as error:
+            raise DogeExportError(
+                f"{path / ENGINE_MANIFEST} cannot be read: {error}.", _BUILD_AGAIN
+            ) from None
+        if not isinstance(raw, dict) or raw.get("format") != _FORMAT:
+            raise DogeExportError(
+                f"{path / ENGINE_MANIFEST} is not of the format that this version reads.", _BUILD_AGAIN
+            )
+        try:
+            made = cls(
+                path,
+                str(raw["runtime"]["kind"]),
+                str(raw["runtime"]["version"]),
+                tuple(raw["runtime"]["compute_capabilities"]),
+                tuple(
+                    Profile(
+                        each["name"],
+                        {
+                            name: (tuple(least), tuple(usual), tuple(most))
+                            for name, (least, usual, most) in each["inputs"].items()
+                        },
+                    )
+                    for each in raw["profiles"]
+                ),
+                Manifest.from_dict(raw["bundle"]),
+                DogeConfig.from_file(path / "config.json"),
+                {name: FileEntry(entry["sha256"], entry["bytes"]) for name, entry in raw["files"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DogeExportError(f"{path / ENGINE_MANIFEST} is damaged: {error}.", _BUILD_AGAIN) from None
+        if not made.engine_path.is_file():
+            raise DogeExportError(f"{path} lacks {ENGINE}.", "Copy the whole folder, or build it again.")
+        return made
+
+    @property
+    def engine_path(self) -> Path:
+        """What TensorRT deserializes."""
+        return self.path / ENGINE
+
+    def verify(self) -> None:
+        """Compare every file with the manifest.
+
+        Raises:
+            DogeExportError: naming the first file that is missing, truncated or changed.
+        """
+        verify_files(self.path, self.files, _BUILD_AGAIN)
+
+
+def write_engine_folder(
+    folder: Path,
+    source: Bundle,
+    opened: Opened,
+    capabilities: Sequence[str],
+    shapes: Sequence[Profile],
+) -> None:
+    """The files of `source` that text needs, and the manifest, beside the engine that lies in `folder`."""
+    for name in ("config.json", "generation_config.json"):
+        shutil.copyfile(source.path / name, folder / name)
+    copy_tokenizer_files(source.path, folder)
+    raw: dict[str, Any] = {
+        "format": _FORMAT,
+        "runtime": {
+            "kind": opened.kind.name,
+            "version": str(opened.trt.__version__),
+            "compute_capabilities": list(capabilities),
+        },
+        "profiles": [{"name": profile.name, "inputs": profile.inputs} for profile in shapes],
+        "bundle": json.loads((source.path / MANIFEST).read_text(encoding="utf-8")),
+        "files": hash_files(folder),
+    }
+    text = json.dumps(raw, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (folder / ENGINE_MANIFEST).write_text(text, encoding="utf-8")

@@ -1,0 +1,67 @@
+"""Build engines of presets and fixtures for each compute capability, and print their sizes and build times.
+
+`.venv/bin/python scripts/engine_table.py --folder build/engines`; what is there already is not built again.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from doge_export.bundle import Bundle
+from doge_export.pipeline import export_model
+from doge_export.recipe import ExportOptions
+from doge_export.tensorrt import build_engine
+
+MODELS = ("Doge-20M", "Doge-60M", "Doge-160M", "Doge-20M-MoE", "Doge-120M-MoE", "doge-tiny", "doge-tiny-moe")
+CAPABILITIES = ("80", "86", "89", "120")
+
+
+def bundle_of(model: str, folder: Path, dtype: str) -> Bundle:
+    if not folder.exists():
+        options = ExportOptions.resolve(target="tensorrt", dtype=dtype)
+        export_model(model, folder, options, validate=False)
+    return Bundle.open(folder)
+
+
+def figures(bundle: Bundle, folder: Path, capability: str) -> dict[str, float]:
+    """Bytes of the engine, seconds of its build, layers of its network."""
+    path = folder / f"{capability}.json"
+    if not path.exists():
+        built = build_engine(
+            bundle.path, folder / f"engine-{capability}", capabilities=[capability], force=True
+        )
+        size = built.engine.engine_path.stat().st_size
+        found = {"bytes": size, "seconds": built.seconds, "layers": built.layers["count"]}
+        path.write_text(json.dumps(found))
+        built.engine.engine_path.unlink()
+    read: dict[str, float] = json.loads(path.read_text())
+    return read
+
+
+@click.command()
+@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Bundles and figures.")
+@click.option("--dtype", default="float16", show_default=True)
+@click.option("--models", default=",".join(MODELS), show_default=True)
+@click.option("--sm", default=",".join(CAPABILITIES), show_default=True)
+def main(folder: Path, dtype: str, models: str, sm: str) -> None:
+    capabilities = sm.split(",")
+    print(f"| {dtype} | weights | layers | " + " | ".join(f"{c[:-1]}.{c[-1]}" for c in capabilities) + " |")
+    print("|" + "---|" * (3 + len(capabilities)))
+    for model in models.split(","):
+        place = folder / f"{model}-{dtype}"
+        place.mkdir(parents=True, exist_ok=True)
+        bundle = bundle_of(model, place / "bundle", dtype)
+        stored = (bundle.path / "model.onnx.data").stat().st_size
+        cells, layers = [], 0.0
+        for capability in capabilities:
+            found = figures(bundle, place, capability)
+            layers = found["layers"]
+            cells.append(f"{found['bytes'] / 1e6:,.1f} MB, {found['seconds']:.0f} s")
+            print(f"{model} {capability}: {cells[-1]}", file=sys.stderr)
+        print(f"| {model} | {stored / 1e6:,.1f} MB | {layers:,.0f} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""--target tensorrt: the parity table in plain onnxruntime, and what is refused at export."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from doge_export.config import DogeConfig
+from doge_export.errors import DogeExportError
+from doge_export.recipe import ExportOptions
+from doge_export.validate.candidate import Candidate
+from doge_export.validate.reference import Reference
+from doge_export.validate.schedules import Schedule, draw_tokens
+from tests.conftest import SMALL
+from tests.export.test_parity import BATCH, CONFIGURATIONS, LENGTHS, TABLE, WINDOW, compare
+
+TENSORRT = {"target": "tensorrt", "max_length": 40}
+
+
+def operators(bundle: Any) -> Counter[str]:
+    """Of the graph and of the bodies in it."""
+    model = onnx.load(bundle.model_path, load_external_data=False)
+    parts = [model.graph, *model.functions]
+    return Counter(node.op_type for part in parts for node in part.node)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["dense", "experts", "heads 8/1", "heads 4/4, biases, untied", "sliding window, gelu", "rope longrope"],
+)
+def test_table(name: str, exported: Any) -> None:
+    """Ties included: float32 alone, without the float64 of the other targets, keeps equal keys equal."""
+    checkpoint, bundle = exported(TENSORRT, **CONFIGURATIONS[name])
+    assert bundle.manifest.cache.kind == "static"
+    assert operators(bundle)["If"] == 0
+    model = onnx.load(bundle.model_path, load_external_data=False)
+    casts = [attribute.i for part in (model.graph, *model.functions) for node in part.node
+             if node.op_type == "Cast" for attribute in node.attribute]  # fmt: skip
+    assert onnx.TensorProto.DOUBLE not in casts
+    for schedule, difference, agreement in compare(checkpoint, bundle, TABLE):
+        assert difference <= 1e-4, (schedule, difference)
+        assert agreement == 1.0, (schedule, agreement)
+
+
+@pytest.mark.parametrize("slots", [WINDOW, WINDOW + 1])
+def test_nothing_is_sorted_where_no_row_is_longer_than_the_window(slots: int, exported: Any) -> None:
+    checkpoint, bundle = exported({**TENSORRT, "max_length": slots})
+    assert operators(bundle)["TopK"] == (0 if slots == WINDOW else 1)
+    fitting = [schedule for schedule in LENGTHS if schedule.length <= slots]
+    fitting.append(Schedule("decode", (4, *[1] * (slots - 4)), (0, 2)))
+    for schedule, difference, agreement in compare(checkpoint, bundle, fitting):
+        assert difference <= 1e-4, (schedule, difference)
+        assert agreement == 1.0, (schedule, agreement)
+
+
+@pytest.mark.parametrize("changes", [{}, {"is_moe": True}], ids=["dense", "experts"])
+def test_float16(changes: dict[str, Any], exported: Any) -> None:
+    """Below the window, where no near-tie decides."""
+    checkpoint, bundle = exported({**TENSORRT, "dtype": "float16"}, **changes)
+    reference, candidate = Reference(checkpoint, "float16"), Candidate(bundle)
+    for schedule in (Schedule("prefill", (WINDOW,)), Schedule("decode", (4, *[1] * 8))):
+        tokens = draw_tokens(schedule, 257, 0)
+        expected, got = reference.run(schedule, tokens).logits, candidate.run(schedule, tokens).logits
+        assert np.abs(expected - got).max() <= 2e-2 * expected.std()
+
+
+def test_bfloat16_in_emulation(exported: Any) -> None:
+    checkpoint, bundle = exported({**TENSORRT, "dtype": "bfloat16"})
+    reference, candidate = Reference(checkpoint, "bfloat16"), Candidate(bundle)
+    tokens = draw_tokens(BATCH, 257, 0)
+    expected, got = reference.run(BATCH, tokens).logits, candidate.run(BATCH, tokens).logits
+    real = tokens.real
+    assert np.abs(expected - got)[real].max() <= 0.2 * expected[real].std()
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "sentence"),
+    [
+        ({"keep_window_size": 3841, "max_position_embeddings": 3842}, {},
+         "keeps 3841 keys of 3842 slots. Choose --max-length 3841 or less"),
+        ({"keep_window_size": 3841, "max_position_embeddings": 3841}, {}, ""),
+        ({"keep_window_size": 9000}, {"max_length": 9000}, ""),
+        ({"keep_window_size": 3840, "max_position_embeddings": 9000}, {}, ""),
+        ({"is_moe": True, "num_experts": 4000, "num_experts_per_tok": 3900}, {},
+         "chooses 3900 experts for a token. It can be exported with --target onnx"),
+    ],
+)  # fmt: skip
+def test_more_than_topk_takes(changes: dict[str, Any], options: dict[str, Any], sentence: str) -> None:
+    config = DogeConfig.from_dict({"model_type": "doge", **SMALL, **changes})
+    resolved = ExportOptions.resolve(target="tensorrt", **options)
+    if sentence:
+        with pytest.raises(DogeExportError, match=sentence):
+            resolved.check_model(config)
+        ExportOptions.resolve(target="onnx", kv_cache="static", **options).check_model(config)
+    else:
+        resolved.check_model(config)
+
+
+def test_the_cache_of_a_target(tmp_path: Path) -> None:
+    """Its own where none is asked for, in a recipe or outside; no other where it has one only."""
+    assert ExportOptions.resolve(target="tensorrt").kv_cache == "static"
+    assert ExportOptions.resolve(target="onnx").kv_cache == "growing"
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('kv_cache = "bounded"\n')
+    assert ExportOptions.resolve(recipe, target="onnx").kv_cache == "bounded"
+    with pytest.raises(DogeExportError, match=r"runs no bounded cache. Choose --kv-cache static"):
+        ExportOptions.resolve(recipe, target="tensorrt")
+
+
+@pytest.mark.parametrize("precision", ["int8-row", "int4"])
+@pytest.mark.parametrize("name", ["experts", "heads 4/4, biases, untied"])
+def test_rounded_weights(precision: str, name: str, exported: Any) -> None:
+    """Against the reference with the same weights. onnxruntime multiplies by a matrix that it dequantizes
+    anew with other roundings for one row than for many: ties between prompt and decode are not kept."""
+    checkpoint, bundle = exported({**TENSORRT, "precision": precision}, **CONFIGURATIONS[name])
+    for schedule, difference, agreement in compare(checkpoint, bundle, LENGTHS, precision=precision):
+        assert difference <= 1e-4, (schedule, difference)
+        assert agreement == 1.0, (schedule, agreement)
+
+
+def test_what_other_targets_take(exported: Any) -> None:
+    with pytest.raises(DogeExportError, match="--target ort-cpu takes no --precision int8-row"):
+        ExportOptions.resolve(precision="int8-row")
+    with pytest.raises(DogeExportError, match="--target tensorrt takes no --precision int8:"):
+        ExportOptions.resolve(target="tensorrt", precision="int8")
+    with pytest.raises(DogeExportError, match="--target tensorrt takes no matrices in types of their own"):
+        ExportOptions.resolve(target="tensorrt", precision="int4", types={"v_proj": "int8"})
+    with pytest.raises(DogeExportError, match="v_proj cannot be stored in 'int8-row'"):
+        ExportOptions.resolve(types={"v_proj": "int8-row"}).check_model(
+            DogeConfig.from_dict({"model_type": "doge", **SMALL})
+        )

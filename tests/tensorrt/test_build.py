@@ -1,0 +1,232 @@
+"""Real engines of the trained fixtures, their folders, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from doge_export.cli.app import run
+from doge_export.errors import DogeExportError
+from doge_export.pipeline import export_model
+from doge_export.recipe import ExportOptions
+from doge_export.tensorrt import Engine, build_engine, kinds
+from doge_export.tensorrt.build import read_timings
+from doge_export.tensorrt.kinds import Kind, Opened, open_kind
+
+
+@pytest.fixture(scope="module")
+def small(exported: Any) -> Any:
+    return exported({"target": "tensorrt", "max_length": 40, "dtype": "float16"})[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "capabilities"),
+    [("doge-tiny", "float16", "80,86,89,120"), ("doge-tiny-moe", "bfloat16", "8.9")],
+)
+def test_fixtures(
+    name: str, dtype: str, capabilities: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ExportOptions.resolve(target="tensorrt", dtype=dtype, max_length=256)
+    bundle = export_model(name, tmp_path / "bundle", options, validate=False).bundle
+    report = tmp_path / "report.json"
+    arguments = ["build-engine", str(bundle.path), "-o", str(tmp_path / "engine"), "--sm", capabilities]
+    assert run([*arguments, "--max-batch", "2", "--json", str(report)]) == 0
+    out, err = capsys.readouterr()
+    assert f"{tmp_path / 'engine'}: tensorrt-rtx 1." in out and err == ""
+    engine = Engine.open(tmp_path / "engine")
+    engine.verify()
+    assert (engine.path / "tokenizer.json").is_file()
+    assert engine.bundle == bundle.manifest and engine.config == bundle.config
+    wanted = {"80,86,89,120": ("8.0", "8.6", "8.9", "12.0"), "8.9": ("8.9",)}[capabilities]
+    assert engine.runtime == "tensorrt-rtx" and engine.capabilities == wanted
+    prefill, decode = engine.profiles
+    assert (prefill.name, decode.name) == ("prefill", "decode")
+    assert prefill.inputs["input_ids"] == ((1, 1), (1, 256), (2, 256))
+    assert decode.inputs["input_ids"] == ((1, 1), (1, 1), (2, 1))
+    kv = (2, 256, bundle.config.head_dim)
+    assert decode.inputs["past_key_values.0.key"] == ((1, *kv), (1, *kv), (2, *kv))
+    shown = json.loads(report.read_text())
+    assert shown["engine_bytes"] == engine.engine_path.stat().st_size
+    # More than its weights, and not as much as if it held them twice over its kernels.
+    stored = (bundle.path / "model.onnx.data").stat().st_size
+    assert stored <= shown["layers"]["weights_bytes"] + 1024 and shown["engine_bytes"] > stored
+    assert shown["layers"]["cache_updates"] == 2 * bundle.config.num_hidden_layers
+    assert shown["seconds"] > 0 and shown["compute_capabilities"] == list(wanted)
+
+
+def test_folder(small: Any, rtx: Opened, tmp_path: Path) -> None:
+    stages: list[str] = []
+    output = tmp_path / "engine"
+    built = build_engine(
+        small.path,
+        output,
+        capabilities=["80"],
+        progress=lambda steps, stage: stages.append(stage),
+    )
+    assert stages[0] == "parsing" and stages[-1] == "hashing" and len(set(stages)) > 3
+    with pytest.raises(DogeExportError, match="exists already"):
+        build_engine(small.path, output, capabilities=["80"])
+    engine = built.engine
+    engine.engine_path.write_bytes(engine.engine_path.read_bytes()[:-1])
+    with pytest.raises(DogeExportError, match=r"model.engine is truncated.*Build it again"):
+        Engine.open(output).verify()
+    manifest = output / "doge_engine.json"
+    whole = manifest.read_text()
+    for text, sentence in (
+        ("no json", "cannot be read"),
+        (json.dumps({**json.loads(whole), "format": 7}), "not of the format"),
+        (json.dumps({k: v for k, v in json.loads(whole).items() if k != "profiles"}), "damaged: 'profiles'"),
+    ):
+        manifest.write_text(text)
+        with pytest.raises(DogeExportError, match=sentence):
+            Engine.open(output)
+    manifest.write_text(whole)
+    engine.engine_path.unlink()
+    with pytest.raises(DogeExportError, match=r"lacks model.engine"):
+        Engine.open(output)
+    with pytest.raises(DogeExportError, match="is no engine"):
+        Engine.open(small.path)
+
+
+def test_an_interrupt_ends_the_build(small: Any, rtx: Opened, tmp_path: Path) -> None:
+    """Not by way of TensorRT, which an exception would end with the process."""
+
+    def interrupt(steps: int, stage: str) -> None:
+        if steps:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(small.path, tmp_path / "engine", capabilities=["80"], progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refused_by_the_builder(
+    exported: Any, rtx: Opened, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = exported({"target": "tensorrt", "max_length": 40, "dtype": "bfloat16"})[1]
+    output = tmp_path / "engine"
+    assert run(["build-engine", str(bundle.path), "-o", str(output), "--sm", "75"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"error: {rtx.label} refuses the node '")
+    assert "Cannot compile for target(s) sm75" in err and "--sm" in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--sm", "90"], "builds no engine for compute capability 9.0. Choose 7.5, 8.0"),
+        (["--sm", "89,x"], "--sm 'x' is no compute capability"),
+        (["--runtime", "toaster"], "There is no runtime 'toaster'. Choose tensorrt-rtx or tensorrt."),
+        (["--max-batch", "0"], "--max-batch 0 can hold no row"),
+        (["--timing-cache", "timings"], "builds without measuring, and has no timings to keep"),
+    ],
+)
+def test_bad_input(
+    flags: list[str], sentence: str, small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["build-engine", str(small.path), "-o", str(tmp_path / "engine"), *flags]) == 2
+    assert sentence in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_bundle(exported: Any, small: Any, tmp_path: Path) -> None:
+    other = exported()[1]
+    with pytest.raises(
+        DogeExportError, match=r"exported with --target ort-cpu. Export it with --target tens"
+    ):
+        build_engine(other.path, tmp_path / "engine")
+    copy = tmp_path / "copy"
+    shutil.copytree(small.path, copy)
+    data = copy / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-1] + b"\0")
+    with pytest.raises(DogeExportError, match="was changed"):
+        build_engine(copy, tmp_path / "engine")
+
+
+def test_what_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "broken_tensorrt.py"
+    broken.write_text("raise ImportError('libnvinfer.so.11: no such file\\nsecond line')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def installed(**modules: tuple[str, ...]) -> None:
+        made = {
+            name: Kind(name, old.label, modules[name.replace("-", "_")], old.install, old.portable)
+            for name, old in KINDS.items()
+        }
+        monkeypatch.setattr(kinds, "KINDS", made)
+
+    KINDS = dict(kinds.KINDS)
+    installed(tensorrt=("no_such_module",), tensorrt_rtx=("no_such_module",))
+    with pytest.raises(DogeExportError, match=r"RTX is not installed here. pip install 'doge-export\[tensor"):
+        open_kind("tensorrt-rtx")
+    installed(tensorrt=("no_such_module",), tensorrt_rtx=("json",))
+    with pytest.raises(DogeExportError, match="or choose --runtime tensorrt-rtx, which is installed"):
+        open_kind("tensorrt")
+    installed(tensorrt=("no_such_module", "broken_tensorrt"), tensorrt_rtx=("no_such_module",))
+    with pytest.raises(DogeExportError, match=r"cannot be loaded: libnvinfer.so.11: no such file. Install"):
+        open_kind("tensorrt")
+
+
+class FullTensorRT:
+    """What full TensorRT is on a machine without a driver, as far as this package sees it."""
+
+    __version__ = "11.4"
+
+    class NetworkDefinitionCreationFlag:
+        pass
+
+    class ILogger:
+        ERROR = 1
+
+    @staticmethod
+    def Builder(log: Any) -> None:
+        log.log(
+            1, "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (CUDA driver is missing)"
+        )
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+
+def test_no_driver(small: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opened = Opened(kinds.KINDS["tensorrt"], FullTensorRT)
+    monkeypatch.setattr("doge_export.tensorrt.build.open_kind", lambda name: opened)
+    with pytest.raises(DogeExportError) as caught:
+        build_engine(small.path, tmp_path / "engine", runtime="tensorrt")
+    assert "TensorRT 11.4 cannot start its builder: " in str(caught.value)
+    assert "CUDA driver is missing" in str(caught.value) and "--runtime tensorrt-rtx needs" in str(
+        caught.value
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_timings(tmp_path: Path) -> None:
+    """Read where they are, and refused where they are another TensorRT's."""
+    given: list[bytes] = []
+
+    class Config:
+        accepts = True
+
+        def create_timing_cache(self, content: bytes) -> str:
+            given.append(content)
+            return "cache"
+
+        def set_timing_cache(self, cache: str, ignore_mismatch: bool) -> bool:
+            return self.accepts and not ignore_mismatch
+
+    path = tmp_path / "timings"
+    assert read_timings(Config(), path) == "cache"
+    path.write_bytes(b"measured")
+    assert read_timings(Config(), path) == "cache" and given == [b"", b"measured"]
+    Config.accepts = False
+    with pytest.raises(DogeExportError, match="is no timing cache of this TensorRT"):
+        read_timings(Config(), path)
+    assert read_timings(Config(), None) is None
+
+
+def test_full_tensorrt_names_no_gpu() -> None:
+    full = Opened(kinds.KINDS["tensorrt"], FullTensorRT)
+    assert full.capabilities(None) == ()
+    with pytest.raises(DogeExportError, match="builds for the GPU that it finds"):
+        full.capabilities(["90"])
