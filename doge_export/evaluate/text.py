@@ -45,7 +45,7 @@ def _pieces(path: Path, most: int) -> str:
             words = codecs.getincrementaldecoder("utf-8")().decode(piece[whole:])  # less a character cut off
             blanks = [at for at in (words.find(" "), words.rfind(" ")) if at >= 0] or [0, len(words)]
             found.append(words[blanks[0] : blanks[1]])
-    return "".join(found)
+    return "\n".join(found)
 
 
 def _read(path: Path, read: Callable[[], str]) -> str:
