@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-__all__ = ["pareto_svg", "sensitivity_svg"]
+__all__ = ["pareto_svg", "sensitivity_svg", "svg"]
 
 _FONT = 'font-family="sans-serif" font-size="11"'
 
@@ -47,7 +47,7 @@ def sensitivity_svg(rows: Sequence[Mapping[str, Any]], title: str) -> str:
                     f'<text x="{x + width / 2 - 1:g}" y="{y + 13}" text-anchor="middle" fill="{ink}">'
                     f"{cost:.0e}</text>"
                 )
-    return _svg(panel * len(dtypes), 56 + height * len(roles), parts)
+    return svg(panel * len(dtypes), 56 + height * len(roles), parts)
 
 
 def pareto_svg(points: Sequence[Mapping[str, Any]], title: str) -> str:
@@ -87,10 +87,11 @@ def pareto_svg(points: Sequence[Mapping[str, Any]], title: str) -> str:
             end = x > width - 160
             anchor, shift = ("end", -7) if end else ("start", 7)
             parts.append(f'<text x="{x + shift:.1f}" y="{y - 5:.1f}" text-anchor="{anchor}">{label}</text>')
-    return _svg(width, height, parts)
+    return svg(width, height, parts)
 
 
-def _svg(width: float, height: float, parts: Sequence[str]) -> str:
+def svg(width: float, height: float, parts: Sequence[str]) -> str:
+    """`parts` on a white ground of that size, in pixels."""
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" {_FONT}>'
     back = f'<rect width="{width:g}" height="{height:g}" fill="#fff"/>'
     return "\n".join([head, back, *parts, "</svg>"]) + "\n"
