@@ -1,6 +1,6 @@
 """Registers, spills and shared memory of every Triton kernel, as compiled for each GPU generation.
 
-    .venv/bin/python scripts/triton_table.py --out docs/triton-table.md
+    .venv/bin/python scripts/triton_table.py --into docs/triton.md
 
 No GPU takes part: Triton compiles to PTX, and the ptxas in its package assembles that.
 """
@@ -25,6 +25,9 @@ ATTRIBUTES = {
     **{"sliding_window": 0, "bounded": 0, "num_keys": KEYS, "num_experts_per_tok": TOP},
     **{"per_token": 0, "norm_topk_prob": 0, "activation": "silu"},
 }
+
+
+MARKS = ("<!-- table of scripts/triton_table.py -->", "<!-- end of the table -->")
 
 
 def shapes() -> Shapes:
@@ -121,7 +124,7 @@ def main() -> None:
     parser.add_argument("--plugins", nargs="+", default=list(PLUGINS), choices=list(PLUGINS))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "float16", "bfloat16"])
     parser.add_argument("--sm", nargs="+", type=int, default=list(CAPABILITIES))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--into", type=Path, help="put the table between the marks of this file")
     options = parser.parse_args()
     lines = [
         "| kernel | tactic | type | " + " | ".join(f"sm_{sm}" for sm in options.sm) + " |",
@@ -133,8 +136,10 @@ def main() -> None:
         ]
         lines.append(f"| {row['name']} | {row['tactic']} | {row['dtype']} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
-    if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
+    if options.into:
+        before, rest = options.into.read_text().split(MARKS[0])
+        table = "\n".join(["", *lines, ""])
+        options.into.write_text(f"{before}{MARKS[0]}{table}{MARKS[1]}{rest.split(MARKS[1])[1]}")
 
 
 if __name__ == "__main__":

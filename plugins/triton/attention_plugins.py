@@ -167,7 +167,8 @@ def _launch_evict(shapes: Shapes, attributes: Attributes, tactic: Mapping[str, i
     return Launch(evict.evict_keys, grid, scalars, constants)
 
 
-_KEY_TACTICS = ({"BLOCK_N": 16}, {"BLOCK_N": 1})
+#: The first suits a single token, the second many.
+_KEY_TACTICS = ({"BLOCK_N": 4}, {"BLOCK_N": 16})
 _PRESENT = ("present_key", "present_value", "present_dt")
 _ROWS = {"threshold": "int32", "last": "int32"}
 _ALL = ("all_key", "all_value", "all_dt", "all_position")
@@ -213,7 +214,7 @@ ATTENTION_PLUGINS = (
         attributes={"keep_window_size": int, "sliding_window": int, "bounded": int},
         shapes=_rows,
         launch=_launch_threshold,
-        tactics=({"BLOCK_M": 16, "BLOCK_N": 128}, {"BLOCK_M": 1, "BLOCK_N": 2048}),
+        tactics=({"BLOCK_M": 1, "BLOCK_N": 2048}, {"BLOCK_M": 32, "BLOCK_N": 128}),
         types={**_INTEGERS, **_ROWS},
     ),
     Plugin(
@@ -256,7 +257,7 @@ ATTENTION_PLUGINS = (
         attributes={"keep_window_size": int},
         shapes=_evicted,
         launch=_launch_evict,
-        tactics=({"BLOCK_N": 64}, {"BLOCK_N": 16}),
+        tactics=({"BLOCK_N": 16}, {"BLOCK_N": 64}),
         types={**_ROWS, "all_position": "int64", "present_position": "int64"},
     ),
 )

@@ -74,7 +74,7 @@ def _symbolic() -> Any:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of `kernel`, a Triton function: its grid, the scalars between inputs and outputs, the rest."""
+    """One launch of `kernel`, a Triton function. `scalars` stand between inputs and outputs."""
 
     kernel: Any
     grid: tuple[Dim, Dim, Dim]

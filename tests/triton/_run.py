@@ -87,7 +87,7 @@ def run_operator(
     inputs: dict[str, torch.Tensor | None],
     attributes: dict[str, Any],
     outputs: int,
-    tactic: int = 1,
+    tactic: int = 2,
 ) -> Ran:
     """The operator's first `outputs` outputs: a model of one node and the function of plugins beside it,
     inlined as TensorRT's parser does, every plugin run in the interpreter with its `tactic`, or its last."""

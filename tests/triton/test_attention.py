@@ -36,7 +36,7 @@ def selection(case: AttentionCase, ran: Ran, mask: torch.Tensor) -> npt.NDArray[
     return (kept & visible).numpy()
 
 
-def check(case: AttentionCase, tactic: int = 1, seed: int = 0) -> Ran:
+def check(case: AttentionCase, tactic: int = 2, seed: int = 0) -> Ran:
     inputs = draw(case, seed)
     options = BodyOptions(TYPES[case.dtype], static=case.static, sliding_window=case.sliding > 0)
     options = replace(options, opset=table.options_of(replace(case, dtype=torch.float32)).opset)
@@ -110,7 +110,7 @@ def test_more_keys_than_a_block(case: AttentionCase) -> None:
     assert splits > 1 or case.length > 64
 
 
-@pytest.mark.parametrize("tactic", [2, 3])
+@pytest.mark.parametrize("tactic", [1, 3])
 @pytest.mark.parametrize("case", [*ATTENTION_CASES[8::17], LONG[0]], ids=lambda case: case.name)
 def test_every_tactic_gives_the_same(case: AttentionCase, tactic: int) -> None:
     check(case, tactic)
@@ -128,7 +128,7 @@ def test_window_has_no_limit() -> None:
         "first": torch.tensor([keys - 1]),
     }
     attributes = {"keep_window_size": window, "sliding_window": 0, "bounded": 0}
-    got = run_plugin("MaskThreshold", inputs, attributes, tactic=2)
+    got = run_plugin("MaskThreshold", inputs, attributes, tactic=1)
     bits, slot = dt[0, 0].view(torch.int32), torch.arange(keys)
     kept = (bits > got["threshold"]) | ((bits == got["threshold"]) & (slot <= got["last"]))
     wanted = torch.argsort(dt[0, 0], descending=True, stable=True)[:window]
