@@ -6,7 +6,7 @@ MODEL ?= doge-tiny
 
 .DEFAULT_GOAL := help
 # plugins/editable fills with what pip builds there.
-SOURCES := $(shell find plugins -path plugins/editable -prune -o -type f -print) plugins/editable/CMakeLists.txt
+SOURCES := $(shell find plugins \( -path plugins/editable -o -path plugins/triton \) -prune -o -type f -print) plugins/editable/CMakeLists.txt
 JOBS := $(shell nproc 2>/dev/null || echo 2)
 # A file stays with one worker, so that what its tests share is made once.
 WORKERS := --numprocesses $(JOBS) --dist loadfile

@@ -36,7 +36,11 @@ def _turned(states: Array, weight: Array, cos: Array, sin: Array) -> Array:
     return np.concatenate([pairs.real, pairs.imag])
 
 
-def attention_oracle(case: AttentionCase, inputs: dict[str, torch.Tensor | None]) -> Attended:
+def attention_oracle(
+    case: AttentionCase, inputs: dict[str, torch.Tensor | None], weights: Array | None = None
+) -> Attended:
+    """`weights` [batch, kv_heads, slots]: dt as a program stored it, to rank and to add; `dt` of the result
+    is the exact one all the same."""
     x = {name: tensor.double().numpy() for name, tensor in inputs.items() if tensor is not None}
     heads, kv_heads, dim = *case.heads, case.head_dim
     output = np.zeros((case.batch, case.length, heads * dim))
@@ -62,6 +66,10 @@ def attention_oracle(case: AttentionCase, inputs: dict[str, torch.Tensor | None]
             for head in range(kv_heads):
                 logit = x["dt_weight"][head] @ flat + (x["dt_bias"][head] if "dt_bias" in x else 0)
                 dt[row, head, slot] = np.exp(x["A"][head] * np.logaddexp(0, logit))
+    exact, dt = dt, dt if weights is None else weights
+    for row in range(case.batch):
+        start = case.position[row] if case.static else case.past
+        end = start + case.length
         # A row that sees nothing averages over the keys that are there: with a sliding window and a
         # cache that grows, those that the first of the new tokens can still reach.
         present = range(end)
@@ -87,7 +95,7 @@ def attention_oracle(case: AttentionCase, inputs: dict[str, torch.Tensor | None]
                 output[row, column, part] = sum(
                     weight * value[row, group, slot] for weight, slot in zip(weights, chosen, strict=True)
                 )
-    return Attended(output, keep, key, value, dt)
+    return Attended(output, keep, key, value, exact)
 
 
 def routing_oracle(case: RoutingCase, logits: torch.Tensor) -> tuple[Array, Array]:

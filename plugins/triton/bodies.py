@@ -1,0 +1,111 @@
+"""ONNX functions: an operator as a chain of plugins, in the place of its body of standard operators.
+
+TensorRT's parser inlines a function whose name no plugin has, and takes a node for a plugin by its name and
+its attribute `plugin_namespace`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from doge_export.ops import DOMAIN, VERSION, BodyOptions
+from doge_export.ops.bounded_mask_attention import OPERATOR as BOUNDED
+from doge_export.ops.dynamic_mask_attention import OPERATOR as DYNAMIC
+from doge_export.ops.function import BodyBuilder
+from doge_export.triton.table import NAMESPACE, PLUGINS
+
+__all__ = ["PLUGIN_BODIES", "plugin_node"]
+
+_KINDS = {int: ir.AttributeType.INT, float: ir.AttributeType.FLOAT, str: ir.AttributeType.STRING}
+
+
+def plugin_node(name: str, inputs: list[ir.Value], attributes: dict[str, Any]) -> ir.Node:
+    """The node that TensorRT's parser takes for `doge::<name>`, compiled ahead of time."""
+    attributes = {**attributes, "plugin_namespace": NAMESPACE, "plugin_version": "1", "aot": 1}
+    attrs = [
+        value if isinstance(value, ir.Attr) else ir.convenience.convert_attribute(key, value)
+        for key, value in attributes.items()
+    ]
+    return ir.Node(DOMAIN, name, inputs, attrs, num_outputs=len(PLUGINS[name].outputs))
+
+
+class _Chain:
+    """Values by name, to which plugins add theirs: a plugin's inputs are found by the names it gives them."""
+
+    def __init__(self, inputs: tuple[str, ...]) -> None:
+        self.b = BodyBuilder(inputs)
+        self.values: dict[str, ir.Value] = dict(self.b.inputs)
+
+    def add(self, name: str, **constants: int) -> None:
+        """One plugin; attributes that `constants` lacks are the operator's own."""
+        plugin, b = PLUGINS[name], self.b
+        attributes = {
+            key: constants[key] if key in constants else b.attribute(key, _KINDS[kind], key)
+            for key, kind in plugin.attributes.items()
+        }
+        node = plugin_node(name, [self.values[key] for key in plugin.inputs], attributes)
+        b.nodes.append(node)
+        for key, output in zip(plugin.outputs, node.outputs, strict=True):
+            output.name = key
+            self.values[key] = output
+
+    def attend(self, **constants: int) -> None:
+        """From keys in the cache to the output."""
+        for name in ("MaskThreshold", "SplitAttention", "CombineSplits"):
+            self.add(name, **constants)
+
+    def function(self, name: str, outputs: tuple[str, ...], opset: int) -> ir.Function:
+        function = self.b.function(name, {key: self.values[key] for key in outputs}, opset)
+        function.graph.opset_imports[DOMAIN] = VERSION
+        return function
+
+    def every_row(self, value: ir.Value) -> ir.Value:
+        """int64 [1] -> [batch]"""
+        result: ir.Value = self.b.Expand(value, self.b.Shape(self.values["query"], start=0, end=1))
+        return result
+
+
+def _dynamic(options: BodyOptions) -> ir.Function:
+    """All outputs but `keep`. The static cache is written in place: past_* and present_* are one buffer."""
+    chain = _Chain(DYNAMIC.inputs)
+    values, b = chain.values, chain.b
+    values["marks"] = values["attention_mask"]
+    if options.static:
+        values["first"] = values["cache_position"]
+        chain.add("StoreKeys")
+    else:
+        past = b.Shape(values["past_key"], start=2, end=3)
+        values["first"] = chain.every_row(past)
+        chain.add("AppendKeys")
+    values["dt"] = values["present_dt"]
+    chain.attend(bounded=0)
+    if options.sliding_window and not options.static:
+        reach = b.Sub(b.Add(past, b.const([1])), b.int_attribute("sliding_window"))
+        start, end = b.Max(reach, b.const([0])), b.const([np.iinfo(np.int64).max])
+        values["dt"].name = "all_dt"
+        values["present_dt"] = b.Slice(values["dt"], start, end, b.const([2]))
+    return chain.function(
+        DYNAMIC.name, ("output", "present_key", "present_value", "present_dt"), options.opset
+    )
+
+
+def _bounded(options: BodyOptions) -> ir.Function:
+    """All outputs but `keep`."""
+    chain = _Chain(BOUNDED.inputs)
+    values = chain.values
+    values["first"] = chain.every_row(chain.b.Shape(values["past_key"], start=2, end=3))
+    chain.add("StageKeys")
+    values["present_key"], values["present_value"] = values["all_key"], values["all_value"]
+    values["dt"], values["marks"] = values["all_dt"], values["all_position"]
+    chain.attend(bounded=1, sliding_window=0)
+    chain.add("EvictKeys")
+    return chain.function(BOUNDED.name, BOUNDED.outputs[:5], options.opset)
+
+
+#: Operator -> its function of plugins. ExpertRouting is a plugin itself.
+PLUGIN_BODIES: dict[str, Callable[[BodyOptions], ir.Function]] = {
+    DYNAMIC.name: _dynamic,
+    BOUNDED.name: _bounded,
+}

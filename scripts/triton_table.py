@@ -1,0 +1,146 @@
+"""Registers, spills and shared memory of every Triton kernel, as compiled for each GPU generation.
+
+    .venv/bin/python scripts/triton_table.py --into docs/triton.md
+
+No GPU takes part: Triton compiles to PTX, and the ptxas in its package assembles that.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from doge_export.triton.plugin import Plugin, Shapes
+from doge_export.triton.ptx import CAPABILITIES, Compiled, compile_launch
+from doge_export.triton.table import PLUGINS
+
+#: Doge-160M's attention and the experts of Doge-120M-MoE, the widest of the published sizes but one.
+BATCH, LENGTH, PAST, HEADS, KV_HEADS, DIM, HIDDEN = 1, 1, 2048, 6, 3, 128, 768
+KEYS, TOP, EXPERTS = 128, 64, 16384
+ATTRIBUTES = {
+    **{"num_heads": HEADS, "epsilon": 1e-6, "scale": DIM**-0.5, "keep_window_size": 2048},
+    **{"sliding_window": 0, "bounded": 0, "num_keys": KEYS, "num_experts_per_tok": TOP},
+    **{"per_token": 0, "norm_topk_prob": 0, "activation": "silu"},
+}
+
+
+MARKS = ("<!-- table of scripts/triton_table.py -->", "<!-- end of the table -->")
+
+
+def shapes() -> Shapes:
+    """Of every input that some plugin has."""
+    slots = PAST + LENGTH
+    cache, row = (BATCH, KV_HEADS, PAST), (BATCH, KV_HEADS, slots)
+    angles = (BATCH, LENGTH, DIM // 2)
+    states = (BATCH, LENGTH, KV_HEADS * DIM)
+    return {
+        "query": (BATCH, LENGTH, HEADS * DIM),
+        "key": states,
+        "value": states,
+        "past_key": (*cache, DIM),
+        "past_value": (*cache, DIM),
+        "past_dt": cache,
+        "past_position": cache,
+        "attention_mask": (BATCH, LENGTH),
+        "position_ids": (BATCH, LENGTH),
+        "first": (BATCH,),
+        "cos": angles,
+        "sin": angles,
+        "q_norm": (DIM,),
+        "k_norm": (DIM,),
+        "dt_weight": (KV_HEADS, KV_HEADS * DIM),
+        "dt_bias": (KV_HEADS,),
+        "A": (KV_HEADS,),
+        "marks": (BATCH, slots),
+        "threshold": (BATCH, KV_HEADS, LENGTH),
+        "last": (BATCH, KV_HEADS, LENGTH),
+        "partial": (BATCH, HEADS, 64, DIM),
+        "stats": (BATCH, HEADS, 64, 2),
+        **dict.fromkeys(("present_key", "present_value", "all_key", "all_value"), (*row, DIM)),
+        **dict.fromkeys(("dt", "all_dt", "all_position"), row),
+        "router_logits": (BATCH, LENGTH, 2 * KEYS),
+        "hidden_states": (BATCH, LENGTH, HIDDEN),
+        "indices": (BATCH * LENGTH, TOP),
+        "weights": (BATCH * LENGTH, TOP),
+        "down_embed": (EXPERTS, HIDDEN),
+        "up_embed": (EXPERTS, HIDDEN),
+    }
+
+
+def compiled(plugin: Plugin, tactic: dict[str, int], dtype: str, capability: int) -> Compiled:
+    """The plugin's kernel for the shapes above."""
+    given = {name: shape for name, shape in shapes().items() if name in plugin.inputs}
+    results = dict(zip(plugin.outputs, plugin.shapes(given, ATTRIBUTES), strict=True))
+    return compile_launch(plugin, plugin.launch({**given, **results}, ATTRIBUTES, tactic), dtype, capability)
+
+
+def assembled(kernel: Compiled, capability: int) -> dict[str, int]:
+    """Registers a thread, bytes spilled a thread, and static and dynamic shared memory a block, by ptxas."""
+    from triton import knobs
+
+    tool = knobs.nvidia.ptxas if capability < 90 else knobs.nvidia.ptxas_blackwell
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(kernel.ptx)
+        target = f"sm_{capability}" + ("a" if capability >= 90 else "")
+        command = [
+            tool.path,
+            "-v",
+            f"--gpu-name={target}",
+            str(source),
+            "-o",
+            str(Path(folder) / "kernel.cubin"),
+        ]
+        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers = re.search(r"Used (\d+) registers", log)
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    static = re.search(r"(\d+) bytes smem", log)
+    assert registers is not None and spills is not None, log
+    return {
+        "registers": int(registers[1]),
+        "spills": int(spills[1]) + int(spills[2]),
+        "shared": kernel.shared + (int(static[1]) if static else 0),
+    }
+
+
+def rows(names: list[str], dtypes: list[str], capabilities: list[int]) -> Iterator[dict[str, Any]]:
+    for name in names:
+        for number, tactic in enumerate(PLUGINS[name].tactics, 1):
+            for dtype in dtypes:
+                found = {
+                    capability: assembled(
+                        compiled(PLUGINS[name], dict(tactic), dtype, capability), capability
+                    )
+                    for capability in capabilities
+                }
+                yield {"name": name, "tactic": number, "dtype": dtype, "found": found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--plugins", nargs="+", default=list(PLUGINS), choices=list(PLUGINS))
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "float16", "bfloat16"])
+    parser.add_argument("--sm", nargs="+", type=int, default=list(CAPABILITIES))
+    parser.add_argument("--into", type=Path, help="put the table between the marks of this file")
+    options = parser.parse_args()
+    lines = [
+        "| kernel | tactic | type | " + " | ".join(f"sm_{sm}" for sm in options.sm) + " |",
+        "|---|---|---|" + "---|" * len(options.sm),
+    ]
+    for row in rows(options.plugins, options.dtypes, options.sm):
+        cells = [
+            f"{found['registers']} / {found['spills']} / {found['shared']}" for found in row["found"].values()
+        ]
+        lines.append(f"| {row['name']} | {row['tactic']} | {row['dtype']} | " + " | ".join(cells) + " |")
+        print(lines[-1], flush=True)
+    if options.into:
+        before, rest = options.into.read_text().split(MARKS[0])
+        table = "\n".join(["", *lines, ""])
+        options.into.write_text(f"{before}{MARKS[0]}{table}{MARKS[1]}{rest.split(MARKS[1])[1]}")
+
+
+if __name__ == "__main__":
+    main()
