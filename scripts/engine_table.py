@@ -26,11 +26,12 @@ def bundle_of(model: str, folder: Path, dtype: str) -> Bundle:
 
 
 def figures(bundle: Bundle, folder: Path, capability: str) -> dict[str, float]:
-    """Bytes of the engine, seconds of its build, layers of its network."""
+    """Bytes of the engine for one capability, or for several ("80+89"), seconds of its build, and layers of
+    its network."""
     path = folder / f"{capability}.json"
     if not path.exists():
         built = build_engine(
-            bundle.path, folder / f"engine-{capability}", capabilities=[capability], force=True
+            bundle.path, folder / f"engine-{capability}", capabilities=capability.split("+"), force=True
         )
         size = built.engine.engine_path.stat().st_size
         found = {"bytes": size, "seconds": built.seconds, "layers": built.layers["count"]}
@@ -40,14 +41,20 @@ def figures(bundle: Bundle, folder: Path, capability: str) -> dict[str, float]:
     return read
 
 
+def _shown(capability: str) -> str:
+    return " and ".join(f"{each[:-1]}.{each[-1]}" for each in capability.split("+"))
+
+
 @click.command()
 @click.option("--folder", type=click.Path(path_type=Path), required=True, help="Bundles and figures.")
 @click.option("--dtype", default="float16", show_default=True)
 @click.option("--models", default=",".join(MODELS), show_default=True)
-@click.option("--sm", default=",".join(CAPABILITIES), show_default=True)
+@click.option(
+    "--sm", default=",".join(CAPABILITIES), show_default=True, help="An engine each; 80+89 is one for both."
+)
 def main(folder: Path, dtype: str, models: str, sm: str) -> None:
     capabilities = sm.split(",")
-    print(f"| {dtype} | weights | layers | " + " | ".join(f"{c[:-1]}.{c[-1]}" for c in capabilities) + " |")
+    print(f"| {dtype} | weights | layers | " + " | ".join(map(_shown, capabilities)) + " |")
     print("|" + "---|" * (3 + len(capabilities)))
     for model in models.split(","):
         place = folder / f"{model}-{dtype}"

@@ -94,7 +94,8 @@ def build_graph(
     )
     exported = export_graph(model, options.opset, max_length)
     stored = PRECISIONS[precision] if isinstance(precision, str) else precision
-    if DECODER_LAYER not in kernels and (stored.static or not stored.rounds):
+    plain = DECODER_LAYER not in kernels and target.pretransposed
+    if plain and (stored.static or not stored.rounds):
         pretranspose(exported)
     simplify(exported)
     quantize_weights(exported, stored, config.tie_word_embeddings, round_with, target.bare_integers)

@@ -1,6 +1,6 @@
 """A graph of a bundle in onnxruntime: loaded, held to the manifest, on the native kernels where they are."""
 
-__all__ = ["Graph", "load_graph", "session_options"]
+__all__ = ["Graph", "fold_weights", "load_graph", "session_options"]
 
 import logging
 from collections import Counter
@@ -14,6 +14,8 @@ import onnxruntime
 from doge_export.bundle import Bundle, TensorSpec
 from doge_export.errors import DogeExportError
 from doge_export.plugins import plugin_library
+from doge_export.quantize import PRECISIONS
+from doge_export.targets import TARGETS
 
 #: onnxruntime's log level for errors; what it warns about is not the user's business.
 _ERRORS_ONLY = 3
@@ -46,11 +48,23 @@ def session_options(bundle: Bundle, threads: int | None, native: bool) -> tuple[
         raise DogeExportError(f"{threads} threads cannot run anything.", "Give 1 or more.")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
+    fold_weights(options, bundle)
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
         options.add_session_config_entry("doge_export.threads", str(threads))  # for the library
     return options, _register(options, bundle) if native else None
+
+
+def fold_weights(options: Any, bundle: Bundle) -> None:
+    """Let onnxruntime dequantize the matrices of `bundle` at load, where DequantizeLinear reads them and they
+    are multiplied with floats. It would do so in every step otherwise, and multiply as by no constant: with
+    other roundings for one row than for many, so that equal keys would get unequal weights.
+    """
+    given = bundle.manifest.options
+    target, precision = TARGETS.get(given.get("target", "")), PRECISIONS.get(given.get("precision", ""))
+    if target is not None and not target.bare_integers and precision is not None and not precision.static:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
 
 
 def load_graph(

@@ -26,7 +26,8 @@ class Target:
     `branches`: it runs If. `float64`: it has float64 arithmetic. `dtypes`: what it can compute in.
     `caches`: the kinds of cache it runs, the usual one first. `largest_topk`: the most that its TopK can
     take; None where there is no such limit. `bare_integers`: it computes with stored integers that no
-    DequantizeLinear has read. `kernels`: the operators of `doge_export.targets.lowered` that
+    DequantizeLinear has read. `pretransposed`: where no kernels read them, matrices are best stored as MatMul
+    reads them. `kernels`: the operators of `doge_export.targets.lowered` that
     our library computes there; a graph is lowered to these. `precisions`: what its weights may be stored in,
     by the names of `--precision`.
     """
@@ -38,6 +39,7 @@ class Target:
     caches: tuple[str, ...] = tuple(OPSETS)
     largest_topk: int | None = None
     bare_integers: bool = True
+    pretransposed: bool = True
     kernels: frozenset[str] = frozenset()
     precisions: tuple[str, ...] = ("fp32",)
 
@@ -74,6 +76,7 @@ TARGETS: dict[str, Target] = {
             caches=("static",),
             largest_topk=3840,
             bare_integers=False,
+            pretransposed=False,  # its builder keeps them as the checkpoint does, and others twice over
             precisions=("fp32", "int8-row", "int4", "w8a8"),
         ),
     )

@@ -13,7 +13,7 @@ from doge_export.bundle import Bundle
 from doge_export.errors import DogeExportError
 from doge_export.passes import emulate_bfloat16, expose_hidden, expose_selection
 from doge_export.runtime.feeds import call_feed, empty_cache
-from doge_export.runtime.graph import session_options
+from doge_export.runtime.graph import fold_weights, session_options
 from doge_export.validate.places import cache_trace, mask_by_position
 from doge_export.validate.reference import Run
 from doge_export.validate.schedules import Schedule, Tokens
@@ -50,7 +50,10 @@ class Candidate:
         if self.emulated:
             self.session = _emulating(model)
         else:
-            options = session_options(bundle, None, native=True)[0] if native else None
+            if native:
+                options = session_options(bundle, None, native=True)[0]
+            else:
+                fold_weights(options := _options(), bundle)
             self.session = plain_session(model, bundle.path, options)
 
     def run(

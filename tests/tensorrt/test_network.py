@@ -142,15 +142,15 @@ def test_refusals(rtx: Opened, tmp_path: Path) -> None:
     wide = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 5000])
     half = helper.make_tensor_value_info("x", TensorProto.FLOAT16, [2, 64])
     many = helper.make_tensor("k", TensorProto.INT64, [1], [4000])
-    scale = helper.make_tensor("s", TensorProto.FLOAT16, [], [0.5])
-    zero = helper.make_tensor("z", TensorProto.FLOAT8E4M3FN, [], [0.0])
+    scale = helper.make_tensor("scale", TensorProto.FLOAT16, [], [0.5])
+    zero = helper.make_tensor("zero", TensorProto.FLOAT8E4M3FN, [], [0.0])
     topk = helper.make_node("TopK", ["x", "k"], ["v", "i"], name="Layer_3/TopK_7")
     fused = helper.make_node("FusedMatMul", ["x", "x"], ["v"], name="MatMul_1", domain="com.microsoft")
     unique = helper.make_node("Unique", ["x"], ["v"], name="Unique_1")
     product = helper.make_node("MatMul", ["x", "x"], ["v"], name="MatMul_1")
     eight = [
-        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="QuantizeLinear_5"),
-        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["v"], name="DequantizeLinear_6"),
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], name="QuantizeLinear_5"),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["v"], name="DequantizeLinear_6"),
     ]
     path = tmp_path / "model.onnx"
     for data, words in (
