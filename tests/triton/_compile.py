@@ -11,18 +11,14 @@ from pathlib import Path
 import torch
 
 import triton_table
-from tests.triton._bindings import load_bindings
+from doge_export.triton.table import PLUGINS
+from tests.triton._registry import build
 
 INTEGERS = {"int64": torch.int64, "int32": torch.int32}
 FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def main(dtype: str, names: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        load_bindings(Path(folder))
-    from doge_export.triton.table import PLUGINS
-    from tests.triton._registry import build
-
     shapes = triton_table.shapes()
     for name in names:
         plugin = PLUGINS[name]

@@ -13,7 +13,8 @@ import torch
 from onnx import inliner
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from triton.runtime.interpreter import InterpretedFunction
+from triton import language as tl
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 
 from doge_export.ops import DOMAIN, BodyOptions, Operator
 from doge_export.triton.bodies import PLUGIN_BODIES
@@ -63,8 +64,20 @@ def run_plugin(
         constants["WIDE_DOT"] = torch.bfloat16 in [tensor.dtype for tensor in inputs.values()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InterpretedFunction, "__call__", _call_once_patched())
+        patch.setattr(InterpreterBuilder, "cast_impl", _cast)
         built.launch.kernel[built.grid](*inputs.values(), *built.scalars, *outputs.values(), **constants)
     return outputs
+
+
+_interpreted_cast = InterpreterBuilder.cast_impl
+
+
+def _cast(builder: Any, source: TensorHandle, to: Any) -> TensorHandle:
+    """float32 to bfloat16 rounds to the nearest, ties to even, as a GPU does; the interpreter cuts off."""
+    if source.dtype.scalar == tl.float32 and to.scalar == tl.bfloat16:
+        rounded = source.data.astype(ml_dtypes.bfloat16).view(np.uint16)
+        return TensorHandle(rounded, to.scalar)
+    return _interpreted_cast(builder, source, to)
 
 
 def _call_once_patched() -> Callable[..., Any]:

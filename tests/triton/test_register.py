@@ -7,21 +7,31 @@ import sys
 from pathlib import Path
 
 import pytest
-import tensorrt as trt
 
+from doge_export.errors import DogeExportError
 from doge_export.triton.register import register_plugins
 from doge_export.triton.table import PLUGINS
+from tests.triton._bindings import name_bindings
+from tests.triton._registry import trt
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_plugin_has_a_creator() -> None:
+def test_every_plugin_has_a_creator(monkeypatch: pytest.MonkeyPatch) -> None:
+    name_bindings(monkeypatch)
     assert register_plugins() == [f"doge::{name}" for name in PLUGINS]
     assert register_plugins() == [f"doge::{name}" for name in PLUGINS]  # a second time does nothing
     for name, plugin in PLUGINS.items():
         creator = trt.get_plugin_registry().get_creator(name, "1", "doge")
         assert creator is not None
         assert [field.name for field in creator.field_names] == list(plugin.attributes)
+
+
+def test_without_tensorrt_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(DogeExportError, match="cannot be registered") as caught:
+        register_plugins()
+    assert "pip install tensorrt" in str(caught.value.remedy)
 
 
 @pytest.mark.parametrize("dtype", ["float16"])
