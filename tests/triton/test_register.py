@@ -34,12 +34,11 @@ def test_without_tensorrt_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) ->
     assert "pip install tensorrt" in str(caught.value.remedy)
 
 
-@pytest.mark.parametrize("dtype", ["float16"])
-def test_ptx_has_the_parameters_that_tensorrt_passes(dtype: str) -> None:
+def test_ptx_has_the_parameters_that_tensorrt_passes() -> None:
     """Pointers of the inputs, int32 scalars, pointers of the outputs, and nothing else; ptxas takes it."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "scripts")))
-    command = [sys.executable, "-m", "tests.triton._compile", dtype, *PLUGINS]
+    command = [sys.executable, "-m", "tests.triton._compile"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert result.returncode == 0, result.stderr
     found = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
