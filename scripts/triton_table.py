@@ -17,7 +17,7 @@ from doge_export.triton.plugin import Plugin, Shapes
 from doge_export.triton.ptx import CAPABILITIES, Compiled, compile_launch
 from doge_export.triton.table import PLUGINS
 
-#: Doge-160M's attention and the experts of Doge-120M-MoE, the widest of the published sizes but one.
+#: The shape of Doge-160M, and the experts that its configuration names.
 BATCH, LENGTH, PAST, HEADS, KV_HEADS, DIM, HIDDEN = 1, 1, 2048, 6, 3, 128, 768
 KEYS, TOP, EXPERTS = 128, 64, 16384
 ATTRIBUTES = {

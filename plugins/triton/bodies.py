@@ -16,14 +16,18 @@ from doge_export.ops.dynamic_mask_attention import OPERATOR as DYNAMIC
 from doge_export.ops.function import BodyBuilder
 from doge_export.triton.table import NAMESPACE, PLUGINS
 
-__all__ = ["PLUGIN_BODIES", "plugin_node"]
+__all__ = ["PLUGIN_BODIES", "attach_plugins", "plugin_node"]
 
 _KINDS = {int: ir.AttributeType.INT, float: ir.AttributeType.FLOAT, str: ir.AttributeType.STRING}
 
 
+#: What makes TensorRT's parser take a node for a plugin of ours, compiled ahead of time.
+_MARKS = {"plugin_namespace": NAMESPACE, "plugin_version": "1", "aot": 1}
+
+
 def plugin_node(name: str, inputs: list[ir.Value], attributes: dict[str, Any]) -> ir.Node:
-    """The node that TensorRT's parser takes for `doge::<name>`, compiled ahead of time."""
-    attributes = {**attributes, "plugin_namespace": NAMESPACE, "plugin_version": "1", "aot": 1}
+    """The node that TensorRT's parser takes for `doge::<name>`."""
+    attributes = {**attributes, **_MARKS}
     attrs = [
         value if isinstance(value, ir.Attr) else ir.convenience.convert_attribute(key, value)
         for key, value in attributes.items()
@@ -109,3 +113,23 @@ PLUGIN_BODIES: dict[str, Callable[[BodyOptions], ir.Function]] = {
     DYNAMIC.name: _dynamic,
     BOUNDED.name: _bounded,
 }
+
+
+def attach_plugins(model: ir.Model, options: BodyOptions) -> None:
+    """Make the operators of an exported model run on plugins: the functions of standard operators give way to
+    chains of plugins, and a node that is a plugin itself is marked as one.
+
+    The nodes must not ask for `keep`, which no plugin gives.
+    """
+    for node in model.graph:
+        if node.domain != DOMAIN:
+            continue
+        if node.op_type in PLUGINS:
+            model.functions.pop((DOMAIN, node.op_type, ""), None)
+            for name, value in _MARKS.items():
+                node.attributes[name] = ir.convenience.convert_attribute(name, value)
+        elif node.op_type in PLUGIN_BODIES:
+            function = PLUGIN_BODIES[node.op_type](options)
+            del function.outputs[len(node.outputs) :]
+            model.functions[function.identifier()] = function
+    model.graph.opset_imports.setdefault(DOMAIN, VERSION)

@@ -26,6 +26,7 @@ def _routed(shapes: Shapes, attributes: Attributes) -> Sequence[Sequence[Dim]]:
 def _launch_routing(shapes: Shapes, attributes: Attributes, tactic: Mapping[str, int]) -> Launch:
     batch, length, _ = shapes["router_logits"]
     keys, top = attributes["num_keys"], attributes["num_experts_per_tok"]
+    count = sum(min(top // (i + 1), keys) for i in range(min(top, keys)))
     constants = {
         "NUM_KEYS": keys,
         "TOP": top,
@@ -33,7 +34,9 @@ def _launch_routing(shapes: Shapes, attributes: Attributes, tactic: Mapping[str,
         "NORM": bool(attributes["norm_topk_prob"]),
         "KEYS": power_of_two(keys, 2),
         "SIDE": power_of_two(min(top, keys), 2),
-        "PLACES": power_of_two(top, 2),
+        "COUNT": count,
+        "PAIRS": power_of_two(count, 16),
+        "CHUNK": 8,
     }
     tokens = batch * length
     return Launch(experts.expert_routing, (tokens, 1, 1), (tokens,), constants, tactic["warps"])
@@ -66,7 +69,7 @@ EXPERT_PLUGINS = (
         attributes={"num_keys": int, "num_experts_per_tok": int, "per_token": int, "norm_topk_prob": int},
         shapes=_routed,
         launch=_launch_routing,
-        tactics=({"warps": 4}, {"warps": 1}),
+        tactics=({"warps": 4}, {"warps": 8}),
         types={"indices": "int64"},
     ),
     Plugin(

@@ -7,32 +7,40 @@ __all__ = ["expert_mix", "expert_routing"]
 
 
 @triton.jit
-def _sortable(scores):
-    """float32 as int32 of the same order, -0 as 0: ties are those of the numbers."""
-    bits = (scores + 0.0).to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+def _ahead(other, other_place, mine, place):
+    """bool [mine, other]: which others come first, by the larger number and then by the lower place."""
+    tie = (other[None, :] == mine[:, None]) & (other_place[None, :] < place[:, None])
+    return (other[None, :] > mine[:, None]) | tie
 
 
 @triton.jit
-def _keyed(scores, place):
-    """int64 that sorts by score, then by the lower place."""
-    return (_sortable(scores).to(tl.int64) << 32) | (0x7FFFFFFF - place).to(tl.int64)
-
-
-@triton.jit
-def _score(key):
-    bits = (key >> 32).to(tl.int32)
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _best(logits, NUM_KEYS: tl.constexpr, SIDE: tl.constexpr, KEYS: tl.constexpr):
-    """The SIDE best of one half's NUM_KEYS logits, in order: int64 keys as of `_keyed`."""
+def _best(logits, NUM_KEYS: tl.constexpr, SIDE: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr):
+    """The SIDE best of one half's NUM_KEYS logits in order: numbers and where they stood. The rank of a logit
+    is the number of those ahead of it."""
     column = tl.arange(0, KEYS)
     inside = column < NUM_KEYS
     row = tl.load(logits + column, mask=inside, other=0.0).to(tl.float32)
-    keyed = tl.where(inside, _keyed(row, column), -(2**63))
-    return tl.topk(keyed, SIDE)
+    rank = tl.zeros([KEYS], tl.int32)
+    for at in range(0, NUM_KEYS, CHUNK):
+        other_column = at + tl.arange(0, CHUNK)
+        real = other_column < NUM_KEYS
+        other = tl.load(logits + other_column, mask=real, other=0.0).to(tl.float32)
+        rank += tl.sum((_ahead(other, other_column, row, column) & real[None, :]).to(tl.int32), 1)
+    here = (rank[None, :] == tl.arange(0, SIDE)[:, None]) & inside[None, :]
+    return tl.sum(tl.where(here, row[None, :], 0.0), 1), tl.sum(tl.where(here, column[None, :], 0), 1)
+
+
+@triton.jit
+def _pair(number, NUM_KEYS: tl.constexpr, TOP: tl.constexpr, LINES: tl.constexpr):
+    """The pairs (i, j) with (i + 1) * (j + 1) <= TOP, row by row: i and j of those with these numbers."""
+    i, start = tl.zeros_like(number), tl.zeros_like(number)
+    end = 0
+    for line in range(LINES):
+        end += tl.minimum(TOP // (line + 1), NUM_KEYS)
+        i += (number >= end).to(tl.int32)
+        start = tl.where(number >= end, end, start)
+    # Numbers beyond the last pair are of no account, but must not point outside.
+    return tl.minimum(i, LINES - 1), tl.minimum(number - start, LINES - 1)
 
 
 @triton.jit
@@ -47,42 +55,42 @@ def expert_routing(
     NORM: tl.constexpr,
     KEYS: tl.constexpr,
     SIDE: tl.constexpr,
-    PLACES: tl.constexpr,
+    COUNT: tl.constexpr,
+    PAIRS: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
-    """Grid: tokens. KEYS, SIDE and PLACES are powers of two: at least NUM_KEYS, min(TOP, NUM_KEYS), TOP.
+    """Grid: tokens. KEYS, SIDE and PAIRS are powers of two: at least NUM_KEYS, min(TOP, NUM_KEYS), COUNT.
 
     A pair (i, j) of the sorted halves has (i + 1) * (j + 1) - 1 pairs that score no less and stand before it:
-    only those with (i + 1) * (j + 1) <= TOP can be among the best TOP.
+    only the COUNT of those with (i + 1) * (j + 1) <= TOP can be among the best TOP. They are ranked by
+    counting those ahead, as the logits of a half are: few numbers, and a place for each at once.
     """
     token = tl.program_id(0).to(tl.int64)
     if PER_TOKEN:
         at_x, at_y = 2 * token, 2 * token + 1
     else:
         at_x, at_y = token, tokens + token
-    x = _best(router_logits + at_x * NUM_KEYS, NUM_KEYS, SIDE, KEYS)
-    y = _best(router_logits + at_y * NUM_KEYS, NUM_KEYS, SIDE, KEYS)
-    place = tl.arange(0, SIDE)
-    i, j = place[:, None], place[None, :]
-    # The sum is rounded as the logits are: pairs that are equal then are ties.
-    sums = (_score(x)[:, None] + _score(y)[None, :]).to(router_logits.dtype.element_ty).to(tl.float32)
-    possible = ((i + 1) * (j + 1) <= TOP) & (i < NUM_KEYS) & (j < NUM_KEYS)
-    keyed = tl.where(possible, _keyed(sums, i * SIDE + j), -(2**63))
-    best = tl.topk(tl.reshape(keyed, [SIDE * SIDE]), PLACES)
-
-    pair = 0x7FFFFFFF - (best & 0x7FFFFFFF).to(tl.int32)
-    column = tl.arange(0, PLACES)
-    chosen = column < TOP
-    pair = tl.where(chosen, pair, 0)
-    index_x = 0x7FFFFFFF - (x & 0x7FFFFFFF).to(tl.int32)
-    index_y = 0x7FFFFFFF - (y & 0x7FFFFFFF).to(tl.int32)
-    expert = tl.gather(index_x, pair // SIDE, 0) * NUM_KEYS + tl.gather(index_y, pair % SIDE, 0)
-    score = tl.where(chosen, _score(best), float("-inf"))
+    x, index_x = _best(router_logits + at_x * NUM_KEYS, NUM_KEYS, SIDE, KEYS, CHUNK)
+    y, index_y = _best(router_logits + at_y * NUM_KEYS, NUM_KEYS, SIDE, KEYS, CHUNK)
+    # A sum is rounded as the logits are: pairs that are equal then are ties.
+    dtype = router_logits.dtype.element_ty
+    number = tl.arange(0, PAIRS)
+    i, j = _pair(number, NUM_KEYS, TOP, TOP if TOP < NUM_KEYS else NUM_KEYS)
+    score = (tl.gather(x, i, 0) + tl.gather(y, j, 0)).to(dtype).to(tl.float32)
+    rank = tl.zeros([PAIRS], tl.int32)
+    for at in range(0, COUNT, CHUNK):
+        other = at + tl.arange(0, CHUNK)
+        ahead = _ahead(tl.gather(score, other, 0), other, score, number) & (other < COUNT)[None, :]
+        rank += tl.sum(ahead.to(tl.int32), 1)
+    chosen = (number < COUNT) & (rank < TOP)
+    expert = tl.gather(index_x, i, 0) * NUM_KEYS + tl.gather(index_y, j, 0)
+    score = tl.where(chosen, score, float("-inf"))
     share = tl.exp(score - tl.max(score))
     share = share / tl.sum(share)
     if NORM:
         share = share / tl.sum(share)
-    tl.store(indices + token * TOP + column, expert.to(tl.int64), mask=chosen)
-    tl.store(weights + token * TOP + column, share.to(weights.dtype.element_ty), mask=chosen)
+    tl.store(indices + token * TOP + rank, expert.to(tl.int64), mask=chosen)
+    tl.store(weights + token * TOP + rank, share.to(weights.dtype.element_ty), mask=chosen)
 
 
 @triton.jit

@@ -6,6 +6,7 @@ The engine holds the PTX: running it needs neither Python nor Triton. Source of 
 
 import inspect
 from collections.abc import Callable, Sequence
+from types import GenericAlias
 from typing import Any
 
 from doge_export.errors import DogeExportError
@@ -67,7 +68,7 @@ def _register(plugin: Plugin, capability: int) -> None:
     names = {value: name for name, value in data_types.items()}
     count = len(plugin.inputs)
     tensors = dict.fromkeys(plugin.inputs, trtp.TensorDesc)
-    results = tuple[(trtp.TensorDesc,) * len(plugin.outputs)]  # type: ignore[misc]
+    results = GenericAlias(tuple, (trtp.TensorDesc,) * len(plugin.outputs))
 
     def common(inputs: Sequence[Any]) -> str:
         first = next(i for i, name in enumerate(plugin.inputs) if name not in plugin.types)

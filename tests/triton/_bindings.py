@@ -1,18 +1,22 @@
 """TensorRT's own Python bindings and plugin registry on a machine without TensorRT, a driver or a GPU.
 
-The bindings are linked to three libraries. The registry is in the lean runtime, which PyPI has; what else the
-bindings name, the builder and the parser, is an empty function here, and is never called.
+The bindings are linked to three libraries. The registry is in the lean runtime, which PyPI has; what else
+the bindings name, the builder and the parser, is an empty function here, and is never called.
 """
 
 import ctypes
+import functools
 import importlib
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
-__all__ = ["load_bindings"]
+import pytest
+
+__all__ = ["load_bindings", "name_bindings"]
 
 _STUB = """
 #define EMPTY(name) void* name() { return 0; }
@@ -25,25 +29,31 @@ EMPTY(initLibNvInferPlugins)
 """
 
 
-def load_bindings(folder: Path) -> Any:
-    """`import tensorrt`, with the stub built in `folder`."""
-    if "tensorrt" in sys.modules:
-        return sys.modules["tensorrt"]
+@functools.cache
+def load_bindings() -> tuple[Any, Any]:
+    """What `tensorrt` and `tensorrt.plugin` would be; nothing is imported by these names."""
     libraries = importlib.import_module("tensorrt_lean_libs")
     lean = next(Path(str(libraries.__file__)).parent.glob("libnvinfer_lean.so.*"))
     ctypes.CDLL(str(lean), ctypes.RTLD_GLOBAL)
     version = lean.name.rpartition(".")[2]
-    source = folder / "stub.c"
-    source.write_text(_STUB)
-    for name in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
-        soname = f"lib{name}.so.{version}"
-        path = folder / soname
-        command = ["gcc", "-shared", "-fPIC", f"-Wl,-soname,{soname}", "-o", str(path), str(source)]
-        subprocess.run(command, check=True)
-        ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "stub.c"
+        source.write_text(_STUB)
+        for name in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
+            soname = f"lib{name}.so.{version}"
+            path = Path(folder) / soname
+            options = ["-shared", "-fPIC", f"-Wl,-soname,{soname}", "-o", str(path)]
+            subprocess.run(["gcc", *options, str(source)], check=True)
+            ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")  # of the bindings' own source
         bindings = importlib.import_module("tensorrt_bindings")
-        sys.modules["tensorrt"] = bindings
-        sys.modules["tensorrt.plugin"] = importlib.import_module("tensorrt_bindings.plugin")
-    return bindings
+        patch.setitem(sys.modules, "tensorrt", bindings)
+        plugin = importlib.import_module("tensorrt_bindings.plugin")
+    return bindings, plugin
+
+
+def name_bindings(patch: pytest.MonkeyPatch) -> None:
+    """`import tensorrt` finds them, until `patch` is undone: no other test shall."""
+    for name, module in zip(("tensorrt", "tensorrt.plugin"), load_bindings(), strict=True):
+        patch.setitem(sys.modules, name, module)

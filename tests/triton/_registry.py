@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorrt as trt
 import torch
 
 from doge_export.triton import ptx, register
 from doge_export.triton.plugin import Launch, Plugin
 from doge_export.triton.table import NAMESPACE
+from tests.triton._bindings import load_bindings, name_bindings
 
-__all__ = ["Built", "build"]
+__all__ = ["Built", "build", "trt"]
+
+trt, _ = load_bindings()
 
 _DTYPES = {
     torch.float32: trt.DataType.FLOAT,
@@ -105,13 +107,10 @@ def build(
     """The plugin on inputs of these shapes. `compiles`: to PTX, which the interpreter has no use for."""
     from tensorrt_bindings.plugin import _tensor
 
-    register.register_plugins()
+    # A field does not keep its data alive.
+    values = [_FIELDS[of](attributes[name]) for name, of in plugin.attributes.items()]
     fields = trt.PluginFieldCollection(
-        [trt.PluginField(name, *_FIELDS[of](attributes[name])) for name, of in plugin.attributes.items()]
-    )
-    creator = trt.get_plugin_registry().get_creator(plugin.name, "1", NAMESPACE)
-    made = creator.create_plugin(
-        plugin.name, NAMESPACE, fields, trt.TensorRTPhase.BUILD, trt.QuickPluginCreationRequest.STRICT_AOT
+        [trt.PluginField(name, *value) for name, value in zip(plugin.attributes, values, strict=True)]
     )
     launches: list[Launch] = []
 
@@ -123,6 +122,11 @@ def build(
 
     builder, dtypes = _Builder(), [_DTYPES[tensor.dtype] for tensor in inputs]
     with pytest.MonkeyPatch.context() as patch:
+        name_bindings(patch)
+        register.register_plugins()
+        creator = trt.get_plugin_registry().get_creator(plugin.name, "1", NAMESPACE)
+        request = trt.QuickPluginCreationRequest.STRICT_AOT
+        made = creator.create_plugin(plugin.name, NAMESPACE, fields, trt.TensorRTPhase.BUILD, request)
         patch.setattr(ptx, "compile_launch", compile_launch)
         patch.setattr(trt, "DimsExprs", lambda count: [None] * count)
         patch.setattr(_tensor, "SymExprImpl", lambda expression: expression._expr)

@@ -13,7 +13,8 @@ import torch
 from onnx import inliner
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from triton.runtime.interpreter import InterpretedFunction
+from triton import language as tl
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 
 from doge_export.ops import DOMAIN, BodyOptions, Operator
 from doge_export.triton.bodies import PLUGIN_BODIES
@@ -21,7 +22,7 @@ from doge_export.triton.table import PLUGINS
 from tests.ops.bodies import one_node_model
 from tests.triton._registry import build
 
-__all__ = ["LIMITS", "Ran", "relative", "run_operator", "run_plugin"]
+__all__ = ["LIMITS", "Ran", "relative", "run_model", "run_operator", "run_plugin"]
 
 Array = npt.NDArray[Any]
 #: The largest relative error by dtype.
@@ -63,8 +64,20 @@ def run_plugin(
         constants["WIDE_DOT"] = torch.bfloat16 in [tensor.dtype for tensor in inputs.values()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InterpretedFunction, "__call__", _call_once_patched())
+        patch.setattr(InterpreterBuilder, "cast_impl", _cast)
         built.launch.kernel[built.grid](*inputs.values(), *built.scalars, *outputs.values(), **constants)
     return outputs
+
+
+_interpreted_cast = InterpreterBuilder.cast_impl
+
+
+def _cast(builder: Any, source: TensorHandle, to: Any) -> TensorHandle:
+    """float32 to bfloat16 rounds to the nearest, ties to even, as a GPU does; the interpreter cuts off."""
+    if source.dtype.scalar == tl.float32 and to.scalar == tl.bfloat16:
+        rounded = source.data.astype(ml_dtypes.bfloat16).view(np.uint16)
+        return TensorHandle(rounded, to.scalar)
+    return _interpreted_cast(builder, source, to)
 
 
 def _call_once_patched() -> Callable[..., Any]:
@@ -91,16 +104,21 @@ def run_operator(
 ) -> Ran:
     """The operator's first `outputs` outputs: a model of one node and the function of plugins beside it,
     inlined as TensorRT's parser does, every plugin run in the interpreter with its `tactic`, or its last."""
-    ran = Ran()
     proto = one_node_model(operator, options, inputs, attributes, outputs=outputs)
     model = ir.from_proto(proto)
     function = PLUGIN_BODIES[operator.name](options)
     model.functions[function.identifier()] = function
+    return run_model(model, inputs, tactic)
+
+
+def run_model(model: ir.Model, inputs: dict[str, torch.Tensor | None], tactic: int = 2) -> Ran:
+    """The same for any model of which some nodes are plugins."""
+    ran = Ran()
     flat = inliner.inline_local_functions(ir.to_proto(model))
     evaluator = ReferenceEvaluator(flat, new_ops=[_op(name, tactic, ran) for name in PLUGINS])
     feed = {name: _array(tensor) for name, tensor in inputs.items() if tensor is not None}
-    names = operator.outputs[:outputs]
-    arrays = evaluator.run(list(names), feed)
+    names = [output.name for output in flat.graph.output]
+    arrays = evaluator.run(names, feed)
     ran.outputs = {name: _tensor(array) for name, array in zip(names, arrays, strict=True)}
     return ran
 

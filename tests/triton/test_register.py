@@ -7,15 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
-import tensorrt as trt
 
+from doge_export.errors import DogeExportError
 from doge_export.triton.register import register_plugins
 from doge_export.triton.table import PLUGINS
+from tests.triton._bindings import name_bindings
+from tests.triton._registry import trt
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_plugin_has_a_creator() -> None:
+def test_every_plugin_has_a_creator(monkeypatch: pytest.MonkeyPatch) -> None:
+    name_bindings(monkeypatch)
     assert register_plugins() == [f"doge::{name}" for name in PLUGINS]
     assert register_plugins() == [f"doge::{name}" for name in PLUGINS]  # a second time does nothing
     for name, plugin in PLUGINS.items():
@@ -24,12 +27,18 @@ def test_every_plugin_has_a_creator() -> None:
         assert [field.name for field in creator.field_names] == list(plugin.attributes)
 
 
-@pytest.mark.parametrize("dtype", ["float16"])
-def test_ptx_has_the_parameters_that_tensorrt_passes(dtype: str) -> None:
+def test_without_tensorrt_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(DogeExportError, match="cannot be registered") as caught:
+        register_plugins()
+    assert "pip install tensorrt" in str(caught.value.remedy)
+
+
+def test_ptx_has_the_parameters_that_tensorrt_passes() -> None:
     """Pointers of the inputs, int32 scalars, pointers of the outputs, and nothing else; ptxas takes it."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "scripts")))
-    command = [sys.executable, "-m", "tests.triton._compile", dtype, *PLUGINS]
+    command = [sys.executable, "-m", "tests.triton._compile"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert result.returncode == 0, result.stderr
     found = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
