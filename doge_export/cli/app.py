@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": "doge_export.cli.eval",
     "quantize": "doge_export.cli.quantize",
     "sensitivity": "doge_export.cli.sensitivity",
+    "pareto": "doge_export.cli.pareto",
     "doctor": "doge_export.cli.doctor",
 }
 
