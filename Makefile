@@ -8,6 +8,8 @@ MODEL ?= doge-tiny
 # plugins/editable fills with what pip builds there.
 SOURCES := $(shell find plugins -path plugins/editable -prune -o -type f -print) plugins/editable/CMakeLists.txt
 JOBS := $(shell nproc 2>/dev/null || echo 2)
+# A file stays with one worker, so that what its tests share is made once.
+WORKERS := --numprocesses $(JOBS) --dist loadfile
 
 .PHONY: help setup plugins export test ctest sanitize check-abi lint format bench fixtures clean
 
@@ -35,7 +37,7 @@ export: $(STAMP) ## Export the trained fixture, validate it and let it write a f
 	$(BIN)/doge-export generate out/$(MODEL) -p "My fellow citizens" --max-new-tokens 60 --seed 1
 
 test: lint ctest sanitize check-abi ## Lint, check types and layers, and run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 ctest: plugins ## Run the kernels' own tests
 	ctest --test-dir build/plugins --output-on-failure --no-tests=error
@@ -48,7 +50,7 @@ sanitize: $(STAMP) ## Run the kernels' tests and the library's with sanitizers
 	cmake --build build/sanitize --parallel $(JOBS)
 	ctest --test-dir build/sanitize --output-on-failure --no-tests=error
 	DOGE_TEST_LIBRARY=build/sanitize/libdoge_export.so LD_PRELOAD="$(SANITIZERS)" \
-		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -q tests/plugins \
+		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -q $(WORKERS) tests/plugins \
 		--ignore tests/plugins/test_library.py --ignore tests/plugins/test_abi.py
 
 check-abi: ## Hold our copy of ONNX Runtime's ABI to the real header, where npm can fetch it

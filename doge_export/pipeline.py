@@ -4,7 +4,7 @@ import contextlib
 import gc
 import importlib.metadata
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,19 +143,23 @@ def validate_bundle(
     *,
     seed: int = 0,
     tolerance: float | None = None,
+    limits: Mapping[str, float] | None = None,
+    text: str | None = None,
     progress: Progress = lambda steps, stage: None,
 ) -> "Report":
     """Compare a bundle with its checkpoint (a folder, a fixture's name or a hub id) in full.
 
+    `tolerance`, `limits` and `text` are those of doge_export.validate.validate.
+
     Raises:
-        DogeExportError: the bundle is damaged or was made from another model.
+        DogeExportError: the bundle is damaged or was made from another model, or there is no such limit.
     """
     opened = Bundle.open(bundle)
     _need_torch()
     from doge_export.validate import validate as compare
 
     folder = presets.resolve_model(reference)
-    return compare(opened, folder, seed=seed, tolerance=tolerance, advance=progress)
+    return compare(opened, folder, seed=seed, tolerance=tolerance, limits=limits, text=text, advance=progress)
 
 
 @contextlib.contextmanager

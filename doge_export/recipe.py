@@ -131,10 +131,15 @@ class ExportOptions:
                 raise DogeExportError(
                     f"w8a8 is made of float32, and this is {self.dtype}.", "Export with --dtype float32."
                 )
-            if other := [key for key, value in self.types.items() if value != "fp32"]:
+            if other := [key for key, value in self.types.items() if value not in ("fp32", "int8")]:
                 raise DogeExportError(
                     f"w8a8 has one form of int8, and {other[0]} cannot be {self.types[other[0]]}.",
                     f"Leave it out, or leave it in float32: --set {other[0]}=fp32.",
+                )
+            if inside := [key for key, value in self.types.items() if "dt_proj" in key and value == "int8"]:
+                raise DogeExportError(
+                    f"{inside[0]} is computed inside the attention, in float32, and w8a8 cannot round it.",
+                    "Leave it out.",
                 )
         length = self.max_length
         if length is not None:

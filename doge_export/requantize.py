@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Any
 from doge_export.bundle import Bundle, check_output
 from doge_export.errors import DogeExportError
 from doge_export.pipeline import Exported, export_model
-from doge_export.quantize import (
-    METHODS,
-    own_type,
-    parse_scheme,
-    scale_channels,
-    stored_dtype,
-)
+from doge_export.quantize import METHODS, in_int8, parse_scheme, scale_channels, stored_dtype
 from doge_export.recipe import ExportOptions
 from doge_export.tokenizer import copy_tokenizer_files
 
@@ -117,7 +111,7 @@ def quantize_bundle(
             windows,
             calibration or _STATIC,
             smooth,
-            {name for name in weights if own_type(name, stored, config.tie_word_embeddings) == "fp32"},
+            {name for name in weights if not in_int8(name, stored, config.tie_word_embeddings)},
             lambda tokens: progress(tokens, "reading the text"),
         )
     exported = write_rounded(

@@ -37,6 +37,7 @@ OURS: tuple[dict[str, Any], ...] = (
     *({"calibration": name} for name in CALIBRATIONS),
     *({"calibration": name, "smooth": 0.5} for name in CALIBRATIONS),
     {},
+    {"types": {"router_gate": "int8"}, "smooth": 0.5},
     {"types": {"v_proj": "fp32"}},
     {"types": {"v_proj": "fp32", "down_proj": "fp32"}},
 )
@@ -88,7 +89,7 @@ def unoptimized(model: Path) -> Any:
 def label(options: dict[str, Any]) -> str:
     parts = [str(options.get("calibration", "default"))]
     parts += [f"smooth {options['smooth']}"] if "smooth" in options else []
-    parts += [f"without {' and '.join(options['types'])}"] if "types" in options else []
+    parts += [f"{name}={dtype}" for name, dtype in options.get("types", {}).items()]
     return ", ".join(parts)
 
 
@@ -117,6 +118,8 @@ def main() -> None:
             print(name, results[name], file=sys.stderr)
 
         for given in OURS:
+            if "router_gate" in given.get("types", ()) and not plain.config.is_moe:
+                continue
             made = quantize_bundle(plain.path, folder / "made", "w8a8", text, force=True, **given)
             files = made.exported.bundle.manifest.files.items()
             judge(

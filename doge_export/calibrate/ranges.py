@@ -18,7 +18,6 @@ import numpy.typing as npt
 from doge_export.bundle import Bundle
 from doge_export.calibrate.inputs import MatrixInputs
 from doge_export.passes.quantize_activations import StaticRanges
-from doge_export.quantize import role_of
 from doge_export.quantize.smooth import smooth_channels
 
 _BINS, _LEVELS = 4096, 128
@@ -39,15 +38,11 @@ def static_ranges(
     """The ranges of all large products of `bundle`, full and float32, on ids [windows, length].
 
     `calibration` is a key of CALIBRATIONS. With `smooth`, SmoothQuant's alpha, `weights` are scaled in place,
-    and the ranges are those of the scaled inputs. `keep`: weights that stay in float32, as the
-    router does. The text is read window by window, once for min-max and twice otherwise.
+    and the ranges are those of the scaled inputs. `keep`: weights that stay in float32. The text is
+    read window by window, once for min-max and twice otherwise.
     """
     matrices = MatrixInputs(bundle)
-    inputs = {
-        weight: name
-        for weight, name in matrices.inputs.items()
-        if role_of(weight) != "router_gate" and weight not in keep
-    }
+    inputs = {weight: name for weight, name in matrices.inputs.items() if weight not in keep}
     channels: dict[str, npt.NDArray[np.float32]] = {}
     for given in matrices.read(ids):
         for name, states in given.items():

@@ -15,6 +15,7 @@ COMMANDS = {
     "init": "doge_export.cli.init",
     "export": "doge_export.cli.export",
     "validate": "doge_export.cli.validate",
+    "verify": "doge_export.cli.verify",
     "inspect": "doge_export.cli.inspect",
     "generate": "doge_export.cli.generate",
     "bench": "doge_export.cli.bench",

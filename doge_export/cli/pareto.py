@@ -51,7 +51,7 @@ def command(
     doge-export pareto out/doge-tiny --text corpus.txt -o out/front --scheme int8 --max-bytes 0.2
     """
     from doge_export.errors import DogeExportError
-    from doge_export.evaluate import read_text
+    from doge_export.evaluate import read_sample
     from doge_export.pareto import SCHEMES, Pareto, pareto
     from doge_export.render.charts import pareto_svg
 
@@ -61,7 +61,7 @@ def command(
     if found.exists() and not force:
         raise DogeExportError(f"{found} exists already.", "Use --force to replace it.")
     settings = Pareto(schemes or SCHEMES, budgets or None, rounds, prompt_tokens, new_tokens, threads)
-    content = read_text(text)
+    content = read_sample(text)
     with progress("Measuring") as advance:
         result = pareto(
             bundle,

@@ -59,11 +59,11 @@ def command(
     doge-export quantize out/plain -o out/w8a8 --scheme w8a8 --text corpus.txt --smooth 0.5
     """
     from doge_export.errors import DogeExportError
-    from doge_export.evaluate import read_text
+    from doge_export.evaluate import read_sample
     from doge_export.requantize import quantize_bundle
     from doge_export.searched import searched_method
 
-    content = None if text is None else read_text(text)
+    content = None if text is None else read_sample(text)
     method = searched_method(scheme)
     if method is not None:
         if settings or content is None:

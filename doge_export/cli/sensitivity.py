@@ -38,7 +38,7 @@ def command(
     """
     from doge_export.bundle import Bundle
     from doge_export.errors import DogeExportError
-    from doge_export.evaluate import read_text
+    from doge_export.evaluate import read_sample
     from doge_export.quantize import METHODS, check_types
     from doge_export.render.charts import sensitivity_svg
     from doge_export.sensitivity import Study, sensitivity
@@ -54,7 +54,7 @@ def command(
     with progress("Measuring") as advance:
         study = Study(
             Bundle.open(bundle),
-            read_text(text),
+            read_sample(text),
             method=method,
             most=windows,
             journal=journal,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from doge_export.cli._shared import progress, write_json, write_text
+from doge_export.cli._shared import pairs, progress, write_json, write_text
 
 
 @click.command("validate")
@@ -18,6 +18,11 @@ from doge_export.cli._shared import progress, write_json, write_text
 @click.option(
     "--tolerance", type=float, help="Largest absolute difference of float32 logits.  [default: 1e-4]"
 )
+@click.option("--limit", "limits", multiple=True, metavar="FIGURE=X",
+              help="Hold max_abs_diff, relative_error, kl_divergence, top1_agreement, top5_agreement, "
+              "selection, best or tokens to another limit, or to one at all.")  # fmt: skip
+@click.option("--text", type=click.Path(path_type=Path), metavar="FILE",
+              help="UTF-8: to compare the tokenizers on, in the place of samples.")  # fmt: skip
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the report as JSON.")
 @click.option("--html", "html_to", type=click.Path(path_type=Path), metavar="FILE",
               help="Write it as a page: a certificate, with the hashes of the files.")  # fmt: skip
@@ -28,6 +33,8 @@ def command(
     reference: str,
     seed: int,
     tolerance: float | None,
+    limits: tuple[str, ...],
+    text: Path | None,
     json_to: str | None,
     html_to: Path | None,
 ) -> None:
@@ -36,22 +43,27 @@ def command(
     \b
     doge-export validate out/doge-tiny --reference doge-tiny
     doge-export validate out/doge-20m --reference path/to/Doge-20M --json report.json
+    doge-export validate out/int8 --reference doge-tiny --limit top5_agreement=0.99 --html report.html
     """
     from doge_export.bench.machine import describe
     from doge_export.bundle import Bundle
+    from doge_export.evaluate import read_text
     from doge_export.pipeline import validate_bundle
-    from doge_export.render import certificate, report_lines
+    from doge_export.render import certificate, certificate_dict, report_lines
 
+    content = None if text is None else read_text(text)
     with progress("Validating") as advance:
         report = validate_bundle(
             bundle,
             reference,
             seed=seed,
             tolerance=tolerance,
+            limits=_numbers(limits),
+            text=content,
             progress=lambda steps, name: advance(steps, f"Validating: {name}"),
         )
     if json_to is not None:
-        write_json(report.to_dict(), json_to)
+        write_json(certificate_dict(report, Bundle.open(bundle), describe()), json_to)
     if html_to is not None:
         write_text(certificate(report, Bundle.open(bundle), describe()), html_to)
     if json_to != "-":
@@ -59,3 +71,15 @@ def command(
             click.echo(line)
     if not report.passed:
         ctx.exit(1)
+
+
+def _numbers(limits: tuple[str, ...]) -> dict[str, float]:
+    from doge_export.errors import DogeExportError
+
+    found = {}
+    for name, value in pairs(limits, "--limit").items():
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise DogeExportError(f"--limit {name}={value}: {value!r} is not a number.") from None
+    return found

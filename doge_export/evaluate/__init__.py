@@ -2,6 +2,6 @@
 
 from doge_export.evaluate.perplexity import Perplexity, evaluate_text
 from doge_export.evaluate.tasks import CARD, evaluate_tasks
-from doge_export.evaluate.text import read_text
+from doge_export.evaluate.text import read_sample, read_text
 
-__all__ = ["CARD", "Perplexity", "evaluate_tasks", "evaluate_text", "read_text"]
+__all__ = ["CARD", "Perplexity", "evaluate_tasks", "evaluate_text", "read_sample", "read_text"]

@@ -11,9 +11,9 @@ __all__ = [
     "PRECISIONS",
     "Precision",
     "check_types",
+    "in_int8",
     "named_precision",
     "names_of",
-    "own_type",
     "role_of",
     "stays_float",
     "stored_bytes",
@@ -123,10 +123,16 @@ def check_types(types: Mapping[str, str], names: Iterable[str], tied: bool) -> N
         )
 
 
-def own_type(name: str, precision: Precision, tied: bool) -> str | None:
-    """The type that the checkpoint's tensor `name` was given for itself, "fp32" for the file's dtype."""
+def _own_type(name: str, precision: Precision, tied: bool) -> str | None:
     own = dict(precision.own)
     return next((own[each] for each in names_of(name, tied) if each in own), None)
+
+
+def in_int8(name: str, precision: Precision, tied: bool) -> bool:
+    """Whether a static precision rounds the checkpoint's tensor `name`, with its input: what is large, less
+    what was given "fp32" for itself, and the router where it was given "int8"."""
+    own = _own_type(name, precision, tied)
+    return role_of(name) != "" and (own == "int8" if own or stays_float(name) else True)
 
 
 def stored_dtype(name: str, shape: tuple[int, ...], precision: Precision | str, tied: bool) -> str | None:
@@ -136,7 +142,7 @@ def stored_dtype(name: str, shape: tuple[int, ...], precision: Precision | str, 
     A matrix whose rows no block divides stays as it is.
     """
     scheme = PRECISIONS[precision] if isinstance(precision, str) else precision
-    role, named = role_of(name), own_type(name, scheme, tied)
+    role, named = role_of(name), _own_type(name, scheme, tied)
     dtype = None
     if named is not None:
         dtype = None if named == "fp32" else named

@@ -1,13 +1,17 @@
 """A validation as one HTML page that needs nothing else: verdict, every check as a bar against its limit."""
 
-__all__ = ["certificate"]
+__all__ = ["certificate", "certificate_dict", "certificate_faults"]
 
+import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from doge_export.errors import DogeExportError
 from doge_export.render.lines import report_lines
+from doge_export.render.parity_charts import drift_svg, margins_svg
 
 if TYPE_CHECKING:
     from doge_export.bundle import Bundle
@@ -25,7 +29,8 @@ border-collapse: collapse; width: 100% } td, th { padding: .2rem .5rem; text-ali
 .fill { height: 100% } .hash { font: 12px monospace; word-break: break-all } .missed { color: #b3261e;
 font-weight: 600 } </style></head><body> <h1>{{ title }}</h1> <p class="verdict">{{ verdict }}</p> <ul>{% for
 line in notes %}<li>{{ line }}</li>{% endfor %}</ul> <h2>Checks</h2> <p>A full bar is at the limit; each
-eighth less is a power of ten.</p> <table><tr><th>check</th><th class="number">value</th><th
+eighth less is a power of ten.</p> {% for picture in pictures %}
+<p>{{ picture | safe }}</p>{% endfor %} <table><tr><th>check</th><th class="number">value</th><th
 class="number">limit</th><th>of the limit</th></tr> {% for check in checks %}<tr><td>{{ check.name }}</td> <td
 class="number{{ "" if check.passed else " missed" }}">{{ check.value }}</td><td class="number">{{ check.limit
 }}</td> <td class="bar"><div class="track"><div class="fill" style="width: {{ check.width }}%; background: {{
@@ -56,7 +61,50 @@ def certificate(report: "Report", bundle: "Bundle", machine: dict[str, Any]) -> 
         notes=notes,
         checks=[_row(check) for check in report.checks],
         tables=tables,
+        pictures=_pictures(report),
     )
+
+
+def certificate_dict(report: "Report", bundle: "Bundle", machine: dict[str, Any]) -> dict[str, Any]:
+    """The same for machines: the report, and what it is of. `certificate_faults` reads it."""
+    manifest = bundle.manifest
+    return {
+        **report.to_dict(),
+        "files": {name: entry.sha256 for name, entry in sorted(manifest.files.items())},
+        "versions": {"doge-export": manifest.doge_export, **manifest.versions},
+        "machine": machine,
+    }
+
+
+def certificate_faults(path: Path, bundle: "Bundle") -> list[str]:
+    """Why the JSON certificate at `path` does not vouch for `bundle`, as sentences; none where it does.
+
+    Raises:
+        DogeExportError: there is no such file, or it is no certificate.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        files, passed = dict(found["files"]), found["passed"]
+    except OSError as error:
+        raise DogeExportError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, TypeError, KeyError):
+        raise DogeExportError(
+            f"{path} is no certificate.",
+            "Write one with doge-export validate BUNDLE --reference MODEL --json FILE.",
+        ) from None
+    faults = []
+    here = {name: entry.sha256 for name, entry in bundle.manifest.files.items()}
+    others = sorted(name for name in {*files, *here} if files.get(name) != here.get(name))
+    if others:
+        faults.append(f"{path} is of another bundle: other bytes in {', '.join(others)}")
+    if passed is not True:
+        faults.append(f"{path} says that the bundle missed: {found.get('cause') or 'see its checks'}")
+    return faults
+
+
+def _pictures(report: "Report") -> list[str]:
+    pictures = [drift_svg(report.drift)] if report.drift.get("parts") else []
+    return [*pictures, margins_svg(report.margins)] if report.margins else pictures
 
 
 def _row(check: "Check") -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-__all__ = ["pareto_svg", "sensitivity_svg"]
+__all__ = ["pareto_svg", "sensitivity_svg", "svg"]
 
 _FONT = 'font-family="sans-serif" font-size="11"'
 
@@ -47,7 +47,7 @@ def sensitivity_svg(rows: Sequence[Mapping[str, Any]], title: str) -> str:
                     f'<text x="{x + width / 2 - 1:g}" y="{y + 13}" text-anchor="middle" fill="{ink}">'
                     f"{cost:.0e}</text>"
                 )
-    return _svg(panel * len(dtypes), 56 + height * len(roles), parts)
+    return svg(panel * len(dtypes), 56 + height * len(roles), parts)
 
 
 def pareto_svg(points: Sequence[Mapping[str, Any]], title: str) -> str:
@@ -58,11 +58,11 @@ def pareto_svg(points: Sequence[Mapping[str, Any]], title: str) -> str:
     sizes = [point["bytes"] / 1e6 for point in points]
     parts += _panel(points, sizes, "MB", smaller=True, x0=0)
     if "tokens_per_second" not in points[0]:
-        return _svg(_PANEL, _HEIGHT, parts)
+        return svg(_PANEL, _HEIGHT, parts)
     speeds = [point["tokens_per_second"] for point in points]
     parts.append(f'<text x="{_PANEL + 8}" y="18" font-weight="bold">KL against tokens per second</text>')
     parts += _panel(points, speeds, "tokens per second", smaller=False, x0=_PANEL)
-    return _svg(2 * _PANEL, _HEIGHT, parts)
+    return svg(2 * _PANEL, _HEIGHT, parts)
 
 
 _PANEL, _HEIGHT, _LEFT, _TOP = 640, 440, 64, 36
@@ -118,7 +118,8 @@ def _panel(
     return parts
 
 
-def _svg(width: float, height: float, parts: Sequence[str]) -> str:
+def svg(width: float, height: float, parts: Sequence[str]) -> str:
+    """`parts` on a white ground of that size, in pixels."""
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" {_FONT}>'
     back = f'<rect width="{width:g}" height="{height:g}" fill="#fff"/>'
     return "\n".join([head, back, *parts, "</svg>"]) + "\n"

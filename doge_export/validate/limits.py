@@ -76,7 +76,7 @@ def limits_for(dtype: str, precision: Precision, given: Mapping[str, float]) -> 
     for name in given:
         if name not in FIGURES:
             raise DogeExportError(f"There is no limit {name!r}.", f"There are {', '.join(sorted(FIGURES))}.")
-    rounded = precision.rounds and dtype == "float32"
+    rounded = precision.rounds and not precision.static and dtype == "float32"
     graph = dict(_TOLERANCES[dtype])
     if precision.rounds and "max_abs_diff" in graph:
         graph["max_abs_diff"] = _ROUNDED_LIMIT

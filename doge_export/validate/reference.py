@@ -257,7 +257,7 @@ def _replace_weights(model: Any, rounded: Mapping[str, npt.NDArray[np.float32]])
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in rounded.items():
-            parameters[name].copy_(torch.from_numpy(weight))
+            parameters[name].copy_(torch.tensor(weight))
 
 
 def _round_inputs(model: Any, activations: Mapping[str, float]) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from doge_export.bundle import Bundle
-from doge_export.quantize import Quantized, dequantize, folds, stays_float
+from doge_export.quantize import Quantized, dequantize, folds, named_precision, stays_float, stored_dtype
 
 
 class Stored:
@@ -58,7 +58,13 @@ def stored_weights(bundle: Bundle, folded: bool = False) -> dict[str, npt.NDArra
     `folded`: also of what scales of channels are folded into, a norm [k], and of what reads it unrounded.
     """
     stored = Stored(bundle.model_path)
-    names = [name for name in stored.names if stored.scales(name) is not None or stays_float(name)]
+    options, tied = bundle.manifest.options, bundle.config.tie_word_embeddings
+    precision = named_precision(str(options["precision"]), options.get("types"))
+    names = [name for name in stored.names if stored.scales(name) is not None]
+    for name in filter(stays_float, stored.names):
+        numbers = stored.numbers(name)
+        if numbers is not None and stored_dtype(name, numbers.shape, precision, tied) is not None:
+            names.append(name)
     for fold in folds(dict.fromkeys(stored.names)) if folded else ():
         names += [*fold.readers, fold.giver, f"{fold.giver.removesuffix('.weight')}.bias"]
     found = {name: stored.numbers(name) for name in names}

@@ -198,6 +198,7 @@ def test_w8a8_runs_and_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--text", str(some), "--calibration", "best"], "There is no calibration 'best'"),
         (["--text", str(some), "--smooth", "nan"], "is not between 0 and 1"),
         (["--text", str(some), "--set", "v_proj=int4"], "v_proj cannot be int4"),
+        (["--text", str(some), "--set", "dt_proj=int8"], "is computed inside the attention"),
     ):
         assert run([*arguments[:3], str(tmp_path / "out"), *arguments[4:], *wrong]) == 2
         assert sentence in capsys.readouterr().err and not (tmp_path / "out").exists()

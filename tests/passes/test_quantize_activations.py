@@ -12,6 +12,7 @@ import pytest
 
 from doge_export.calibrate import CALIBRATIONS, static_ranges
 from doge_export.pipeline import export_model
+from doge_export.quantize import in_int8
 from doge_export.recipe import ExportOptions
 from doge_export.requantize import checkpoint_weights
 from doge_export.validate import compare, validate
@@ -24,15 +25,17 @@ PLAIN = {"target": "onnx", "routing": "per-token"}
 
 @pytest.fixture(scope="module")
 def made(exported: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """made(changes, keep) -> (checkpoint, bundle in w8a8), with ranges of random tokens."""
+    """made(changes, types) -> (checkpoint, bundle in w8a8), with ranges of random tokens."""
     done: dict[str, Any] = {}
 
-    def make(changes: dict[str, Any], keep: tuple[str, ...] = ()) -> Any:
-        if (key := repr((changes, keep))) not in done:
+    def make(changes: dict[str, Any], types: dict[str, str] | None = None) -> Any:
+        if (key := repr((changes, types))) not in done:
             checkpoint, full = exported(PLAIN, **changes)
             ids = np.random.default_rng(0).integers(0, 257, (4, 24))
-            ranges = static_ranges(full, checkpoint_weights(full), ids, "min-max", None, keep)
-            options = ExportOptions.resolve(**PLAIN, precision="w8a8")
+            options = ExportOptions.resolve(**PLAIN, precision="w8a8", types=types or {})
+            tied, weights = full.config.tie_word_embeddings, checkpoint_weights(full)
+            keep = {name for name in weights if not in_int8(name, options.stored, tied)}
+            ranges = static_ranges(full, weights, ids, "min-max", None, keep)
             output = tmp_path_factory.mktemp("w8a8") / "bundle"
             bundle = export_model(str(checkpoint), output, options, validate=False, static=ranges).bundle
             done[key] = (checkpoint, bundle)
@@ -99,10 +102,19 @@ def test_judged_against_the_same_rounding(
 
 
 def test_what_is_kept(made: Any) -> None:
-    _, bundle = made(DENSE, ("v_proj",))
+    _, bundle = made(DENSE, {"v_proj": "fp32"})
     assert not any("v_proj" in name for name in (*stored_weights(bundle), *stored_activations(bundle)))
     assert len(stored_activations(bundle)) == 2 * 6 + 1
-    assert bundle.manifest.options["keep"] == ["v_proj"]
+    assert bundle.manifest.options["types"] == {"v_proj": "fp32"}
+
+
+def test_the_router_too_where_it_is_asked_for(made: Any) -> None:
+    checkpoint, bundle = made(EXPERTS, {"router_gate": "int8", "embed_tokens": "fp32"})
+    routers = [name for name in stored_activations(bundle) if "router_gate" in name]
+    assert len(routers) == 2
+    assert not any("embed_tokens" in name for name in stored_weights(bundle))
+    report = validate(bundle, checkpoint, quick=True)
+    assert report.passed, [check for check in report.checks if not check.passed]
 
 
 def test_calibrations() -> None:
