@@ -21,7 +21,7 @@ help: ## Show these targets
 # stamp comes last, so a broken install is repeated.
 $(STAMP): pyproject.toml $(SOURCES)
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[export,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[export,eval,dev]'
 	touch $@
 
 setup: $(STAMP) ## Create .venv and install everything into it

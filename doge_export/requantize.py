@@ -24,18 +24,17 @@ if TYPE_CHECKING:
     from doge_export.quantize import Quantized
 
 __all__ = [
-    "JUDGED",
     "Requantized",
     "changed_options",
     "checkpoint_weights",
     "judge",
+    "judged_windows",
     "quantize_bundle",
     "write_rounded",
 ]
 
 _CALIBRATION = 64  # windows
-#: Windows of the text that is kept back.
-JUDGED = 16
+_JUDGED = 16  # windows of the text that is kept back
 _STATIC = "percentile"  # the calibration of w8a8
 
 
@@ -90,17 +89,17 @@ def quantize_bundle(
 
         known_inputs = hessians(source, windows, lambda tokens: progress(tokens, "reading the text"))
 
+    config, stored = source.config, options.stored
+
+    def dtype_of(name: str) -> str | None:
+        return stored_dtype(name, weights[name].shape, stored, config.tie_word_embeddings)
+
     def round_with(name: str, weight: Any, dtype: str) -> "Quantized":
         progress(0, f"rounding {name.removesuffix('.weight')}")
         return METHODS[method].round(weight, dtype, known_inputs.get(name))
 
-    config, stored = source.config, options.stored
     if METHODS[method].scales_channels:
         progress(0, "scaling channels")
-
-        def dtype_of(name: str) -> str | None:
-            return stored_dtype(name, weights[name].shape, stored, config.tie_word_embeddings)
-
         known_inputs = scale_channels(weights, known_inputs, dtype_of, METHODS[method].round)
     static = None
     if options.stored.static:
@@ -191,8 +190,20 @@ def _split(source: Bundle, text: str | None) -> tuple[Any, Any]:
     from doge_export.calibrate import windows
     from doge_export.sensitivity import parts_of
 
-    *first, last = parts_of(text)
-    return windows(source, "".join(first), _CALIBRATION), windows(source, last, JUDGED)
+    calibration = "".join(parts_of(text)[:2])
+    return windows(source, calibration, _CALIBRATION), judged_windows(source, text)
+
+
+def judged_windows(source: Bundle, text: str) -> "npt.NDArray[np.int64]":
+    """Token ids [windows, length] of the last fifth of the text, which nothing else may see.
+
+    Raises:
+        DogeExportError: it is shorter than one window.
+    """
+    from doge_export.calibrate import windows
+    from doge_export.sensitivity import parts_of
+
+    return windows(source, parts_of(text)[-1], _JUDGED)
 
 
 def judge(

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from doge_export.bundle import Bundle, check_output, new_folder
-from doge_export.calibrate import windows
 from doge_export.errors import DogeExportError
 from doge_export.pipeline import Exported
 from doge_export.quantize import METHODS
 from doge_export.requantize import (
-    JUDGED,
     Requantized,
     changed_options,
     checkpoint_weights,
     judge,
+    judged_windows,
     write_rounded,
 )
-from doge_export.sensitivity import Mixture, Study, choose, compressed, measure, parts_of
+from doge_export.sensitivity import Mixture, Study, choose, compressed, measure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,11 +27,21 @@ if TYPE_CHECKING:
 
     from doge_export.quantize import Quantized
 
-__all__ = ["SEARCHED", "Searched", "file_bytes", "parse_budget", "search_bundle", "searched_method"]
+__all__ = [
+    "NEIGHBOURS",
+    "SEARCHED",
+    "Searched",
+    "file_bytes",
+    "parse_budget",
+    "search_bundle",
+    "searched_method",
+]
 
 #: The scheme's name; with a method behind it, "searched-search", that rounds.
 SEARCHED = "searched"
 _TRIES = 6
+#: Mixtures near the best that are measured.
+NEIGHBOURS = 24
 _SLACK = 256  # bytes: the graph grows and shrinks a little with the types
 
 
@@ -91,6 +100,7 @@ def search_bundle(
     *,
     max_bytes: int | None = None,
     max_kl: float | None = None,
+    neighbours: int = NEIGHBOURS,
     force: bool = False,
     planned: Callable[[int], None] = lambda count: None,
     advance: Callable[[str], None] = lambda name: None,
@@ -99,9 +109,9 @@ def search_bundle(
     """Write the bundle that `study` is of in the best mixture of types into `output`, and judge it on the
     part of `text` that the study does not see.
 
-    One of `max_bytes`, of model.onnx and its weights, and `max_kl` on the text searched by. The sum of costs
-    is an estimate and the graph's own size is known when it is written: both are measured, and the search
-    repeated with what was missed by. `planned` and `advance` tell of the measurements (sensitivity.measure).
+    One of `max_bytes`, of model.onnx and its weights, and `max_kl` on the text searched by. What the file
+    takes beside its weights is known when one is written, so a first one is; then `neighbours` of the best
+    mixture are measured too. `planned` and `advance` tell of the measurements (sensitivity.measure).
 
     Raises:
         DogeExportError: not one of the two is given, no mixture fits, or `output` is in the way.
@@ -112,18 +122,19 @@ def search_bundle(
         )
     check_output(Path(output), force)
     source = study.bundle
-    _, _, kept_back = parts_of(text)
-    ids = windows(source, kept_back, JUDGED)
-    costs = measure(study, planned, advance)
+    ids = judged_windows(source, text)
+    more = neighbours if max_bytes is not None else 0
+    costs = measure(study, lambda count: planned(count + more), advance)
 
     def round_with(name: str, weight: "npt.NDArray[np.float32]", dtype: str) -> "Quantized":
         return study.rounded(name, dtype)
 
     weights = checkpoint_weights(source)
     around = file_bytes(source) - study.bytes({})  # what is no weight
+    count = 0
     for _ in range(_TRIES):
         budget = None if max_bytes is None else max_bytes - around
-        mixture = choose(study, costs, budget, max_kl)
+        mixture = choose(study, costs, budget, max_kl, count, advance)
         types = compressed(mixture.types)
         options = changed_options(source, precision="fp32", rounding=study.method, types=types)
         with tempfile.TemporaryDirectory(prefix="doge-export-") as folder:
@@ -131,8 +142,9 @@ def search_bundle(
                 source, Path(folder) / "bundle", options, round_with, weights, progress=progress
             )
             size = file_bytes(made.bundle)
-            if max_bytes is not None and size > max_bytes:
-                around += size - max_bytes + _SLACK
+            if max_bytes is not None and (size > max_bytes or count < neighbours):
+                around = size - mixture.bytes + (_SLACK if size > max_bytes else 0)
+                count = count if size > max_bytes else neighbours
                 continue
             with new_folder(Path(output), force) as partial:
                 shutil.copytree(made.bundle.path, partial, dirs_exist_ok=True)

@@ -167,7 +167,7 @@ def main() -> None:
         print(f"| {label} | {found['kl_divergence']:.2e} | {shares} |")
     if arguments.svg:
         points = [
-            {"name": label.removeprefix("ours, "), "searched": "searched" in label, **found}
+            {"name": label.removeprefix("ours, "), "named": "searched" not in label, **found}
             for label, found in results.items()
             if found["of_fp32"] <= 0.3
         ]

@@ -1,9 +1,10 @@
-"""`doge-export eval`: perplexity of a text."""
+"""`doge-export eval`: perplexity of a text, and tasks of lm-eval."""
 
 __all__ = ["command"]
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,46 +13,82 @@ from doge_export.cli._shared import progress, write_json
 
 @click.command("eval")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--text", type=click.Path(path_type=Path), metavar="FILE", required=True, help="UTF-8.")
+@click.option("--text", type=click.Path(path_type=Path), metavar="FILE", help="UTF-8.")
+@click.option("--tasks", metavar="TASK,...",
+              help="Of lm-eval: names, YAML files, or card: those of Doge's cards, five-shot.")  # fmt: skip
+@click.option("--shots", type=click.IntRange(min=0), metavar="N",
+              help="Examples before each question.  [default: the task's own]")  # fmt: skip
 @click.option("--window", type=click.IntRange(min=2), metavar="N",
               help="Tokens of context.  [default: max_position_embeddings, at most 2048]")  # fmt: skip
 @click.option("--stride", type=click.IntRange(min=1), metavar="N",
               help="From one window to the next.  [default: half a window]")  # fmt: skip
-@click.option("--limit", type=click.IntRange(min=2), metavar="N", help="The first tokens of the text only.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="The first tokens of the text, or documents of a task, only.",
+)
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: every processor.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the figures as JSON.")
 def command(
     bundle: Path,
-    text: Path,
+    text: Path | None,
+    tasks: str | None,
+    shots: int | None,
     window: int | None,
     stride: int | None,
     limit: int | None,
     threads: int | None,
     json_to: str | None,
 ) -> None:
-    """Measure perplexity and bits per byte of a text with BUNDLE, in windows that overlap.
+    """Measure perplexity and bits per byte of a text with BUNDLE, in windows that overlap, or run tasks.
 
     \b
     doge-export eval out/doge-tiny --text models/heldout.txt
     doge-export eval out/doge-tiny --text book.txt --window 512 --stride 64 --json -
+    doge-export eval out/doge-tiny --tasks arc_easy,piqa --limit 100
+    doge-export eval out/doge-tiny --tasks questions.yaml --shots 5 --json -
     """
     from doge_export.bundle import Bundle
-    from doge_export.evaluate import evaluate_text, read_text
+    from doge_export.errors import DogeExportError
+    from doge_export.evaluate import evaluate_tasks, evaluate_text, read_text
     from doge_export.runtime import Session
     from doge_export.tokenizer import Tokenizer
 
+    if text is None and tasks is None:
+        raise DogeExportError("There is nothing to measure.", "Give --text FILE or --tasks TASK,...")
     opened = Bundle.open(bundle)
-    tokenizer, content = Tokenizer.load(opened.path), read_text(text)
+    tokenizer, content = Tokenizer.load(opened.path), None if text is None else read_text(text)
     session = Session.open(opened, threads)
-    with progress("Scoring") as advance:
-        found = evaluate_text(
-            session, tokenizer, content, window=window, stride=stride, limit=limit, advance=advance
-        )
-    if json_to is not None:
-        write_json({"text": text.name, **asdict(found)}, json_to)
-    if json_to != "-":
-        click.echo(f"perplexity {found.perplexity:.4f}, {found.bits_per_byte:.4f} bits per byte")
-        click.echo(
+    figures: dict[str, Any] = {}
+    lines = []
+    if text is not None and content is not None:
+        with progress("Scoring") as advance:
+            found = evaluate_text(
+                session, tokenizer, content, window=window, stride=stride, limit=limit, advance=advance
+            )
+        figures |= {"text": text.name, **asdict(found)}
+        lines.append(f"perplexity {found.perplexity:.4f}, {found.bits_per_byte:.4f} bits per byte")
+        lines.append(
             f"{found.tokens:,} tokens, {found.bytes:,} bytes; windows of {found.window} tokens, "
             f"one every {found.stride}"
         )
+    if tasks is not None:
+        names = [name.strip() for name in tasks.split(",") if name.strip()]
+        with progress("Answering") as advance:
+            figures["tasks"] = evaluate_tasks(
+                session, tokenizer, names, shots=shots, limit=limit, advance=advance
+            )
+        for name, metrics in figures["tasks"].items():
+            shown = [
+                f"{key} {value:.4f}"
+                for key, value in metrics.items()
+                if isinstance(value, float) and not key.endswith("_stderr")
+            ]
+            lines.append(
+                f"{name}: {', '.join(shown)} ({metrics['shots']} shots, {metrics['samples']} samples)"
+            )
+    if json_to is not None:
+        write_json(figures, json_to)
+    if json_to != "-":
+        click.echo("\n".join(lines))

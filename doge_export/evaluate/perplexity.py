@@ -6,7 +6,7 @@ the start of the text. This is the sliding evaluation of transformers' documenta
 fixed-length models"), with every token counted once.
 """
 
-__all__ = ["Perplexity", "evaluate_text", "token_costs"]
+__all__ = ["Perplexity", "calls_of", "evaluate_text", "mixes", "most_rows", "token_costs"]
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -99,11 +99,10 @@ def _scores(
     session: Session, ids: npt.NDArray[np.int64], window: int, stride: int
 ) -> Iterator[tuple[float, int]]:
     """Negative log-likelihood and number of newly scored tokens, several windows at a time."""
-    vocab = session.bundle.config.vocab_size
     starts = list(range(0, max(1, len(ids) - window + stride), stride))
     starts = [start for start in starts if start == 0 or start + window - stride < len(ids)]
     whole = [start for start in starts if start + window <= len(ids)]
-    rows = 1 if _mixes(session) else max(1, _LOGITS // (min(_CALL, window) * vocab))
+    rows = most_rows(session, window)
     batches = [whole[at : at + rows] for at in range(0, len(whole), rows)]
     batches += [[start] for start in starts[len(whole) :]]
     for batch in batches:
@@ -115,20 +114,32 @@ def _scores(
         yield total, int(sum(length - each for each in first))
 
 
-def _mixes(session: Session) -> bool:
+def mixes(session: Session) -> bool:
     """Whether a token's result depends on the other rows and tokens of its call."""
     bundle = session.bundle
     return bundle.config.is_moe and bundle.manifest.options.get("routing") != "per-token"
 
 
-def _calls(session: Session, length: int) -> Sequence[slice]:
-    """A window in pieces that give what one call gives."""
+def most_rows(session: Session, length: int) -> int:
+    """How many rows of up to `length` tokens one call may take, so that each gives what it gives alone."""
+    if mixes(session) or _turns(session, length):
+        return 1
+    return max(1, _LOGITS // (min(_CALL, length) * session.bundle.config.vocab_size))
+
+
+def calls_of(session: Session, length: int) -> Sequence[slice]:
+    """A row in pieces that give what one call gives."""
+    if mixes(session) or _turns(session, length):
+        return [slice(0, length)]
+    return [slice(at, min(at + _CALL, length)) for at in range(0, length, _CALL)]
+
+
+def _turns(session: Session, length: int) -> bool:
+    """Whether the rope of a call depends on its longest position, within so many tokens."""
     config, streams = session.bundle.config, session.bundle.manifest.cache.kind == "bounded"
     turns = config.rope["rope_type"] in ("dynamic", "longrope") and not streams
     limit = min(config.max_position_embeddings, config.rope.get("original_max_position_embeddings", length))
-    if _mixes(session) or (turns and length > limit):
-        return [slice(0, length)]
-    return [slice(at, min(at + _CALL, length)) for at in range(0, length, _CALL)]
+    return bool(turns and length > limit)
 
 
 def _negative_log_likelihood(
@@ -137,7 +148,7 @@ def _negative_log_likelihood(
     """Of tokens first[row], ... of each row of ids [rows, length], each given those before it."""
     rows, length = ids.shape
     total = 0.0
-    for part, logits in read_rows(session, ids, _calls(session, length), length):
+    for part, logits in read_rows(session, ids, calls_of(session, length), length):
         for row in range(rows):
             begin = max(part.start, int(first[row]) - 1)
             end = min(part.stop, length - 1)

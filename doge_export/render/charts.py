@@ -51,43 +51,71 @@ def sensitivity_svg(rows: Sequence[Mapping[str, Any]], title: str) -> str:
 
 
 def pareto_svg(points: Sequence[Mapping[str, Any]], title: str) -> str:
-    """Points with `name`, `bytes`, `kl_divergence`, `searched` as KL, on a logarithmic axis, over megabytes;
-    the mixtures are joined, and the others named."""
-    width, height, left, top = 720, 420, 64, 36
+    """Points with `name`, `bytes` and `kl_divergence`: KL over megabytes, and where they have
+    `tokens_per_second` over those beside it, on logarithmic axes. Points that none beats in both axes are
+    joined and named, as are those with `named`; filled are those with `front`, or all without it."""
+    parts = [f'<text x="8" y="18" font-weight="bold">{escape(title)}: KL against bytes</text>']
     sizes = [point["bytes"] / 1e6 for point in points]
-    costs = [math.log10(max(point["kl_divergence"], 1e-9)) for point in points]
-    first, last = min(sizes) * 0.95, max(sizes) * 1.05
+    parts += _panel(points, sizes, "MB", smaller=True, x0=0)
+    if "tokens_per_second" not in points[0]:
+        return svg(_PANEL, _HEIGHT, parts)
+    speeds = [point["tokens_per_second"] for point in points]
+    parts.append(f'<text x="{_PANEL + 8}" y="18" font-weight="bold">KL against tokens per second</text>')
+    parts += _panel(points, speeds, "tokens per second", smaller=False, x0=_PANEL)
+    return svg(2 * _PANEL, _HEIGHT, parts)
+
+
+_PANEL, _HEIGHT, _LEFT, _TOP = 640, 440, 64, 36
+_RED, _BLUE = "#c33", "#236"
+
+
+def _panel(
+    points: Sequence[Mapping[str, Any]], values: Sequence[float], label: str, *, smaller: bool, x0: float
+) -> list[str]:
+    """KL over `values`, which are better `smaller`, as parts of an SVG from `x0` on."""
+    positive = [point["kl_divergence"] for point in points if point["kl_divergence"] > 0] or [1.0]
+    floor = min(positive) / 2  # where a KL of 0 stands
+    costs = [math.log10(max(point["kl_divergence"], floor)) for point in points]
+    first, last = math.log10(min(values) * 0.95), math.log10(max(values) * 1.05)
     low, high = math.floor(min(costs) * 2) / 2, math.ceil(max(costs) * 2) / 2
     high = high if high > low else low + 0.5
+    left, right = x0 + _LEFT, x0 + _PANEL - 20
 
-    def place(size: float, cost: float) -> tuple[float, float]:
-        x = left + (size - first) / (last - first) * (width - left - 20)
-        return x, top + (high - cost) / (high - low) * (height - top - 48)
+    def place(value: float, cost: float) -> tuple[float, float]:
+        x = left + (math.log10(value) - first) / (last - first) * (right - left)
+        return x, _TOP + (high - cost) / (high - low) * (_HEIGHT - _TOP - 48)
 
-    parts = [f'<text x="8" y="18" font-weight="bold">{escape(title)}: KL against bytes</text>']
+    parts = []
     for power in range(math.ceil(low), math.floor(high) + 1):
-        _, y = place(first, power)
-        parts.append(f'<path d="M{left} {y:.1f}H{width - 20}" stroke="#ddd"/>')
+        _, y = place(values[0], power)
+        parts.append(f'<path d="M{left} {y:.1f}H{right}" stroke="#ddd"/>')
         parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">1e{power}</text>')
     for step in range(6):
-        size = first + (last - first) * step / 5
-        x, _ = place(size, low)
-        parts.append(f'<text x="{x:.1f}" y="{height - 26}" text-anchor="middle">{size:.2f}</text>')
-    parts.append(f'<text x="{width / 2}" y="{height - 8}" text-anchor="middle">MB</text>')
-    line = sorted((size, cost) for size, cost, p in zip(sizes, costs, points, strict=True) if p["searched"])
-    if line:
-        path = "L".join("{:.1f} {:.1f}".format(*place(*each)) for each in line)
-        parts.append(f'<path d="M{path}" fill="none" stroke="#c33"/>')
-    for size, cost, point in zip(sizes, costs, points, strict=True):
-        x, y = place(size, cost)
-        label = escape(point["name"])
-        colour = "#c33" if point["searched"] else "#236"
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
-        if not point["searched"]:
-            end = x > width - 160
-            anchor, shift = ("end", -7) if end else ("start", 7)
-            parts.append(f'<text x="{x + shift:.1f}" y="{y - 5:.1f}" text-anchor="{anchor}">{label}</text>')
-    return svg(width, height, parts)
+        value = 10 ** (first + (last - first) * step / 5)
+        x, _ = place(value, low)
+        shown = f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 26}" text-anchor="middle">{shown}</text>')
+    middle = (left + right) / 2
+    parts.append(f'<text x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(label)}</text>')
+    order = sorted(range(len(points)), key=lambda at: (values[at] if smaller else -values[at], costs[at]))
+    best: list[int] = []
+    for at in order:
+        if not best or costs[at] < costs[best[-1]]:
+            best.append(at)
+    path = "L".join("{:.1f} {:.1f}".format(*place(values[at], costs[at])) for at in best)
+    parts.append(f'<path d="M{path}" fill="none" stroke="{_RED}"/>')
+    for at, point in enumerate(points):
+        x, y = place(values[at], costs[at])
+        colour, name = _RED if at in best else _BLUE, escape(point["name"])
+        fill = colour if point.get("front", True) else "#fff"
+        parts.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colour}">'
+            f"<title>{name}</title></circle>"
+        )
+        if at in best or point.get("named"):
+            anchor, shift = ("end", -7) if x > middle else ("start", 7)
+            parts.append(f'<text x="{x + shift:.1f}" y="{y - 5:.1f}" text-anchor="{anchor}">{name}</text>')
+    return parts
 
 
 def svg(width: float, height: float, parts: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Which matrices bear fewer bits: what each costs on a text, and the best mixture within a budget."""
 
-from doge_export.sensitivity.mixture import Mixture, choose, compressed, measure
+from doge_export.sensitivity.costs import measure
+from doge_export.sensitivity.mixture import Mixture, choose, compressed
 from doge_export.sensitivity.probe import Effect, Probe
 from doge_export.sensitivity.rows import Row, sensitivity
 from doge_export.sensitivity.study import Study, parts_of

@@ -1,29 +1,29 @@
 """The types of all matrices that lose least within a budget of bytes, or are smallest within one of KL.
 
-What rounding one matrix costs is measured by itself, in every type. These costs very nearly add up, for a
-small KL is a quadratic form in the errors and those of different matrices are hardly correlated: so the best
-mixture within a budget is a knapsack of one type a matrix. (A price of a byte, Lagrange's multiplier, finds
-only those on the convex hull: a small model's table is so large a step that whole ranges of budgets lie
-between.) The sum is an estimate: what is chosen is measured as a whole, beside all matrices in one type, and
-the best of these is taken.
+The costs of single matrices very nearly add up, for those of different matrices are hardly correlated: so the
+best mixture within a budget is a knapsack of one type a matrix. (A price of a byte, Lagrange's multiplier,
+finds only those on the convex hull: a small model's table is so large a step that whole ranges of budgets lie
+between.) The sum is an estimate, so whole mixtures are measured: the knapsack's, that with one type a role,
+all matrices in one type, and then neighbours of the best, knapsacks whose costs are multiplied, role by role,
+with a random factor (a (1+1) evolution strategy). What decides is Effect.typical_kl.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from doge_export.errors import DogeExportError
-from doge_export.quantize import role_of, stays_float
+from doge_export.quantize import role_of
+from doge_export.sensitivity.costs import TYPES, Costs, Option
 from doge_export.sensitivity.probe import Effect
 from doge_export.sensitivity.study import Study
 
-__all__ = ["TYPES", "Mixture", "choose", "compressed", "measure"]
-
-#: What is tried of each matrix.
-TYPES = ("int4:128", "int4", "int4:16", "int8", "int8:32", "int8:8", "fp32")
+__all__ = ["Mixture", "choose", "compressed"]
 
 _CELLS = 1 << 15
+_SPREAD = 0.7  # of the logarithm of a role's factor
+_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -35,48 +35,34 @@ class Mixture:
     effect: Effect
 
 
-@dataclass(frozen=True)
-class _Option:
-    dtype: str
-    bytes: int
-    cost: float
-
-
-Costs = Mapping[str, Sequence[_Option]]
-
-
-def measure(
+def choose(
     study: Study,
-    planned: Callable[[int], None] = lambda count: None,
+    costs: Costs,
+    max_bytes: int | None = None,
+    max_kl: float | None = None,
+    neighbours: int = 0,
     advance: Callable[[str], None] = lambda name: None,
-) -> Costs:
-    """Matrix -> its types, with their bytes and what each costs by itself."""
-    work = [
-        (name, dtype)
-        for name in study.matrices
-        if not stays_float(name)
-        for dtype in TYPES
-        if study.fits(name, dtype)
-    ]
-    planned(len(work))
-    options: dict[str, list[_Option]] = {}
-    for name, dtype in work:
-        advance(f"{name.removesuffix('.weight')} in {dtype}")
-        cost = study.effect({name: dtype}).kl_divergence
-        options.setdefault(name, []).append(_Option(dtype, study.bytes({name: dtype}, only=True), cost))
-    return options
-
-
-def choose(study: Study, costs: Costs, max_bytes: int | None = None, max_kl: float | None = None) -> Mixture:
-    """The mixture of least KL whose tensors take at most `max_bytes`, or the smallest of at most `max_kl`.
+) -> Mixture:
+    """The mixture of least typical KL whose tensors take at most `max_bytes`, or the smallest of a mean KL of
+    at most `max_kl`. `neighbours` of the best are measured too; `advance` is told of each.
 
     Raises:
         DogeExportError: there is none.
     """
-    if max_bytes is not None:
-        return _least_kl(study, costs, max_bytes)
-    assert max_kl is not None
-    return _smallest(study, costs, max_kl)
+    if max_bytes is None:
+        assert max_kl is not None
+        return _smallest(study, costs, max_kl)
+    best, factors = _least_kl(study, costs, max_bytes), np.zeros(len(_roles(costs)))
+    rng = np.random.default_rng(_SEED)
+    for number in range(neighbours):
+        advance(f"mixture {number + 1} of {neighbours}")
+        tried = factors + rng.normal(0, _SPREAD, len(factors))
+        types = _best(study, _scaled(costs, tried), max_bytes)
+        assert types is not None
+        found = _mixture(study, types)
+        if found.effect.typical_kl < best.effect.typical_kl:
+            best, factors = found, tried
+    return best
 
 
 def compressed(types: Mapping[str, str]) -> dict[str, str]:
@@ -92,18 +78,77 @@ def compressed(types: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _best(study: Study, costs: Costs, max_bytes: int) -> dict[str, str] | None:
-    """The types whose costs have the smallest sum within `max_bytes`; None where nothing fits.
+def _roles(costs: Costs) -> list[str]:
+    return list(dict.fromkeys(map(role_of, costs)))
 
-    The knapsack of one option of each group, solved by dynamic programming over bytes in `_CELLS` units, each
-    option's rounded up.
-    """
-    free = max_bytes - (study.bytes({}) - study.bytes(dict.fromkeys(costs, "fp32"), only=True))
+
+def _scaled(costs: Costs, logarithms: np.ndarray) -> Costs:
+    """Each role's costs times its factor."""
+    factors = dict(zip(_roles(costs), np.exp(logarithms), strict=True))
+    return {
+        name: [replace(option, cost=option.cost * float(factors[role_of(name)])) for option in options]
+        for name, options in costs.items()
+    }
+
+
+def _least_kl(study: Study, costs: Costs, max_bytes: int) -> Mixture:
+    """Of the knapsack by matrices, the one by roles, and all matrices in one type."""
+    types = _best(study, costs, max_bytes)
+    if types is None:
+        smallest = {name: min(options, key=lambda each: each.bytes).dtype for name, options in costs.items()}
+        raise DogeExportError(
+            f"No mixture of types is that small: the weights take {study.bytes(smallest):,} bytes at least, "
+            f"and {max(max_bytes, 0):,} are left for them.",
+            "Give a larger --max-bytes.",
+        )
+    candidates = [types]
+    if (alike := _best_by_role(study, costs, max_bytes)) is not None:
+        candidates.append(alike)
+    for dtype in TYPES:
+        one = dict.fromkeys(costs, dtype)
+        fits = all(any(option.dtype == dtype for option in options) for options in costs.values())
+        if fits and study.bytes(one) <= max_bytes:
+            candidates.append(one)
+    return min((_mixture(study, each) for each in candidates), key=lambda each: each.effect.typical_kl)
+
+
+def _best_by_role(study: Study, costs: Costs, max_bytes: int) -> dict[str, str] | None:
+    """The same with one type for all matrices of a role."""
+    sums: dict[str, list[Option]] = {}
+    for role in _roles(costs):
+        own = [options for name, options in costs.items() if role_of(name) == role]
+        by_type = [{option.dtype: option for option in options} for options in own]
+        common = [dtype for dtype in by_type[0] if all(dtype in each for each in by_type)]
+        sums[role] = [
+            Option(
+                dtype,
+                sum(each[dtype].bytes for each in by_type),
+                sum(each[dtype].cost for each in by_type),
+            )
+            for dtype in common
+        ]
+    found = _knapsack(sums, _free(study, costs, max_bytes))
+    return None if found is None else {name: found[role_of(name)] for name in costs}
+
+
+def _best(study: Study, costs: Costs, max_bytes: int) -> dict[str, str] | None:
+    """The types whose costs have the smallest sum within `max_bytes`; None where nothing fits."""
+    return _knapsack(costs, _free(study, costs, max_bytes))
+
+
+def _free(study: Study, costs: Costs, max_bytes: int) -> int:
+    """What is left for the matrices."""
+    return max_bytes - (study.bytes({}) - study.bytes(dict.fromkeys(costs, "fp32"), only=True))
+
+
+def _knapsack(costs: Costs, free: int) -> dict[str, str] | None:
+    """One option of each group, the sum of whose costs is smallest within `free` bytes, by dynamic
+    programming over bytes in `_CELLS` units, each option's rounded up; None where nothing fits."""
     if free <= 0:
         return None
     unit = max(1, -(-free // _CELLS))
     cells = free // unit + 1
-    least = np.zeros(cells)  # of the matrices so far, within so many units
+    least = np.zeros(cells)  # of the groups so far, within so many units
     chosen = []
     for options in costs.values():
         sizes = [-(-option.bytes // unit) for option in options]
@@ -121,23 +166,6 @@ def _best(study: Study, costs: Costs, max_bytes: int) -> dict[str, str] | None:
         types[name] = options[pick[at]].dtype
         at -= sizes[pick[at]]
     return dict(reversed(types.items()))
-
-
-def _least_kl(study: Study, costs: Costs, max_bytes: int) -> Mixture:
-    types = _best(study, costs, max_bytes)
-    if types is None:
-        smallest = {name: min(options, key=lambda each: each.bytes).dtype for name, options in costs.items()}
-        raise DogeExportError(
-            f"No mixture of types is that small: the weights take {study.bytes(smallest):,} bytes at least, "
-            f"and {max(max_bytes, 0):,} are left for them.",
-            "Give a larger --max-bytes.",
-        )
-    candidates = [types]
-    for dtype in TYPES:
-        alike = {name: dtype for name in costs if study.fits(name, dtype)}
-        if len(alike) == len(costs) and study.bytes(alike) <= max_bytes:
-            candidates.append(alike)
-    return min((_mixture(study, each) for each in candidates), key=lambda each: each.effect.kl_divergence)
 
 
 def _smallest(study: Study, costs: Costs, max_kl: float) -> Mixture:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from doge_export.quantize import (
     Quantized,
     dequantize,
     named_precision,
+    quantize,
     role_of,
     stored_bytes,
     stored_dtype,
@@ -80,6 +81,7 @@ class Study:
             "text": hashlib.sha256(text.encode()).hexdigest(),
             "method": method,
             "windows": len(self._ids),
+            "figures": [field.name for field in fields(Effect)],
         }
         self.journal = Journal(journal, subject)
 
@@ -109,6 +111,13 @@ class Study:
             weight = self._probe.weights[name]
             self._rounded[name, dtype] = METHODS[self.method].round(weight, dtype, self._hessians.get(name))
         return self._rounded[name, dtype]
+
+    def squared_error(self, name: str, dtype: str) -> float:
+        """Of the matrix' products, each input by its mean square, where it is rounded to nearest."""
+        weight = self._probe.weights[name]
+        squares = np.square(weight - dequantize(quantize(weight, dtype)))
+        inputs = self._hessians.get(name)
+        return float((squares if inputs is None else squares * np.diag(inputs)).sum(dtype=np.float64))
 
     def effect(self, types: Mapping[str, str]) -> Effect:
         """What storing these matrices so, and all others in full, does."""

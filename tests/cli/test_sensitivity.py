@@ -14,9 +14,8 @@ from doge_export.cli.app import run
 from doge_export.pipeline import export_model, validate_bundle
 from doge_export.quantize import dequantize, quantize
 from doge_export.recipe import ExportOptions
-from doge_export.searched import file_bytes, parse_budget
-from doge_export.sensitivity import Probe, Study, parts_of
-from doge_export.sensitivity import mixture as mixtures
+from doge_export.searched import file_bytes, parse_budget, search_bundle
+from doge_export.sensitivity import Probe, Study, costs, mixture, parts_of
 
 HELDOUT = presets.models_folder() / "heldout.txt"
 
@@ -86,8 +85,10 @@ def test_sensitivity_goes_on_where_it_stopped(
 def test_a_searched_mixture_beats_one_type_in_its_bytes(
     source: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(mixtures, "TYPES", ("int4", "int8"))
+    for module in (costs, mixture):
+        monkeypatch.setattr(module, "TYPES", ("int4", "int8"))
     monkeypatch.setitem(Study.__init__.__kwdefaults__, "most", 2)
+    monkeypatch.setitem(search_bundle.__kwdefaults__, "neighbours", 3)
     study = Study(source, HELDOUT.read_text(), method="search")
     assert not np.isin(windows(source, parts_of(HELDOUT.read_text())[2], 4), study._ids).all()
     arguments = ["quantize", str(source.path), "--text", str(HELDOUT), "--json", "-"]

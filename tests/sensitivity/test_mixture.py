@@ -1,6 +1,7 @@
 """The knapsack against every combination; budgets kept; what was measured is not measured again."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from doge_export.errors import DogeExportError
 from doge_export.journal import Journal
 from doge_export.quantize import named_precision, stored_bytes
 from doge_export.sensitivity import choose, compressed
-from doge_export.sensitivity.mixture import _Option
+from doge_export.sensitivity.costs import Option
 
 NAMES = tuple(
     f"model.layers.{layer}.self_attn.{role}.weight" for layer in (0, 1) for role in ("q_proj", "v_proj")
@@ -28,12 +29,12 @@ class Additive:
         self.shapes = {name: (int(rng.integers(1, 9)) * 8, 64) for name in NAMES} | {
             "model.norm.weight": (64,)
         }
-        self.costs: dict[str, list[_Option]] = {}
+        self.costs: dict[str, list[Option]] = {}
         for name in NAMES:
             base = float(rng.uniform(0, 1))
             costs = (base, base * float(rng.uniform(0, 0.5)), 0.0)
             self.costs[name] = [
-                _Option(kind, self.bytes({name: kind}, only=True), cost)
+                Option(kind, self.bytes({name: kind}, only=True), cost)
                 for kind, cost in zip(KINDS, costs, strict=True)
             ]
 
@@ -48,7 +49,7 @@ class Additive:
         assert set(types) == set(NAMES)
         options = {(name, each.dtype): each.cost for name, found in self.costs.items() for each in found}
         total = sum(options[name, dtype] for name, dtype in types.items())
-        return SimpleNamespace(kl_divergence=total)
+        return SimpleNamespace(kl_divergence=total, typical_kl=total)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -68,6 +69,22 @@ def test_no_combination_is_better(seed: int) -> None:
         assert found.bytes <= least + study.bytes({}) // 1000
     with pytest.raises(DogeExportError, match="No mixture of types is that small"):
         choose(study, study.costs, max_bytes=sizes[0] - 1)
+
+
+def test_neighbours_mend_a_wrong_estimate() -> None:
+    """Costs that take v_proj for harmless: what is measured says otherwise, and is listened to."""
+    study: Any = Additive(1)
+    wrong = {
+        name: [replace(each, cost=each.cost * (0.2 if "v_proj" in name else 1)) for each in options]
+        for name, options in study.costs.items()
+    }
+    smallest, larger = (study.bytes(dict.fromkeys(NAMES, kind)) for kind in ("int4", "int8"))
+    budget = int(0.3 * smallest + 0.7 * larger)
+    told: list[str] = []
+    before, best = (choose(study, costs, max_bytes=budget) for costs in (wrong, study.costs))
+    after = choose(study, wrong, max_bytes=budget, neighbours=20, advance=told.append)
+    assert len(told) == 20 and after.bytes <= budget
+    assert best.effect.typical_kl <= after.effect.typical_kl < before.effect.typical_kl
 
 
 def test_types_are_said_shortly() -> None:

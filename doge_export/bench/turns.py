@@ -1,0 +1,24 @@
+"""Tokens a second of several bundles, each measured in turn, in a process of its own."""
+
+__all__ = ["turn"]
+
+from pathlib import Path
+
+from doge_export.bench.process import Worker
+
+_OURS = "doge_export.bench.worker"
+_WARM = 8  # tokens that are not counted
+
+
+def turn(bundle: Path, prompt: list[int], new_tokens: int, threads: int) -> float:
+    """Of greedy decoding, batch 1, by a new process that ends with it: so many bundles take turns without
+    being in memory together.
+
+    Raises:
+        DogeExportError: the bundle does not run here.
+    """
+    with Worker(_OURS) as worker:
+        worker.call("open", bundle=str(bundle), threads=threads)
+        worker.call("round", prompt=prompt, new_tokens=_WARM)
+        run = worker.call("round", prompt=prompt, new_tokens=new_tokens)
+    return float(run["decode_tokens"] / run["decode_seconds"])

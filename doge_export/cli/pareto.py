@@ -1,0 +1,104 @@
+"""`doge-export pareto`: which ways to store a model are worth choosing."""
+
+__all__ = ["command"]
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+
+from doge_export.cli._shared import progress, write_json, write_text
+
+
+@click.command("pareto")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--text", type=click.Path(path_type=Path), metavar="FILE", required=True,
+              help="UTF-8: three fifths calibrate, one is searched by, and the last judges.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", required=True,
+              help="Gets pareto.json and pareto.svg; until then, what is done so far.")  # fmt: skip
+@click.option("--scheme", "schemes", metavar="SCHEME", multiple=True,
+              help="As quantize takes it.  [default: every precision by every method]")  # fmt: skip
+@click.option("--max-bytes", "budgets", metavar="N|SHARE", multiple=True,
+              help="Of a searched mixture.  [default: seven, from int4's size to above int8's]")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Of decoding.")
+@click.option("--prompt-tokens", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(min=2), default=128, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: every processor.")
+@click.option("--force", is_flag=True, help="Replace what is in the output folder.")
+@click.option("--json", "json_to", metavar="FILE|-", help="Write the JSON here too.")
+@click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw the picture here too.")
+def command(
+    bundle: Path,
+    text: Path,
+    output: Path,
+    schemes: tuple[str, ...],
+    budgets: tuple[str, ...],
+    rounds: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    threads: int | None,
+    force: bool,
+    json_to: str | None,
+    svg: Path | None,
+) -> None:
+    """Store BUNDLE, a bundle in full precision, in every way, and say which ways none beats in bytes, KL and
+    tokens per second together. Quality is that on text which nothing learned from; speeds are medians of
+    rounds over all. Interrupted, it goes on where it stopped.
+
+    \b
+    doge-export pareto out/doge-tiny --text models/heldout.txt -o out/front
+    doge-export pareto out/doge-tiny --text corpus.txt -o out/front --scheme int8 --max-bytes 0.2
+    """
+    from doge_export.errors import DogeExportError
+    from doge_export.evaluate import read_sample
+    from doge_export.pareto import SCHEMES, Pareto, pareto
+    from doge_export.render.charts import pareto_svg
+
+    found, picture, work = output / "pareto.json", output / "pareto.svg", output / ".work"
+    if output.exists() and not output.is_dir():
+        raise DogeExportError(f"{output} is no folder.", "Give another -o.")
+    if found.exists() and not force:
+        raise DogeExportError(f"{found} exists already.", "Use --force to replace it.")
+    settings = Pareto(schemes or SCHEMES, budgets or None, rounds, prompt_tokens, new_tokens, threads)
+    content = read_sample(text)
+    with progress("Measuring") as advance:
+        result = pareto(
+            bundle,
+            content,
+            work,
+            settings,
+            planned=advance.planned,
+            progress=lambda steps, stage: advance(steps, f"Measuring: {stage}"),
+        )
+    result["text"] = text.name
+    drawn = pareto_svg(result["points"], bundle.name)
+    write_json(result, found)
+    for path in (picture, *(() if svg is None else (svg,))):
+        write_text(drawn, path)
+    if json_to is not None:
+        write_json(result, json_to)
+    shutil.rmtree(work)
+    if json_to != "-":
+        _say(result, output)
+
+
+def _say(result: dict[str, Any], output: Path) -> None:
+    points = sorted(result["points"], key=lambda point: -point["kl_divergence"])
+    width = max(len(point["name"]) for point in points)
+    click.echo(f"  {'':{width}} {'bytes':>12} {'share':>6} {'KL':>8} {'top-1':>7} {'tokens/s':>9}")
+    for point in points:
+        mark = "*" if point["front"] else " "
+        quality = f"{point['kl_divergence']:>8.1e} {point['top1_agreement']:>7.2%}"
+        size = f"{point['bytes']:>12,} {point['of_full']:>6.3f}"
+        speed = f"{point['tokens_per_second']:>9,.0f}"
+        click.echo(f"{mark} {point['name']:{width}} {size} {quality} {speed}")
+    click.echo(f"* none is better in all three; {result['judged_tokens']:,} tokens judge")
+    click.echo(f"{output / 'pareto.svg'}")
+    for point in points:
+        if point["front"]:
+            made = f"doge-export {point['command']}" if point["command"] else "BUNDLE as it is"
+            click.echo(f"{point['name']}: {made}")
+            if point["types"]:
+                types = " ".join(f"--set {name}={dtype}" for name, dtype in point["types"].items())
+                click.echo(f"    {types}")

@@ -1,0 +1,301 @@
+"""Which ways to store a model are worth choosing: KL against bytes against measured tokens per second.
+
+Every candidate is a bundle, made as `quantize` makes it, judged on the last fifth of the text, which neither
+calibration nor search sees, and timed in rounds over all of them. What is done is kept in a folder beside the
+result, so that an interrupted run goes on.
+"""
+
+import hashlib
+import json
+import shutil
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from doge_export.bench.machine import describe, usable_cpus
+from doge_export.bench.turns import turn
+from doge_export.bundle import Bundle
+from doge_export.errors import DogeExportError
+from doge_export.journal import Journal
+from doge_export.quantize import METHODS, PRECISIONS, parse_scheme, quantize
+from doge_export.requantize import (
+    changed_options,
+    checkpoint_weights,
+    judge,
+    judged_windows,
+    quantize_bundle,
+    write_rounded,
+)
+from doge_export.searched import SEARCHED, file_bytes, parse_budget, search_bundle
+from doge_export.sensitivity import Study
+
+__all__ = ["SCHEMES", "Pareto", "dominates", "front", "pareto"]
+
+#: What is tried unasked: every precision that the kernels have, rounded in every way.
+SCHEMES = tuple(
+    precision if method == "nearest" else f"{precision}-{method}"
+    for precision, each in PRECISIONS.items()
+    if each.rounds and not each.static
+    for method in METHODS
+)
+#: Budgets of the searched mixtures that are tried unasked: 0 is the size of int4, 1 that of int8.
+_STEPS = (0.02, 0.1, 0.25, 0.5, 0.75, 1.0, 1.06)
+#: Speeds nearer than this are one: no round is quieter.
+SAME_SPEED = 0.03
+
+Progress = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class Pareto:
+    """How to measure: `schemes` as `quantize` takes them, `budgets` of searched mixtures as its --max-bytes
+    takes them (None: seven from int4's size to a little above int8's), and `rounds` of greedy decoding."""
+
+    schemes: Sequence[str] = SCHEMES
+    budgets: Sequence[str] | None = None
+    rounds: int = 5
+    prompt_tokens: int = 32
+    new_tokens: int = 128
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """`make` writes the bundle and gives what it costs; `command` does the same."""
+
+    name: str
+    command: str
+    make: Callable[[Path], Any]
+
+
+def pareto(
+    bundle: Path | str,
+    text: str,
+    work: Path,
+    settings: Pareto | None = None,
+    *,
+    planned: Callable[[int], None] = lambda count: None,
+    progress: Progress = lambda steps, stage: None,
+) -> dict[str, Any]:
+    """Measure all candidates of a bundle in full precision; `work` is a folder for bundles and journals,
+    which the caller removes when the result is safe.
+
+    Returns: JSON: `points`, each with `name`, `command`, `types`, `bytes`, `kl_divergence`, `top1_agreement`,
+    `perplexity`, `tokens_per_second` and `front`, and what it was measured on.
+
+    Raises:
+        DogeExportError: the bundle is rounded already or has no kernels, a scheme or budget does not exist,
+            or the text is too short.
+    """
+    settings = settings or Pareto()
+    source = Bundle.open(bundle)
+    _check(source, settings)
+    threads = usable_cpus() if settings.threads is None else settings.threads
+    subject = {
+        "weights": {name: each.sha256 for name, each in source.manifest.files.items() if "onnx" in name},
+        "text": hashlib.sha256(text.encode()).hexdigest(),
+        "timing": [settings.prompt_tokens, settings.new_tokens, threads],
+        "cpu": describe()["cpu"],
+    }
+    folder = work / hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:12]
+    for other in work.iterdir() if work.is_dir() else ():
+        if other != folder:  # of another text, or another bundle
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(folder / "journal", subject)
+    study = Study(source, text, journal=folder / "search", progress=progress)
+    candidates = _candidates(source, text, study, settings, progress)
+    planned(len(candidates))
+    points = []
+    for candidate in candidates:
+        progress(0, candidate.name)
+        points.append(_made(candidate, folder / candidate.name, journal))
+        progress(1, candidate.name)
+    ids = judged_windows(source, text)
+    points.append(_full(source, points))
+    layouts = {point["layout"]: Path(point.pop("bundle")) for point in points}
+    planned(len(candidates) + settings.rounds * len(layouts))
+    speeds = _speeds(layouts, settings, threads, journal, source.config.vocab_size, progress)
+    for point in points:
+        rounds = speeds[point.pop("layout")]
+        point |= {"tokens_per_second": statistics.median(rounds), "rounds": rounds}
+        point["of_full"] = point["bytes"] / file_bytes(source)
+    for point, on in zip(points, front(points), strict=True):
+        point["front"] = on
+    return {
+        "bundle": str(source.path),
+        "options": dict(source.manifest.options),
+        "judged_tokens": int(ids.size),
+        "searched_tokens": study.tokens,
+        "prompt_tokens": settings.prompt_tokens,
+        "new_tokens": settings.new_tokens,
+        "threads": threads,
+        "machine": describe(),
+        "points": points,
+    }
+
+
+def dominates(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether `one` is no worse than `other` in bytes, KL and speed, and better in one of them. Speeds within
+    SAME_SPEED are one."""
+    bytes_ = one["bytes"] - other["bytes"]
+    kl = one["kl_divergence"] - other["kl_divergence"]
+    faster = one["tokens_per_second"] / other["tokens_per_second"] - 1
+    if bytes_ > 0 or kl > 0 or faster < -SAME_SPEED:
+        return False
+    return bool(bytes_ < 0 or kl < 0 or faster > SAME_SPEED)
+
+
+def front(points: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """For each point, whether none dominates it."""
+    return [not any(dominates(other, point) for other in points) for point in points]
+
+
+def _check(source: Bundle, settings: Pareto) -> None:
+    changed_options(source)  # refuses what is rounded already
+    options = source.manifest.options
+    if options.get("target") != "ort-cpu":
+        raise DogeExportError(
+            f"{source.path} is made for --target {options.get('target')}, which has one way to store weights "
+            "in 8 bits.",
+            "Give a bundle of --target ort-cpu.",
+        )
+    if settings.rounds < 1:
+        raise DogeExportError(f"--rounds {settings.rounds} is too few.", "Give at least 1.")
+    for scheme in settings.schemes:
+        parse_scheme(scheme)
+    for budget in settings.budgets or ():
+        parse_budget(budget, file_bytes(source))
+    slots, needed = source.manifest.cache.max_length, settings.prompt_tokens + settings.new_tokens
+    if slots is not None and needed > slots:
+        raise DogeExportError(
+            f"{needed} tokens do not fit in the bundle's static cache of {slots}.",
+            "Ask for fewer, or export with a larger --max-length.",
+        )
+
+
+def _candidates(
+    source: Bundle, text: str, study: Study, settings: Pareto, progress: Progress
+) -> list[_Candidate]:
+    def say(steps: int, stage: str) -> None:
+        progress(0, stage)
+
+    def single(scheme: str) -> _Candidate:
+        def make(folder: Path) -> Any:
+            return quantize_bundle(source.path, folder, scheme, text, force=True, progress=say).divergence
+
+        return _Candidate(scheme, f"quantize BUNDLE -o DIR --scheme {scheme} --text FILE", make)
+
+    def searched(budget: int) -> _Candidate:
+        def make(folder: Path) -> Any:
+            return search_bundle(
+                study,
+                folder,
+                text,
+                max_bytes=budget,
+                force=True,
+                advance=lambda name: progress(0, f"searching: {name}"),
+                progress=say,
+            ).divergence
+
+        name = f"{SEARCHED} {budget / file_bytes(source):.3f}"
+        command = f"quantize BUNDLE -o DIR --scheme {SEARCHED} --max-bytes {budget} --text FILE"
+        return _Candidate(name, command, make)
+
+    def half(folder: Path) -> Any:
+        options = changed_options(source, dtype="float16")
+        weights = checkpoint_weights(source)
+        made = write_rounded(
+            source,
+            folder,
+            options,
+            lambda name, weight, dtype: quantize(weight, dtype),  # nothing is rounded
+            weights,
+            force=True,
+            progress=say,
+        )
+        return judge(source, made.bundle, judged_windows(source, text), say)
+
+    found = [single(scheme) for scheme in settings.schemes]
+    if settings.budgets is None:
+        budgets = _default_budgets(source, study)
+    else:
+        budgets = [parse_budget(each, file_bytes(source)) for each in settings.budgets]
+    found += [searched(budget) for budget in dict.fromkeys(budgets)]
+    if source.manifest.options["dtype"] == "float32":
+        found.append(_Candidate("float16", "export -m MODEL -o DIR --dtype float16", half))
+    return found
+
+
+def _default_budgets(source: Bundle, study: Study) -> list[int]:
+    around = file_bytes(source) - study.bytes({})
+    low, high = (
+        around + study.bytes({name: dtype for name in study.matrices if study.fits(name, dtype)})
+        for dtype in ("int4", "int8")
+    )
+    return [int(low + (high - low) * step) for step in _STEPS]
+
+
+def _made(candidate: _Candidate, folder: Path, journal: Journal) -> dict[str, Any]:
+    """What the candidate costs, once it is there."""
+    kept = journal.get(candidate.name)
+    if kept is None or not folder.is_dir():
+        cost = candidate.make(folder)
+        kept = {"judged": asdict(cost), "bytes": file_bytes(Bundle.open(folder))}
+        journal.put(candidate.name, kept)
+    options = Bundle.open(folder).manifest.options
+    layout = {key: options.get(key) for key in ("dtype", "precision", "types")}
+    return {
+        "name": candidate.name,
+        "command": candidate.command,
+        "types": options.get("types", {}),
+        "bytes": kept["bytes"],
+        **kept["judged"],
+        "bundle": str(folder),
+        "layout": json.dumps(layout, sort_keys=True),
+    }
+
+
+def _full(source: Bundle, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The bundle as it is, which the others are measured against."""
+    perplexity = points[0]["base_perplexity"]
+    name = {"float32": "fp32"}.get(source.manifest.options["dtype"], source.manifest.options["dtype"])
+    return {
+        **dict.fromkeys(("perplexity", "base_perplexity"), perplexity),
+        "name": name,
+        "command": "",
+        "types": {},
+        "bytes": file_bytes(source),
+        "kl_divergence": 0.0,
+        "top1_agreement": 1.0,
+        "tokens": points[0]["tokens"],
+        "bundle": str(source.path),
+        "layout": "full",
+    }
+
+
+def _speeds(
+    layouts: Mapping[str, Path],
+    settings: Pareto,
+    threads: int,
+    journal: Journal,
+    vocab: int,
+    progress: Progress,
+) -> dict[str, list[float]]:
+    """Tokens per second of each layout in each round. Bundles that store the same tensors in the same types
+    do the same work, so that one stands for all."""
+    prompts = np.random.default_rng(0).integers(0, vocab, (settings.rounds, settings.prompt_tokens)).tolist()
+    found: dict[str, list[float]] = {layout: [] for layout in layouts}
+    for number, prompt in enumerate(prompts):
+        for layout, bundle in layouts.items():
+            progress(0, f"timing, round {number + 1} of {len(prompts)}")
+            key = f"round {number} of {layout}"
+            if journal.get(key) is None:
+                journal.put(key, turn(bundle, prompt, settings.new_tokens, threads))
+            found[layout].append(journal.get(key))
+            progress(1, f"timing, round {number + 1} of {len(prompts)}")
+    return found

@@ -1,0 +1,146 @@
+"""`pareto`: which points none beats, one command that measures them, and goes on where it was interrupted."""
+
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from doge_export import pareto as module
+from doge_export import presets
+from doge_export.bundle import Bundle
+from doge_export.cli.app import run
+from doge_export.pareto import SAME_SPEED, SCHEMES, dominates, front
+from doge_export.pipeline import export_model
+from doge_export.recipe import ExportOptions
+from doge_export.render.charts import pareto_svg
+from doge_export.searched import file_bytes, search_bundle
+from doge_export.sensitivity import Study, costs
+
+HELDOUT = presets.models_folder() / "heldout.txt"
+
+
+def point(bytes_: int, kl: float, speed: float) -> dict[str, Any]:
+    return {"name": f"{bytes_}", "bytes": bytes_, "kl_divergence": kl, "tokens_per_second": speed}
+
+
+def test_the_front_is_what_none_beats() -> None:
+    best = [point(100, 0.1, 50), point(200, 0.01, 40), point(400, 0.0, 20), point(300, 0.01, 60)]
+    beaten = [point(210, 0.01, 40), point(200, 0.02, 30), point(450, 0.0, 20)]
+    assert front(best + beaten) == [True] * 4 + [False] * 3
+    # The noise of a clock puts nothing on the front, and takes nothing from it.
+    close = point(210, 0.02, 40 * (1 + SAME_SPEED / 2))
+    assert front([*best, close]) == [True] * 4 + [False]
+    assert front([point(1, 1, 1), point(1, 1, 1)]) == [True, True]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_beaten_point_is_beaten_by_one_on_the_front_but_for_noise(seed: int) -> None:
+    rng = random.Random(seed)
+    points = [point(rng.randint(1, 5), rng.randint(0, 4) / 10, rng.choice((10, 20, 30))) for _ in range(12)]
+    kept = [each for each, on in zip(points, front(points), strict=True) if on]
+    assert kept
+    for each, on in zip(points, front(points), strict=True):
+        assert on == (not any(dominates(other, each) for other in kept))
+    assert not any(dominates(one, other) for one, other in itertools.permutations(kept, 2))
+
+
+def test_the_picture_names_the_front() -> None:
+    points = [point(100, 0.1, 50) | {"front": True}, point(400, 0.0, 20) | {"front": True}]
+    points.append(point(450, 0.2, 10) | {"front": False})
+    root = ElementTree.fromstring(pareto_svg(points, "a <model>"))
+    texts = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts.count("100") == 2 and texts.count("400") == 2 and "450" not in texts
+    circles = list(root.iter("{http://www.w3.org/2000/svg}circle"))
+    assert len(circles) == 6, "two panels"
+    assert sum(each.get("fill") == "#fff" for each in circles) == 2
+    assert len(
+        list(ElementTree.fromstring(pareto_svg([{"name": "a", "bytes": 1, "kl_divergence": 0.0}], "b")))
+    )
+
+
+def test_every_precision_and_method_is_tried() -> None:
+    assert {"int8", "int4-gptq", "int8-head4-awq-gptq", "int4-hqq"} <= set(SCHEMES)
+    assert len(SCHEMES) == len(set(SCHEMES)) == 18 and not any("fp32" in each for each in SCHEMES)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    output = tmp_path_factory.mktemp("full") / "tiny"
+    options = ExportOptions.resolve(routing="per-token")
+    return export_model("doge-tiny", output, options, validate=False).bundle
+
+
+def test_it_goes_on_where_it_stopped(
+    source: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(HELDOUT.read_text(encoding="utf-8")[:24_000], encoding="utf-8")
+    monkeypatch.setattr(costs, "TYPES", ("int4", "int8"))
+    monkeypatch.setitem(Study.__init__.__kwdefaults__, "most", 1)
+    monkeypatch.setitem(search_bundle.__kwdefaults__, "neighbours", 1)
+    made, turns = list[str](), list[str]()
+    quantize, turn = module.quantize_bundle, module.turn
+
+    def counted(bundle: Path, output: Path, scheme: str, *rest: Any, **named: Any) -> Any:
+        made.append(scheme)
+        return quantize(bundle, output, scheme, *rest, **named)
+
+    def stopped(bundle: Path, *rest: Any) -> float:
+        turns.append(Path(bundle).name)
+        if len(turns) == 3:
+            raise KeyboardInterrupt
+        return turn(bundle, *rest)
+
+    monkeypatch.setattr(module, "quantize_bundle", counted)
+    monkeypatch.setattr(module, "turn", stopped)
+    output = tmp_path / "front"
+    arguments = ["pareto", str(source.path), "--text", str(text), "-o", str(output), "--rounds", "1"]
+    arguments += ["--scheme", "int8", "--scheme", "int4-search", "--max-bytes", "0.2", "--new-tokens", "4"]
+    assert run(arguments) == 130
+    assert made == ["int8", "int4-search"] and [each.name for each in output.iterdir()] == [".work"]
+    capsys.readouterr()
+    assert run([*arguments, "--json", "-", "--svg", str(tmp_path / "again.svg")]) == 0
+    assert made == ["int8", "int4-search"], "nothing is made twice"
+    assert len(turns) == 6, "five layouts, one of them begun twice"
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((output / "pareto.json").read_text())
+    assert sorted(each.name for each in output.iterdir()) == ["pareto.json", "pareto.svg"]
+    assert (tmp_path / "again.svg").read_text() == (output / "pareto.svg").read_text()
+    points = {each["name"]: each for each in found["points"]}
+    assert set(points) == {"int8", "int4-search", "searched 0.200", "float16", "fp32"}
+    assert points["fp32"]["bytes"] == file_bytes(source) and points["fp32"]["kl_divergence"] == 0
+    mixed = points["searched 0.200"]
+    assert mixed["of_full"] <= 0.2 and set(mixed["types"].values()) == {"int4", "int8"}
+    assert points["int8"]["kl_divergence"] < mixed["kl_divergence"] < points["int4-search"]["kl_divergence"]
+    assert all(each["tokens_per_second"] > 0 for each in points.values())
+    assert points["int4-search"]["front"] and points["fp32"]["front"]
+    # The command that is shown gives the point.
+    assert points["int8"]["command"] == "quantize BUNDLE -o DIR --scheme int8 --text FILE"
+    shown = mixed["command"].split()[4:-2]
+    again = ["quantize", str(source.path), "-o", str(tmp_path / "mixed"), *shown, "--text", str(text)]
+    assert run([*again, "--json", "-"]) == 0
+    same = json.loads(capsys.readouterr().out)
+    assert same["types"] == mixed["types"]
+    assert same["kl_divergence"] == pytest.approx(mixed["kl_divergence"], rel=1e-6)
+    assert run(arguments) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--scheme", "int5"], "There is no scheme 'int5'"),
+        (["--max-bytes", "few"], "neither a number of bytes nor a share"),
+    ],
+)
+def test_wrong_input(
+    arguments: list[str], sentence: str, source: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "front"
+    given = ["pareto", str(source.path), "--text", str(HELDOUT), "-o", str(output), *arguments]
+    assert run(given) == 2
+    assert sentence in capsys.readouterr().err and not output.exists()
