@@ -227,7 +227,9 @@ def _candidates(
         budgets = [parse_budget(each, file_bytes(source)) for each in settings.budgets]
     found += [searched(budget) for budget in dict.fromkeys(budgets)]
     if source.manifest.options["dtype"] == "float32":
-        found.append(_Candidate("float16", "export -m MODEL -o DIR --dtype float16", half))
+        found.append(
+            _Candidate("float16", "export -m MODEL -o DIR --recipe BUNDLE/recipe.toml --dtype float16", half)
+        )
     return found
 
 
