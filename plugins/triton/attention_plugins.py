@@ -235,7 +235,7 @@ ATTENTION_PLUGINS = (
         launch=_launch_split,
         tactics=(
             {"BLOCK_M": 16, "BLOCK_N": 64, "warps": 4, "stages": 2},
-            {"BLOCK_M": 64, "BLOCK_N": 64, "warps": 8, "stages": 2},
+            {"BLOCK_M": 64, "BLOCK_N": 32, "warps": 8, "stages": 2},
             {"BLOCK_M": 16, "BLOCK_N": 32, "warps": 2, "stages": 3},
         ),
         types={**_INTEGERS, **_ROWS, "partial": "float32", "stats": "float32"},

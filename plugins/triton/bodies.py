@@ -22,7 +22,7 @@ _KINDS = {int: ir.AttributeType.INT, float: ir.AttributeType.FLOAT, str: ir.Attr
 
 
 #: What makes TensorRT's parser take a node for a plugin of ours, compiled ahead of time.
-_MARKS = {"plugin_namespace": NAMESPACE, "plugin_version": "1", "aot": 1}
+_MARKS: dict[str, Any] = {"plugin_namespace": NAMESPACE, "plugin_version": "1", "aot": 1}
 
 
 def plugin_node(name: str, inputs: list[ir.Value], attributes: dict[str, Any]) -> ir.Node:
