@@ -31,6 +31,7 @@ from typing import Any
 
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
+from doge_export.generations import CURRENT
 from doge_export.json_file import read_object
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class TensorSpec:
 @dataclass(frozen=True)
 class CacheSpec:
     """How the graph's cache works: its kind, its shape, and the names that carry it in and out. `slots`: the
-    most a bounded one ever has.
+    most a bounded one ever has. `dt_heads`: rows of dt, where those are not kv_heads.
 
     `inputs` and `outputs` are in the same order: output i becomes input i of the next step.
     """
@@ -70,6 +71,7 @@ class CacheSpec:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     slots: int | None = None
+    dt_heads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ def _decode(raw: Any) -> DecodeSpec | None:
 
 
 def _cache(raw: Any) -> CacheSpec:
-    values = {key: raw[key] for key in CacheSpec.__dataclass_fields__ if key != "slots" or key in raw}
+    optional = ("slots", "dt_heads")
+    values = {key: raw[key] for key in CacheSpec.__dataclass_fields__ if key not in optional or key in raw}
     values["inputs"], values["outputs"] = tuple(values["inputs"]), tuple(values["outputs"])
     return CacheSpec(**values)
 
@@ -205,7 +208,8 @@ class Bundle:
         for name in sorted(needed):
             if not (path / name).is_file():
                 raise DogeExportError(f"{path} lacks {name}.", "Copy the whole folder, or export again.")
-        return cls(path, manifest, DogeConfig.from_file(path / "config.json"))
+        generation = str(manifest.options.get("generation", CURRENT))
+        return cls(path, manifest, DogeConfig.from_file(path / "config.json", generation))
 
     @property
     def model_path(self) -> Path:

@@ -7,40 +7,54 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from doge_export.config import DogeConfig
+from doge_export.config import DogeConfig, known_keys, read_config
 from doge_export.errors import DogeExportError
+from doge_export.generations import canonical_names, detect
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
 __all__ = ["Checkpoint"]
 
+#: `weights_only` runs nothing of the file; a clone of each, since safetensors stores no tensor twice.
+_CONVERT = (
+    'python -c "import glob, torch, safetensors.torch as s; s.save_file({{k: v.clone() for f in '
+    "glob.glob('{folder}/pytorch_model*.bin') for k, v in torch.load(f, weights_only=True).items()}}, "
+    "'{folder}/model.safetensors')\""
+)
 _DTYPES = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked folder: every tensor's file, shape and dtype are known and every file is whole."""
+    """A checked folder: every tensor's file, shape and dtype are known and every file is whole.
+
+    Tensors go by the names that transformers gives them; `stored` has those in the file.
+    """
 
     folder: Path
     config: DogeConfig
     files: Mapping[str, Path]
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
+    stored: Mapping[str, str]
 
     @classmethod
-    def open(cls, folder: Path) -> "Checkpoint":
-        """Read config.json and the headers of all shards.
+    def open(cls, folder: Path, generation: str | None = None) -> "Checkpoint":
+        """Read config.json and the headers of all shards. Of which `generation` it is they say, unless it is
+        given.
 
         Raises:
             DogeExportError: no safetensors, a shard missing or truncated, a dtype that is not a
-                floating point one, or a config that is not supported.
+                floating point one, a config that is not supported, or two generations fit.
         """
         if not folder.is_dir():
             raise DogeExportError(f"{folder} is not a folder.", "Give a checkpoint folder.")
-        config = DogeConfig.from_file(folder / "config.json")
+        raw = read_config(folder / "config.json")
+        known_keys(raw)
         files: dict[str, Path] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         dtypes: dict[str, str] = {}
@@ -60,15 +74,28 @@ class Checkpoint:
                     f"The index of {folder} says that {shard.name} holds {name!r}, and it does not.",
                     "Download the checkpoint again.",
                 )
-        return cls(folder, config, files, shapes, dtypes)
+        stored = canonical_names(shapes)
+        files = {ours: files[theirs] for ours, theirs in stored.items()}
+        shapes = {ours: shapes[theirs] for ours, theirs in stored.items()}
+        dtypes = {ours: dtypes[theirs] for ours, theirs in stored.items()}
+        config = DogeConfig.from_dict(raw, generation or detect(raw, shapes))
+        return cls(folder, config, files, shapes, dtypes, stored)
 
     def tensor(self, name: str) -> "torch.Tensor":
         """One tensor, as a view of the mapped file."""
         from safetensors import safe_open
 
         with safe_open(self.files[name], framework="pt", device="cpu") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
+            tensor: torch.Tensor = file.get_tensor(self.stored[name])
         return tensor
+
+    def array(self, name: str) -> "npt.NDArray[Any]":
+        """One tensor as numpy has it, bfloat16 as ml_dtypes does."""
+        from safetensors import safe_open
+
+        with safe_open(self.files[name], framework="numpy") as file:
+            array: npt.NDArray[Any] = file.get_tensor(self.stored[name])
+        return array
 
 
 def _shards(folder: Path) -> tuple[list[Path], dict[str, Path]]:
@@ -95,8 +122,7 @@ def _shards(folder: Path) -> tuple[list[Path], dict[str, Path]]:
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
         raise DogeExportError(
             f"{folder} holds pickled weights only, which are never loaded.",
-            "Convert them with transformers: from_pretrained(...).save_pretrained(..., "
-            "safe_serialization=True).",
+            f"Convert them: {_CONVERT.format(folder=folder)}",
         )
     raise DogeExportError(f"{folder} holds no model.safetensors.", "Give a folder with weights.")
 

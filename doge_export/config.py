@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from doge_export.errors import DogeExportError
+from doge_export.generations import CURRENT, GENERATIONS, find_generation
 
-__all__ = ["ACTIVATIONS", "ROPE_TYPES", "DogeConfig"]
+__all__ = ["ACTIVATIONS", "ROPE_TYPES", "DogeConfig", "known_keys", "read_config"]
 
 #: `hidden_act` names of transformers' ACT2FN that the graph can reproduce.
 ACTIVATIONS = (
@@ -66,6 +67,11 @@ _DEFAULTS: dict[str, Any] = {  # transformers' DogeConfig
     "eos_token_id": None,
     "pad_token_id": None,
 }
+_DEFAULTS_OF_EARLIER: dict[str, Any] = {  # what transformers' class does not have
+    "expert_heads": 1,
+    "expert_retrieval_size": 0,
+    "dynamic_mask_ratio": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,10 @@ class DogeConfig:
 
     `rope` is the standardised `rope_parameters` dictionary: `rope_type`, `rope_theta` and the keys of
     the type. `raw` keeps the whole config.json, to be written back unchanged.
+
+    `generation`: of doge_export.generations.GENERATIONS. Those before transformers' have experts of
+    `expert_heads` retrievals of `num_experts_per_tok` each, by queries of `expert_retrieval_size`, and drop
+    `dynamic_mask_ratio` of the keys.
     """
 
     vocab_size: int
@@ -95,10 +105,14 @@ class DogeConfig:
     num_experts: int
     num_experts_per_tok: int
     norm_topk_prob: bool
+    expert_heads: int
+    expert_retrieval_size: int
+    dynamic_mask_ratio: float
     bos_token_id: int | None
     eos_token_id: int | list[int] | None
     pad_token_id: int | None
     rope: Mapping[str, Any]
+    generation: str
     raw: Mapping[str, Any] = field(repr=False, compare=False)
 
     @property
@@ -106,9 +120,32 @@ class DogeConfig:
         """Rows of each half of the product keys: floor(sqrt(num_experts))."""
         return math.isqrt(self.num_experts)
 
+    @property
+    def dt_heads(self) -> int:
+        """Entries of A, and rows of dt a position."""
+        per_head = GENERATIONS[self.generation].per_head
+        return self.num_attention_heads if per_head else self.num_key_value_heads
+
+    @property
+    def window(self) -> int | None:
+        """Up to how many keys nothing is dropped; None where nothing changes with their number."""
+        return None if GENERATIONS[self.generation].window is None else self.keep_window_size
+
+    @property
+    def mixes_tokens(self) -> bool:
+        """Whether the reference routes a token by the other tokens of its call too."""
+        return self.is_moe and not GENERATIONS[self.generation].queries
+
+    @property
+    def sees_whole_call(self) -> bool:
+        """Whether what a query sees depends on all keys of a call, later ones and padding included."""
+        return GENERATIONS[self.generation].whole
+
     def why_not_bounded(self, routing: str) -> str | None:
         """Why a cache bounded to keep_window_size keys would not give what the reference gives with experts
         routed by `routing`; None where it does. The proof, and what it needs: docs/bounded-cache.md."""
+        if reason := GENERATIONS[self.generation].why_not_bounded:
+            return f"in generation {self.generation} {reason}"
         if self.sliding_window is not None:
             return (
                 f"with sliding_window {self.sliding_window} keys leave by their age, and one that was "
@@ -122,39 +159,29 @@ class DogeConfig:
         return None
 
     @classmethod
-    def from_file(cls, path: Path) -> "DogeConfig":
-        """Read `config.json`.
+    def from_file(cls, path: Path, generation: str = CURRENT) -> "DogeConfig":
+        """Read `config.json` of a checkpoint of `generation`.
 
         Raises:
             DogeExportError: the file is missing, is not JSON, or describes a model that is not supported.
         """
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DogeExportError(
-                f"{path.parent} has no config.json.",
-                "Point -m at a folder that transformers' save_pretrained wrote.",
-            ) from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise DogeExportError(f"{path} cannot be read as JSON: {error}.") from None
-        return cls.from_dict(raw)
+        return cls.from_dict(read_config(path), generation)
 
     @classmethod
-    def from_dict(cls, raw: Any) -> "DogeConfig":
-        """Check a decoded config.json and fill in the reference's defaults.
+    def from_dict(cls, raw: Any, generation: str = CURRENT) -> "DogeConfig":
+        """Check a decoded config.json of `generation` and fill in the defaults of its class.
 
         Raises:
             DogeExportError: naming the first field that is missing, of the wrong type or not supported.
         """
-        if not isinstance(raw, dict):
-            raise DogeExportError("config.json does not hold a JSON object.")
-        model_type = raw.get("model_type")
-        if model_type != "doge":
+        row, known = find_generation(generation), known_keys(raw, generation)
+        if row.unsupported:
             raise DogeExportError(
-                f"config.json says model_type {model_type!r}, and only 'doge' can be exported.",
-                "Models with remote code from before July 2025 have other mathematics and are refused.",
+                f"This is a Doge of generation {generation} ({row.era}), and {row.unsupported}.",
+                "Export a checkpoint of another generation: docs/generations.md lists them.",
             )
-        values = {key: raw.get(key, default) for key, default in _DEFAULTS.items()}
+        defaults = _DEFAULTS | _DEFAULTS_OF_EARLIER
+        values = {key: known.get(key, default) for key, default in defaults.items()}
         if values["num_key_value_heads"] is None:
             values["num_key_value_heads"] = values["num_attention_heads"]
         for key in _POSITIVE:
@@ -171,10 +198,45 @@ class DogeConfig:
                 raise DogeExportError(
                     "config.json: sliding_window 1 is not supported: the reference's own cache fails on it."
                 )
-        values["head_dim"] = _head_dim(raw, values)
+        values["head_dim"] = _head_dim(known, values)
         _check_shape(values)
-        rope = _rope(raw, values)
-        return cls(**values, rope=rope, raw=raw)
+        if generation == CURRENT:  # one that was converted in its place may have kept them
+            values |= _DEFAULTS_OF_EARLIER
+        else:
+            _check_earlier(values, generation)
+        rope = _rope(known, values)
+        return cls(**values, rope=rope, generation=generation, raw=raw)
+
+
+def read_config(path: Path) -> Any:
+    """What `config.json` holds.
+
+    Raises:
+        DogeExportError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DogeExportError(
+            f"{path.parent} has no config.json.",
+            "Point -m at a folder that transformers' save_pretrained wrote.",
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DogeExportError(f"{path} cannot be read as JSON: {error}.") from None
+
+
+def known_keys(raw: Any, generation: str = CURRENT) -> dict[str, Any]:
+    """A decoded config.json by our names of its fields.
+
+    Raises:
+        DogeExportError: it is no Doge's.
+    """
+    if not isinstance(raw, dict):
+        raise DogeExportError("config.json does not hold a JSON object.")
+    model_type = raw.get("model_type")
+    if model_type != "doge":
+        raise DogeExportError(f"config.json says model_type {model_type!r}, and only 'doge' can be exported.")
+    return GENERATIONS[generation].read(raw)
 
 
 _POSITIVE = (
@@ -250,6 +312,30 @@ def _check_shape(values: Mapping[str, Any]) -> None:
             raise DogeExportError(
                 f"config.json: num_experts_per_tok {values['num_experts_per_tok']} is more than the "
                 f"{keys * keys} experts that {keys} product keys can reach."
+            )
+
+
+def _check_earlier(values: Mapping[str, Any], generation: str) -> None:
+    """What only generations before transformers' have, and what none of them had."""
+    if values["sliding_window"] is not None:
+        raise DogeExportError(
+            f"config.json: sliding_window {values['sliding_window']} is not supported in generation "
+            f"{generation}.",
+            "Set it to null if the checkpoint was trained without.",
+        )
+    ratio, size = values["dynamic_mask_ratio"], values["expert_retrieval_size"]
+    if not _is_number(ratio) or not 0 <= ratio <= 1:
+        raise DogeExportError(f"config.json: dynamic_mask_ratio is {ratio!r}, not a number from 0 to 1.")
+    if values["is_moe"] and GENERATIONS[generation].queries:
+        _whole_number("expert_heads", values["expert_heads"])
+        _whole_number("expert_retrieval_size", size)
+        keys = math.isqrt(values["num_experts"])
+        if size % 2:
+            raise DogeExportError(f"config.json: expert_retrieval_size {size} is odd, and has two halves.")
+        if values["num_experts_per_tok"] > keys:
+            raise DogeExportError(
+                f"config.json: {values['num_experts_per_tok']} experts per head are more than the {keys} "
+                f"keys of each half that {values['num_experts']} experts have."
             )
 
 

@@ -1,4 +1,5 @@
-"""A random checkpoint of a preset's shape, or of a changed one, in transformers' format, made without torch.
+"""A random checkpoint of a preset's shape, or of a changed one, in transformers' format or in that of an
+earlier generation, made without torch.
 
 `A` is drawn from a standard normal distribution: at zero, as a fresh model has it, every key of the dynamic
 mask ties and nothing about the mask can be tested. Norms and residual weights lie near one, but not at it,
@@ -6,7 +7,15 @@ so that a forgotten or swapped one shows in the numbers. Every tensor has its ow
 seed and the tensor's name: a changed shape leaves the other tensors as they were.
 """
 
-__all__ = ["DTYPES", "apply_settings", "init", "write_checkpoint"]
+__all__ = [
+    "DTYPES",
+    "apply_settings",
+    "draw_tensor",
+    "init",
+    "preset_config",
+    "set_keys",
+    "write_checkpoint",
+]
 
 import difflib
 import hashlib
@@ -20,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from doge_export.bundle import new_folder
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
+from doge_export.generations import CURRENT, find_generation, stored_name
 from doge_export.presets import config_dict, find
 from doge_export.shapes import parameter_count, tensor_shapes
 from doge_export.tokenizer import Tokenizer, copy_tokenizer_files
@@ -67,21 +77,7 @@ def apply_settings(raw: Mapping[str, Any], settings: Sequence[str]) -> dict[str,
     Raises:
         DogeExportError: a setting without `=`, or a key that a Doge model does not have.
     """
-    changed: dict[str, Any] = json.loads(json.dumps(raw))
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key:
-            raise DogeExportError(f"--set {setting!r} is not of the form key=value.")
-        known = _settable(raw)
-        if key not in known:
-            close = [name for name in known if name.endswith(f".{key}")]
-            close = close or difflib.get_close_matches(key, known, n=3)
-            raise DogeExportError(
-                f"A Doge configuration has no key {key!r} to set.",
-                f"Did you mean {' or '.join(close)}?" if close else f"There are {', '.join(known)}.",
-            )
-        outer, _, inner = key.rpartition(".")
-        (changed[outer] if outer else changed)[inner] = _value(text)
+    changed = set_keys(raw, settings, _settable(raw))
     rope = changed["rope_parameters"]
     kind = rope.get("rope_type")
     if kind != raw["rope_parameters"]["rope_type"] and kind in _ROPE_KEYS:
@@ -92,6 +88,40 @@ def apply_settings(raw: Mapping[str, Any], settings: Sequence[str]) -> dict[str,
     return changed
 
 
+def set_keys(raw: Mapping[str, Any], settings: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
+    """A copy of `raw` with every `key=value` put in, of the `known` keys.
+
+    Raises:
+        DogeExportError: a setting without `=`, or of another key.
+    """
+    changed: dict[str, Any] = json.loads(json.dumps(raw))
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise DogeExportError(f"--set {setting!r} is not of the form key=value.")
+        if key not in known:
+            close = [name for name in known if name.endswith(f".{key}")]
+            close = close or difflib.get_close_matches(key, known, n=3)
+            raise DogeExportError(
+                f"A Doge configuration has no key {key!r} to set.",
+                f"Did you mean {' or '.join(close)}?" if close else f"There are {', '.join(known)}.",
+            )
+        outer, _, inner = key.rpartition(".")
+        (changed[outer] if outer else changed)[inner] = _value(text)
+    return changed
+
+
+def preset_config(preset: str, settings: Sequence[str] = (), generation: str = CURRENT) -> dict[str, Any]:
+    """The config.json of a preset with `settings`, as a checkpoint of `generation` has it. What only that has
+    can be set too.
+
+    Raises:
+        DogeExportError: as apply_settings; or two settings differ that are one in that generation.
+    """
+    row = find_generation(generation)
+    return row.write(apply_settings({**config_dict(preset), **row.own}, settings))
+
+
 def init(
     preset: str,
     output: Path,
@@ -99,28 +129,31 @@ def init(
     seed: int = 0,
     settings: Sequence[str] = (),
     dtype: str = "float32",
+    generation: str = CURRENT,
     tokenizer: Path | None = None,
     force: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Write a random checkpoint of `preset` with `settings` to the folder `output`, whole or not at all.
 
-    `advance` is called with the number of parameters after each tensor. The answer sums up what was written.
+    Of an earlier `generation` it has the names and keys of that, and the shapes of the preset. `advance` is
+    called with the number of parameters after each tensor. The answer sums up what was written.
 
     Raises:
         DogeExportError: an unknown preset or key, a shape that no Doge model can have, a folder in the way,
             a tokenizer that does not fit, or too little room.
     """
-    raw = apply_settings(config_dict(preset), settings)
-    config = DogeConfig.from_dict(raw)
+    raw = preset_config(preset, settings, generation)
+    config = DogeConfig.from_dict(raw, generation)
     if tokenizer is not None:
         _check_tokenizer(tokenizer, config)
     with new_folder(output, force) as folder:
-        write_checkpoint(raw, folder, seed=seed, dtype=dtype, advance=advance)
+        write_checkpoint(raw, folder, seed=seed, dtype=dtype, generation=generation, advance=advance)
         if tokenizer is not None:
             copy_tokenizer_files(tokenizer, folder)
     return {
         "preset": find(preset),
+        "generation": generation,
         "output": str(output),
         "seed": seed,
         "dtype": dtype,
@@ -136,9 +169,11 @@ def write_checkpoint(
     *,
     seed: int = 0,
     dtype: str = "float32",
+    generation: str = CURRENT,
     advance: Callable[[int], None] | None = None,
 ) -> None:
-    """Write config.json, generation_config.json and model.safetensors of a random model into `folder`.
+    """Write config.json, generation_config.json and model.safetensors of a random model into `folder`. `raw`
+    is a config.json of `generation`.
 
     Raises:
         DogeExportError: `raw` is not a supported configuration, `seed` is negative, `dtype` is not one of
@@ -146,7 +181,7 @@ def write_checkpoint(
     """
     from safetensors.numpy import save_file
 
-    config = DogeConfig.from_dict(dict(raw))
+    config = DogeConfig.from_dict(dict(raw), generation)
     if seed < 0:
         raise DogeExportError(f"The seed {seed} is negative.")
     if dtype not in DTYPES:
@@ -159,22 +194,24 @@ def write_checkpoint(
     spread = float(raw.get("initializer_range", 0.02))
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     for name, shape in tensor_shapes(config).items():
-        tensors[name] = _tensor(name, shape, seed, spread, dtype)
+        tensors[stored_name(name, generation)] = draw_tensor(name, shape, seed, spread, dtype)
         if advance is not None:
             advance(math.prod(shape))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_json(folder / "config.json", {**raw, "dtype": dtype})
+    called = "torch_dtype" if find_generation(generation).old_names else "dtype"
+    _write_json(folder / "config.json", {**raw, called: dtype})
     # The library makes its file readable by its owner only.
     (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-    generation = {key: raw[key] for key in ids if raw.get(key) is not None}
-    generation |= {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.0}
-    _write_json(folder / "generation_config.json", generation)
+    written = {key: raw[key] for key in ids if raw.get(key) is not None}
+    written |= {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.0}
+    _write_json(folder / "generation_config.json", written)
 
 
-def _tensor(
+def draw_tensor(
     name: str, shape: tuple[int, ...], seed: int, spread: float, dtype: str
 ) -> "np.ndarray[Any, Any]":
+    """The tensor that `name` is in a checkpoint of `seed`, with the standard deviation `spread`."""
     import ml_dtypes
     import numpy as np
 

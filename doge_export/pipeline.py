@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doge_export import presets
+from doge_export.adapters import Adapter, write_merged
 from doge_export.bundle import DECODE, Bundle, new_folder, write_manifest
 from doge_export.checkpoint import Checkpoint
+from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
+from doge_export.generations import CURRENT
 from doge_export.init import write_checkpoint
 from doge_export.quantize import METHODS, stored_bytes
 from doge_export.recipe import RECIPE, ExportOptions
@@ -41,7 +44,7 @@ class Exported:
     report: "Report | None"
 
 
-def plan_export(model: str, options: ExportOptions) -> dict[str, Any]:
+def plan_export(model: str, options: ExportOptions, adapter: Path | None = None) -> dict[str, Any]:
     """What `export_model` would do, after checking everything that can be checked without the work.
 
     Raises:
@@ -50,7 +53,10 @@ def plan_export(model: str, options: ExportOptions) -> dict[str, Any]:
     if _is_preset(model):
         config = presets.load(model)
     else:
-        config = Checkpoint.open(presets.resolve_model(model)).config
+        checkpoint = Checkpoint.open(presets.resolve_model(model), options.generation)
+        config = checkpoint.config
+        if adapter is not None:
+            Adapter.open(adapter, checkpoint)
     options.check_model(config)
     _need_ranges(options, None)
     width = {"float32": 4}.get(options.dtype, 2)
@@ -59,7 +65,7 @@ def plan_export(model: str, options: ExportOptions) -> dict[str, Any]:
         "model": model,
         "parameters": parameter_count(config),
         "bytes": stored_bytes(tensor_shapes(config), options.stored, tied, width),
-        "options": _resolved(options, config.max_position_embeddings),
+        "options": _resolved(options, config),
         "opset": options.opset,
     }
 
@@ -71,11 +77,13 @@ def export_model(
     *,
     validate: bool = True,
     force: bool = False,
+    adapter: Path | None = None,
     progress: Progress = lambda steps, stage: None,
     round_with: "Round | None" = None,
     static: "StaticRanges | None" = None,
 ) -> Exported:
-    """Export `model` (a folder, a fixture's or preset's name, a hub id) to the bundle folder `output`.
+    """Export `model` (a folder, a fixture's or preset's name, a hub id) to the bundle folder `output`, with a
+    LoRA `adapter` merged where one is given.
 
     With `validate` the finished graph is compared with the reference before `output` appears; the
     bundle is written even if it misses, and the report says so. `progress` gets bytes of weights
@@ -83,8 +91,8 @@ def export_model(
     (doge_export.passes.quantize_weights); `static` are the ranges that the precision w8a8 needs.
 
     Raises:
-        DogeExportError: the checkpoint is damaged or not supported, an option does not fit it, or
-            `output` is in the way or cannot be written. Nothing is left behind then.
+        DogeExportError: the checkpoint is damaged or not supported, an option or the adapter does not fit it,
+            or `output` is in the way or cannot be written. Nothing is left behind then.
     """
     options = options or ExportOptions.resolve()
     _need_ranges(options, static)
@@ -92,12 +100,15 @@ def export_model(
     from doge_export.export import build_graph, save_graph
     from doge_export.model import load_model
 
-    with new_folder(Path(output), force) as folder, _checkpoint_folder(model) as source:
+    with (
+        new_folder(Path(output), force) as folder,
+        _checkpoint_folder(model, adapter, options.generation) as source,
+    ):
         progress(0, "reading the checkpoint")
-        checkpoint = Checkpoint.open(source)
+        checkpoint = Checkpoint.open(source, options.generation)
         options.check_model(checkpoint.config)
         round_with = round_with or _rounding(options)
-        resolved = _resolved(options, checkpoint.config.max_position_embeddings)
+        resolved = _resolved(options, checkpoint.config)
         torch_model = load_model(checkpoint, options.dtype, options.routing, options.kv_cache)
         progress(0, "building the graph")
         graph = build_graph(
@@ -145,9 +156,11 @@ def validate_bundle(
     tolerance: float | None = None,
     limits: Mapping[str, float] | None = None,
     text: str | None = None,
+    adapter: Path | None = None,
     progress: Progress = lambda steps, stage: None,
 ) -> "Report":
-    """Compare a bundle with its checkpoint (a folder, a fixture's name or a hub id) in full.
+    """Compare a bundle with its checkpoint (a folder, a fixture's name or a hub id), the `adapter` merged
+    where one is given, in full.
 
     `tolerance`, `limits` and `text` are those of doge_export.validate.validate.
 
@@ -158,17 +171,28 @@ def validate_bundle(
     _need_torch()
     from doge_export.validate import validate as compare
 
-    folder = presets.resolve_model(reference)
-    return compare(opened, folder, seed=seed, tolerance=tolerance, limits=limits, text=text, advance=progress)
+    presets.resolve_model(reference)  # no preset
+    with _checkpoint_folder(reference, adapter, opened.config.generation) as folder:
+        return compare(
+            opened, folder, seed=seed, tolerance=tolerance, limits=limits, text=text, advance=progress
+        )
 
 
 @contextlib.contextmanager
-def _checkpoint_folder(model: str) -> Generator[Path]:
-    """The folder that a model's name means; a preset's is drawn at random for as long as this lasts."""
-    if not _is_preset(model):
+def _checkpoint_folder(model: str, adapter: Path | None, generation: str | None) -> Generator[Path]:
+    """The folder that a model's name means; a preset's is drawn at random, and one with an adapter merged is
+    written, for as long as this lasts."""
+    if not _is_preset(model) and adapter is None:
         yield presets.resolve_model(model)
         return
     with tempfile.TemporaryDirectory(prefix="doge-export-") as name:
+        if adapter is not None:
+            checkpoint = Checkpoint.open(presets.resolve_model(model), generation)
+            folder = Path(name) / checkpoint.folder.resolve().name
+            folder.mkdir()
+            write_merged(checkpoint, Adapter.open(adapter, checkpoint), folder)
+            yield folder
+            return
         write_checkpoint(presets.config_dict(model), Path(name), seed=0, dtype="float32")
         yield Path(name)
 
@@ -210,10 +234,12 @@ def _rounding(options: ExportOptions) -> "Round | None":
     return lambda name, weight, dtype: method.round(weight, dtype, None)
 
 
-def _resolved(options: ExportOptions, model_length: int) -> dict[str, Any]:
+def _resolved(options: ExportOptions, config: DogeConfig) -> dict[str, Any]:
     resolved = options.to_dict()
     if options.kv_cache == "static" and options.max_length is None:
-        resolved["max_length"] = model_length
+        resolved["max_length"] = config.max_position_embeddings
+    if config.generation != CURRENT:
+        resolved["generation"] = config.generation
     return resolved
 
 
@@ -287,6 +313,7 @@ def _cache(
         "dtype": resolved["dtype"],
         "max_length": resolved["max_length"],
         **({"slots": config.keep_window_size} if kind == "bounded" else {}),
+        **({"dt_heads": config.dt_heads} if config.dt_heads != config.num_key_value_heads else {}),
         "inputs": [name for name in names["inputs"] if name.startswith("past_")],
         "outputs": [name for name in names["outputs"] if name.startswith("present.")],
     }

@@ -152,6 +152,6 @@ def _from_hub(repository: str, revision: str | None) -> Path:
     if not any(folder.glob("*.safetensors")):
         raise DogeExportError(
             f"The hub repository {what} has no safetensors; pickled weights are never loaded.",
-            "Convert it with transformers' save_pretrained first.",
+            f"hf download {repository} --local-dir DIR, and export -m DIR says how they are converted.",
         )
     return folder

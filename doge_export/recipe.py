@@ -8,6 +8,7 @@ from typing import Any
 
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
+from doge_export.generations import CURRENT, find_generation
 from doge_export.quantize import METHODS, PRECISIONS, Precision, check_types, named_precision
 from doge_export.shapes import tensor_shapes
 from doge_export.targets import OPSETS, TARGETS, Target, get_target
@@ -36,7 +37,7 @@ class ExportOptions:
     stored in that are not to be as `precision` says, {"v_proj": "int8", "layers.0.o_proj": "int8:32"}
     (doge_export.quantize.names_of). kv_cache: "growing", "static" or "bounded". routing: "reference" mixes
     tokens as transformers does, "per-token" does not. max_length: the slots of a static cache; None takes the
-    model's max_position_embeddings.
+    model's max_position_embeddings. generation: of doge_export.generations; None: as the checkpoint shows.
     """
 
     target: str = "ort-cpu"
@@ -47,6 +48,7 @@ class ExportOptions:
     routing: str = "reference"
     max_length: int | None = None
     types: Mapping[str, str] = field(default_factory=dict)
+    generation: str | None = None
 
     @classmethod
     def resolve(cls, recipe: Path | None = None, **given: Any) -> "ExportOptions":
@@ -86,10 +88,12 @@ class ExportOptions:
             DogeExportError: `types` names what the model does not have, or the bounded cache would not be
                 exact (docs/bounded-cache.md).
         """
+        if config.generation != CURRENT:
+            self._check_earlier(config.generation)
         check_types(self.types, tensor_shapes(config), config.tie_word_embeddings)
         reason = config.why_not_bounded(self.routing) if self.kv_cache == "bounded" else None
         if reason is not None:
-            per_token = "--routing per-token or " if config.sliding_window is None else ""
+            per_token = "--routing per-token or " if "--routing" in reason else ""
             raise DogeExportError(
                 f"--kv-cache bounded would not be exact: {reason}.", f"Choose {per_token}--kv-cache growing."
             )
@@ -119,9 +123,19 @@ class ExportOptions:
                 "It can be exported with --target onnx.",
             )
 
+    def _check_earlier(self, generation: str) -> None:
+        """Only what was measured: the graphs of earlier generations have no kernels."""
+        what = "--dtype float32 and --precision fp32"
+        if self.dtype != "float32" or self.stored.rounds:
+            raise DogeExportError(
+                f"A Doge of generation {generation} is exported with {what} only: its graph was not judged "
+                "in fewer bits.",
+                f"Choose {what}.",
+            )
+
     def to_dict(self) -> dict[str, Any]:
-        """Every option with its resolved value; `types` only where there are some."""
-        return {key: value for key, value in asdict(self).items() if key != "types" or value}
+        """Every option with its resolved value; `types` and `generation` only where they say something."""
+        return {k: value for k, value in asdict(self).items() if k not in ("types", "generation") or value}
 
     def write(self, path: Path) -> None:
         """Write the options as a recipe file that gives them again."""
@@ -135,6 +149,8 @@ class ExportOptions:
             value = getattr(self, name)
             if value not in choices:
                 raise DogeExportError(f"{name} {value!r} does not exist.", f"Choose {_any(choices)}.")
+        if self.generation is not None:
+            find_generation(self.generation)
         target = self.target_data
         if self.kv_cache not in target.caches:
             raise DogeExportError(

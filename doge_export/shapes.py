@@ -1,4 +1,4 @@
-"""The tensors of a Doge checkpoint: their names and shapes as transformers stores them."""
+"""The tensors of a Doge checkpoint: their shapes, by the names that transformers gives them."""
 
 __all__ = ["parameter_count", "tensor_shapes"]
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from doge_export.config import DogeConfig
+from doge_export.generations import GENERATIONS
 
 
 def tensor_shapes(config: DogeConfig) -> dict[str, tuple[int, ...]]:
@@ -30,7 +31,7 @@ def parameter_count(config: DogeConfig) -> int:
 
 
 def _layer(config: DogeConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, ffn = config.hidden_size, config.intermediate_size
+    hidden, ffn, generation = config.hidden_size, config.intermediate_size, GENERATIONS[config.generation]
     queries = config.num_attention_heads * config.head_dim
     values = config.num_key_value_heads * config.head_dim
     yield "input_layernorm.weight", (hidden,)
@@ -39,13 +40,14 @@ def _layer(config: DogeConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         ("q_proj", queries, hidden),
         ("k_proj", values, hidden),
         ("v_proj", values, hidden),
-        ("dt_proj", config.num_key_value_heads, values),
+        ("dt_proj", config.dt_heads, queries if generation.repeated else values),
         ("o_proj", hidden, queries),
     ):
         yield from _linear(f"self_attn.{name}", outputs, inputs, config.attention_bias)
-    yield "self_attn.A", (config.num_key_value_heads,)
-    yield "self_attn.q_norm.weight", (config.head_dim,)
-    yield "self_attn.k_norm.weight", (config.head_dim,)
+    yield "self_attn.A", (config.dt_heads,)
+    if generation.norms:
+        yield "self_attn.q_norm.weight", (config.head_dim,)
+        yield "self_attn.k_norm.weight", (config.head_dim,)
     yield "post_attention_layernorm.weight", (hidden,)
     yield "post_attention_residual", (hidden,)
     for name, outputs, inputs in (
@@ -55,7 +57,12 @@ def _layer(config: DogeConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     ):
         yield from _linear(f"mlp.{name}", outputs, inputs, config.mlp_bias)
     if config.is_moe:
-        yield from _linear("mlp.router_gate", 2 * config.num_keys, hidden, bias=False)
+        if generation.queries:
+            size, heads = config.expert_retrieval_size, config.expert_heads
+            yield from _linear("mlp.queries", heads * size, hidden, bias=False)
+            yield "mlp.keys", (heads, config.num_keys, 2, size // 2)
+        else:
+            yield from _linear("mlp.router_gate", 2 * config.num_keys, hidden, bias=False)
         yield "mlp.down_embed.weight", (config.num_experts, hidden)
         yield "mlp.up_embed.weight", (config.num_experts, hidden)
 

@@ -126,6 +126,7 @@ def test_the_summary_counts_what_is_there(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "m" / "model.safetensors")
     assert summary == {
         "preset": "Doge-20M",
+        "generation": "4",
         "output": str(tmp_path / "m"),
         "seed": 0,
         "dtype": "float32",

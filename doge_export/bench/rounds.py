@@ -18,6 +18,7 @@ from doge_export.bench.process import Worker
 from doge_export.bundle import Bundle
 from doge_export.checkpoint import Checkpoint
 from doge_export.errors import DogeExportError
+from doge_export.generations import CURRENT
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +119,12 @@ def _check(bundle: Bundle, prompt_tokens: int, new_tokens: int, rounds: int) -> 
 
 
 def _reference_folder(bundle: Bundle, reference: str) -> Path:
-    folder = presets.resolve_model(reference)
+    folder, generation = presets.resolve_model(reference), bundle.config.generation
+    if generation != CURRENT:
+        raise DogeExportError(
+            f"{bundle.path} is a Doge of generation {generation}, and transformers has no model of it.",
+            "Leave --against out.",
+        )
     if Checkpoint.open(folder).config != bundle.config:
         raise DogeExportError(
             f"The config.json of {folder} is not the one that {bundle.path} was exported from.",

@@ -14,6 +14,7 @@ from doge_export.cli import _shared
 COMMANDS = {
     "init": "doge_export.cli.init",
     "export": "doge_export.cli.export",
+    "convert": "doge_export.cli.convert",
     "validate": "doge_export.cli.validate",
     "verify": "doge_export.cli.verify",
     "inspect": "doge_export.cli.inspect",

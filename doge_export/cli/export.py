@@ -38,6 +38,9 @@ from doge_export.cli._shared import progress, write_json
               help="How experts are routed; per-token does not mix tokens as the reference does.  "
               "[default: reference]")  # fmt: skip
 @click.option("--max-length", type=int, help="Slots of a static cache.  [default: max_position_embeddings]")
+@click.option("--adapter", type=click.Path(path_type=Path), help="Merge this LoRA adapter (PEFT) first.")
+@click.option("--generation", metavar="2|3a|3b|3c|4",
+              help="Of which generation the checkpoint is, where it does not show.")  # fmt: skip
 @click.option(
     "--recipe", type=click.Path(path_type=Path), help="A TOML file with these options; flags win over it."
 )
@@ -56,6 +59,8 @@ def command(
     kv_cache: str | None,
     routing: str | None,
     max_length: int | None,
+    adapter: Path | None,
+    generation: str | None,
     recipe: Path | None,
     no_validate: bool,
     dry_run: bool,
@@ -82,9 +87,10 @@ def command(
         kv_cache=kv_cache,
         routing=routing,
         max_length=max_length,
+        generation=generation,
     )
     check_output(output, force)
-    plan = plan_export(model, options)
+    plan = plan_export(model, options, adapter)
     if dry_run:
         _say_plan(plan, output, json_to)
         return
@@ -95,6 +101,7 @@ def command(
             options,
             validate=not no_validate,
             force=force,
+            adapter=adapter,
             progress=lambda steps, stage: advance(steps, f"Exporting: {stage}"),
         )
     report = exported.report

@@ -17,29 +17,36 @@ def _show_list(ctx: click.Context, parameter: click.Parameter, value: bool) -> N
 
 
 @click.command("init")
-@click.argument("preset")
+@click.argument("preset", required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The folder to write.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Change the configuration; the value is JSON. Repeatable.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
               show_default=True)  # fmt: skip
+@click.option("--generation", metavar="2|3a|3b|3c|4", default="4", show_default=True,
+              help="Of which generation of Doge; docs/generations.md.")  # fmt: skip
+@click.option("--from-dense", metavar="MODEL",
+              help="Not a preset, but this dense checkpoint with experts beside its MLPs, which add nothing "
+              "until they are trained.")  # fmt: skip
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="Copy the tokenizer of this folder.")
 @click.option("--force", is_flag=True, help="Replace the folder if it exists.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write a summary as JSON.")
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_show_list,
               help="Show the presets and exit.")  # fmt: skip
 def command(
-    preset: str,
+    preset: str | None,
     output: Path | None,
     seed: int,
     settings: tuple[str, ...],
     dtype: str,
+    generation: str,
+    from_dense: str | None,
     tokenizer: Path | None,
     force: bool,
     json_to: str | None,
 ) -> None:
-    """Write a random checkpoint in transformers' format, A randomised.
+    """Write a random checkpoint in transformers' format, or in that of an earlier generation, A randomised.
 
     PRESET is a published size such as Doge-20M; `init list` shows them all.
 
@@ -47,10 +54,11 @@ def command(
     doge-export init Doge-20M -o out/random
     doge-export init Doge-20M -o out/small --set num_hidden_layers=2 --set keep_window_size=128
     doge-export init Doge-60M -o out/plain --set rope_parameters.rope_type=default
+    doge-export init Doge-20M -o out/december --generation 2
+    doge-export init --from-dense doge-tiny -o out/moe --set num_experts=1024 --set num_experts_per_tok=16
     """
-    from doge_export import presets
     from doge_export.config import DogeConfig
-    from doge_export.init import apply_settings, init
+    from doge_export.init import init, preset_config
     from doge_export.shapes import parameter_count
 
     if preset == "list":
@@ -58,7 +66,13 @@ def command(
         return
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
-    config = DogeConfig.from_dict(apply_settings(presets.config_dict(preset), settings))
+    if (preset is None) == (from_dense is None):
+        raise click.UsageError("Give a PRESET or --from-dense MODEL.")
+    if from_dense is not None:
+        _add_experts(from_dense, output, seed, settings, force, json_to)
+        return
+    assert preset is not None
+    config = DogeConfig.from_dict(preset_config(preset, settings, generation), generation)
     with progress(f"Drawing {preset}", total=parameter_count(config)) as advance:
         summary = init(
             preset,
@@ -66,6 +80,7 @@ def command(
             seed=seed,
             settings=settings,
             dtype=dtype,
+            generation=generation,
             tokenizer=tokenizer,
             force=force,
             advance=advance,
@@ -76,6 +91,21 @@ def command(
         click.echo(
             f"{output}: {summary['preset']}, {summary['parameters'] / 1e6:.2f} M random parameters, {dtype}"
         )
+
+
+def _add_experts(
+    dense: str, output: Path, seed: int, settings: tuple[str, ...], force: bool, json_to: str | None
+) -> None:
+    from doge_export.convert import add_experts
+
+    with progress("Adding experts") as advance:
+        summary = add_experts(
+            dense, output, seed=seed, settings=settings, force=force, advance=lambda numbers: advance()
+        )
+    if json_to is not None:
+        write_json(summary, json_to)
+    if json_to != "-":
+        click.echo(f"{output}: {summary['parameters'] / 1e6:.2f} M parameters, experts beside {dense}")
 
 
 def _print_table() -> None:

@@ -12,6 +12,7 @@ from doge_export.cli._shared import pairs, progress, write_json, write_text
 @click.command("validate")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--reference", required=True, help="The checkpoint: a folder, a fixture's name, or a hub id.")
+@click.option("--adapter", type=click.Path(path_type=Path), help="The LoRA adapter that was merged into it.")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random tokens."
 )
@@ -31,6 +32,7 @@ def command(
     ctx: click.Context,
     bundle: Path,
     reference: str,
+    adapter: Path | None,
     seed: int,
     tolerance: float | None,
     limits: tuple[str, ...],
@@ -60,6 +62,7 @@ def command(
             tolerance=tolerance,
             limits=_numbers(limits),
             text=content,
+            adapter=adapter,
             progress=lambda steps, name: advance(steps, f"Validating: {name}"),
         )
     if json_to is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from doge_export.export.graph import export_graph
+from doge_export.generations import CURRENT, GENERATIONS
 from doge_export.model import DogeForExport
 from doge_export.ops import BodyOptions
 from doge_export.passes import (
@@ -78,15 +79,16 @@ def build_graph(
 
     A target with kernels gets the graph lowered to them, with the weights as the checkpoint has them or
     in `precision`, rounded to nearest or by `round_with`; another one gets them as MatMul reads them, with
-    `static` in int8 with their inputs.
+    `static` in int8 with their inputs. There are kernels for the current generation alone.
     """
-    config, kernels = model.config, target.kernels
+    config = model.config
+    kernels = target.kernels if config.generation == CURRENT else frozenset()
     options = BodyOptions(
         dtype=_DTYPES[dtype],
         opset=OPSETS[model.kv_cache],
         static=model.kv_cache == "static",
         sliding_window=config.sliding_window is not None,
-        per_token=routing == "per-token",
+        per_token=routing == "per-token" or GENERATIONS[config.generation].queries,
         norm_topk_prob=config.norm_topk_prob,
         branches=target.branches,
         float64=target.float64,

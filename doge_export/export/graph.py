@@ -107,13 +107,9 @@ def _name_interface(exported: ir.Model, model: DogeForExport, max_length: int | 
     for layer in range(config.num_hidden_layers):
         for part in CACHE_KINDS[kind]:
             head_dim = [config.head_dim] if part in ("key", "value") else []
-            shapes[f"past_key_values.{layer}.{part}"] = [
-                "batch",
-                config.num_key_value_heads,
-                slots,
-                *head_dim,
-            ]
-            outputs[f"present.{layer}.{part}"] = ["batch", config.num_key_value_heads, grown, *head_dim]
+            heads = config.dt_heads if part == "dt" else config.num_key_value_heads
+            shapes[f"past_key_values.{layer}.{part}"] = ["batch", heads, slots, *head_dim]
+            outputs[f"present.{layer}.{part}"] = ["batch", heads, grown, *head_dim]
     if kind == "static":
         shapes["cache_position"] = ["batch"]
     if kind == "bounded" and model.rotary_embedding.depends_on_length:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from doge_export.config import DogeConfig
-from doge_export.model.attention import Attention, LayerCache
-from doge_export.model.feed_forward import MLP, CDMoE
+from doge_export.model.attention import LayerCache
+from doge_export.model.feed_forward import MLP
+from doge_export.model.generations import MODULES
 from doge_export.model.norm import RMSNorm
 from doge_export.model.rope import RotaryEmbedding
 
@@ -25,11 +26,12 @@ class DecoderLayer(torch.nn.Module):
 
     def __init__(self, config: DogeConfig, per_token: bool) -> None:
         super().__init__()
+        own = MODULES[config.generation]
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = own.Attention(config)
         self.input_residual = torch.nn.Parameter(torch.ones(config.hidden_size))
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = CDMoE(config, per_token) if config.is_moe else MLP(config)
+        self.mlp = own.CDMoE(config, per_token) if config.is_moe else MLP(config)
         self.post_attention_residual = torch.nn.Parameter(torch.ones(config.hidden_size))
 
     def forward(
@@ -116,6 +118,6 @@ class DogeForExport(torch.nn.Module):
         def empty(part: str) -> torch.Tensor:
             if part == "position":
                 return torch.full(shape[:3], -1)
-            return parameter.new_zeros(shape[:3] if part == "dt" else shape)
+            return parameter.new_zeros((batch, config.dt_heads, slots) if part == "dt" else shape)
 
         return [empty(part) for _ in range(config.num_hidden_layers) for part in CACHE_KINDS[self.kv_cache]]

@@ -45,7 +45,7 @@ def _check(wanted: dict[str, torch.nn.Parameter], checkpoint: Checkpoint, config
         if name not in present:
             raise DogeExportError(
                 f"{checkpoint.folder} holds no tensor {name!r}.",
-                "The checkpoint is incomplete, or of a generation before transformers' doge.",
+                "The checkpoint is incomplete, or of another generation: --generation names one.",
             )
         if present[name] != tuple(parameter.shape):
             raise DogeExportError(

@@ -1,6 +1,13 @@
 """The operators of this project: one file each, one row each in `OPERATORS`."""
 
-from doge_export.ops import bounded_mask_attention, dynamic_mask_attention, expert_routing
+from doge_export.ops import (
+    bounded_mask_attention,
+    dynamic_mask_attention,
+    expert_routing,
+    head_mask_attention,
+    ratio_mask_attention,
+    sign_mask_attention,
+)
 from doge_export.ops.function import DOMAIN, VERSION
 from doge_export.ops.schema import BodyOptions, Operator
 
@@ -9,5 +16,8 @@ __all__ = ["DOMAIN", "OPERATORS", "VERSION", "BodyOptions", "Operator"]
 OPERATORS: tuple[Operator, ...] = (
     dynamic_mask_attention.OPERATOR,
     bounded_mask_attention.OPERATOR,
+    head_mask_attention.OPERATOR,
+    ratio_mask_attention.OPERATOR,
+    sign_mask_attention.OPERATOR,
     expert_routing.OPERATOR,
 )

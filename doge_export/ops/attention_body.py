@@ -19,6 +19,7 @@ class AttentionBody:
         # Lengths come from inputs that all layers share: onnxruntime then computes the mask once for all.
         self.length: ir.Value = b.Squeeze(b.Shape(b.inputs["cos"], start=1, end=2))
         self.lowest = b.const(options.lowest, options.numpy)
+        self.numpy = options.numpy
 
     def _split(self, name: str, count: ir.Value) -> ir.Value:
         b = self._b
@@ -28,10 +29,19 @@ class AttentionBody:
 
     def _prepare(self, name: str, count: ir.Value, weight: str) -> ir.Value:
         b = self._b
-        epsilon = b.attribute("epsilon", ir.AttributeType.FLOAT, "epsilon")
-        states = b.RMSNormalization(self._split(name, count), b.inputs[weight], epsilon=epsilon, axis=-1)
-        states = b.Transpose(states, perm=[0, 2, 1, 3])
+        states = b.Transpose(self._normalised(self._split(name, count), weight), perm=[0, 2, 1, 3])
         result: ir.Value = b.RotaryEmbedding(states, b.inputs["cos"], b.inputs["sin"])
+        return result
+
+    def _normalised(self, states: ir.Value, weight: str) -> ir.Value:
+        b = self._b
+        epsilon = b.attribute("epsilon", ir.AttributeType.FLOAT, "epsilon")
+        result: ir.Value = b.RMSNormalization(states, b.inputs[weight], epsilon=epsilon, axis=-1)
+        return result
+
+    def _for_scores(self, bias: ir.Value) -> ir.Value:
+        """As what can be added to scores [batch, kv_heads, group, sequence, keys]."""
+        result: ir.Value = self._b.Unsqueeze(bias, self._b.const([2]))
         return result
 
     def query(self) -> ir.Value:
@@ -154,7 +164,7 @@ class AttentionBody:
         keys_count = b.Shape(keys, start=2, end=3)
         length_1 = b.Unsqueeze(self.length, b.const([0]))
         scores = b.Reshape(scores, b.Concat(rows, length_1, keys_count, axis=0))
-        scores = b.Add(scores, b.Unsqueeze(bias, b.const([2])))
+        scores = b.Add(scores, self._for_scores(bias))
         if options.dtype == ir.DataType.FLOAT:
             weights = b.Softmax(scores, axis=-1)
         else:

@@ -36,6 +36,7 @@ import onnx_ir as ir
 import torch
 
 from doge_export.ops.attention_body import AttentionBody
+from doge_export.ops.cached_keys import cached_keys, cached_keys_body
 from doge_export.ops.function import BodyBuilder
 from doge_export.ops.schema import BodyOptions, Operator
 from doge_export.ops.topk import stable_topk
@@ -127,42 +128,18 @@ def dynamic_mask_attention(
     q = rotate(normalise(q, q_norm, epsilon).transpose(1, 2), cos, sin)
     k = rotate(normalise(k, k_norm, epsilon).transpose(1, 2), cos, sin)
 
-    if cache_position is None:
-        past = past_key.shape[2]
-        present_key, present_value = torch.cat((past_key, k), 2), torch.cat((past_value, v), 2)
-        # The reference's sliding cache forgets what no later query can see, and so must a row
-        # whose keys are all hidden: it averages over the keys that are there.
-        start = max(0, past - sliding_window + 1) if sliding_window else 0
-        keys, values = present_key[:, :, start:], present_value[:, :, start:]
-        mask = attention_mask[:, start:]
-        dt = key_weights(values, dt_weight, dt_bias, A)
-        query_slot = torch.arange(past, past + length)[None]
-        key_slot = torch.arange(start, past + length)
-        exists = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-    else:
-        assert past_dt is not None
-        slots = past_key.shape[2]
-        query_slot = cache_position[:, None] + torch.arange(length)
-        index = query_slot[:, None, :, None].expand(-1, num_kv_heads, -1, k.shape[-1])
-        present_key, present_value = past_key.scatter(2, index, k), past_value.scatter(2, index, v)
-        new_dt = key_weights(v, dt_weight, dt_bias, A)
-        dt = past_dt.scatter(2, index[..., 0], new_dt)
-        keys, values, mask = present_key, present_value, attention_mask
-        key_slot = torch.arange(slots)
-        exists = (key_slot < cache_position[:, None] + length)[:, None, None]
-        if sliding_window:
-            first = cache_position[:, None] - sliding_window
-            exists = exists & (key_slot > first)[:, None, None]
+    def weigh(values: torch.Tensor) -> torch.Tensor:
+        return key_weights(values, dt_weight, dt_bias, A)
 
-    visible = (key_slot <= query_slot[..., None]) & (mask[:, None] != 0)
-    if sliding_window:
-        visible = visible & (key_slot > query_slot[..., None] - sliding_window)
-    ranked = torch.where(visible[:, None], dt[:, :, None], lowest)
-    ranked = torch.where(exists, ranked, -torch.inf)
+    held = cached_keys(
+        k, v, past_key, past_value, attention_mask, past_dt, cache_position, weigh, sliding_window
+    )
+    ranked = torch.where(held.visible[:, None], held.dt[:, :, None], lowest)
+    ranked = torch.where(held.exists, ranked, -torch.inf)
     bias = torch.where(select_keys(ranked, keep_window_size), ranked, lowest)
-    bias = torch.where(exists, bias, -torch.inf)
-
-    return attend(q, keys, values, bias, scale), present_key, present_value, dt.contiguous()
+    bias = torch.where(held.exists, bias, -torch.inf)
+    output = attend(q, held.keys, held.values, bias, scale)
+    return output, held.present_key, held.present_value, held.dt.contiguous()
 
 
 @dynamic_mask_attention.register_fake
@@ -227,63 +204,21 @@ def _body(options: BodyOptions) -> ir.Function:
     """The same in standard operators, for one dtype and cache kind."""
     # No more inputs than the nodes have: TensorRT's parser counts them.
     b = BodyBuilder(_INPUTS if options.static else _INPUTS[:-2])
-    x = b.inputs
     parts = AttentionBody(b, options)
-    zero, one, axis2 = b.const(0), b.const(1), b.const([2])
-    length = parts.length
-    total = b.Squeeze(b.Shape(x["attention_mask"], start=1, end=2))  # static: the slots
     lowest = parts.lowest
     q, k, v = parts.query(), parts.key(), parts.value()
-
-    if options.static:
-        present_key = b.TensorScatter(x["past_key"], k, x["cache_position"], axis=2)
-        present_value = b.TensorScatter(x["past_value"], v, x["cache_position"], axis=2)
-        # TensorRT takes TensorScatter for a cache of four axes only; dt is small, and is scattered.
-        slots = b.Add(b.Unsqueeze(x["cache_position"], b.const([1])), b.Range(zero, length, one))
-        new_dt = parts.key_weight(v)
-        index = b.Expand(b.Unsqueeze(slots, b.const([1])), b.Shape(new_dt))
-        present_dt = b.ScatterElements(x["past_dt"], index, new_dt, axis=2)
-        keys, values, mask, dt = present_key, present_value, x["attention_mask"], present_dt
-        first = b.Unsqueeze(x["cache_position"], b.const([1, 2]))  # [batch, 1, 1]
-        key_slot = b.Range(zero, total, one)
-    else:
-        present_key = b.Concat(x["past_key"], k, axis=2)
-        present_value = b.Concat(x["past_value"], v, axis=2)
-        keys, values, mask = present_key, present_value, x["attention_mask"]
-        past = b.Sub(total, length)
-        start = zero
-        if options.sliding_window:
-            reach = b.Sub(b.int_attribute("sliding_window"), one)
-            start = b.Max(b.Sub(past, reach), zero)
-            begin, end = b.Unsqueeze(start, b.const([0])), b.Unsqueeze(total, b.const([0]))
-            keys, values = b.Slice(keys, begin, end, axis2), b.Slice(values, begin, end, axis2)
-            mask = b.Slice(mask, begin, end, b.const([1]))
-        dt = present_dt = parts.key_weight(values)
-        first = past
-        key_slot = b.Range(start, total, one)
-
-    # visible: [batch, sequence, keys]
-    query_slot = b.Add(b.Unsqueeze(b.Range(zero, length, one), b.const([1])), first)
-    visible = b.And(
-        b.LessOrEqual(key_slot, query_slot), b.Cast(b.Unsqueeze(mask, b.const([1])), to=ir.DataType.BOOL)
-    )
-    if options.sliding_window:
-        visible = b.And(visible, b.Greater(key_slot, b.Sub(query_slot, b.int_attribute("sliding_window"))))
+    held = cached_keys_body(b, options, parts.length, k, v, parts.key_weight)
     ranked = b.Where(
-        b.Unsqueeze(visible, b.const([1])), b.Unsqueeze(dt, axis2), lowest
+        b.Unsqueeze(held.visible, b.const([1])), b.Unsqueeze(held.dt, b.const([2])), lowest
     )  # [batch, kv_heads, sequence, keys]
     if options.static:
-        exists = b.Less(key_slot, b.Add(first, length))
-        if options.sliding_window:
-            exists = b.And(exists, b.Greater(key_slot, b.Sub(first, b.int_attribute("sliding_window"))))
-        exists = b.Unsqueeze(exists, b.const([1]))
-        ranked = b.Where(exists, ranked, b.const(-np.inf, options.numpy))
+        ranked = b.Where(held.exists, ranked, b.const(-np.inf, options.numpy))
     bias = parts.keep_largest(ranked)
     if options.static:
-        bias = b.Where(exists, bias, b.const(-np.inf, options.numpy))
+        bias = b.Where(held.exists, bias, b.const(-np.inf, options.numpy))
     keep = b.Greater(bias, lowest)
-    output = parts.attend(q, keys, values, bias)
-    results = (output, present_key, present_value, present_dt, keep)
+    output = parts.attend(q, held.keys, held.values, bias)
+    results = (output, held.present_key, held.present_value, held.dt, keep)
     return b.function(OPERATOR.name, dict(zip(OPERATOR.outputs, results, strict=True)), options.opset)
 
 

@@ -62,6 +62,7 @@ class Operator:
     body: Callable[[BodyOptions], ir.Function]
     optional_inputs: tuple[str, ...] = ()
     integer_inputs: tuple[str, ...] = ()
+    double_inputs: tuple[str, ...] = ()
     optional_outputs: tuple[str, ...] = ()
     bool_outputs: tuple[str, ...] = ()
     integer_outputs: tuple[str, ...] = ()
@@ -76,11 +77,18 @@ class Operator:
                 name, kind, param_option=option.Optional if optional else option.Single
             )
 
-        kinds = {"int": "tensor(int64)", "bool": "tensor(bool)", "float": "T"}
+        kinds = {
+            "int": "tensor(int64)",
+            "bool": "tensor(bool)",
+            "double": "tensor(double)",
+            "float": "T",
+        }
 
         def kind(name: str) -> str:
             if name in self.integer_inputs or name in self.integer_outputs:
                 return kinds["int"]
+            if name in self.double_inputs:
+                return kinds["double"]
             return kinds["bool"] if name in self.bool_outputs else kinds["float"]
 
         attribute_types = {int: schema.AttrType.INT, float: schema.AttrType.FLOAT}

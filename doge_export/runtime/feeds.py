@@ -19,7 +19,9 @@ def empty_cache(spec: CacheSpec, rows: int, dtype: npt.DTypeLike) -> Feed:
     def empty(name: str) -> npt.NDArray[Any]:
         if name.endswith(".position"):
             return np.full(shape, -1, np.int64)
-        return np.zeros(shape if name.endswith(".dt") else (*shape, spec.head_dim), dtype)
+        if name.endswith(".dt"):
+            return np.zeros((rows, spec.dt_heads or spec.kv_heads, spec.max_length or 0), dtype)
+        return np.zeros((*shape, spec.head_dim), dtype)
 
     return {name: empty(name) for name in spec.inputs}
 

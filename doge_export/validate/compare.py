@@ -78,7 +78,8 @@ def validate(
         given.pop("max_abs_diff")
     allowed = limits_for(dtype, precision, given)
     per_token = manifest.options["routing"] == "per-token"
-    if Checkpoint.open(reference_folder).config != bundle.config:
+    generation = bundle.config.generation
+    if Checkpoint.open(reference_folder, generation).config != bundle.config:
         raise DogeExportError(
             f"The config.json of {reference_folder} is not the one that {bundle.path} was exported from.",
             "Give --reference the checkpoint of this bundle.",
@@ -88,7 +89,7 @@ def validate(
     stored, activations = _stored(bundle, precision)
 
     def open_reference() -> Reference:
-        return Reference(reference_folder, dtype, per_token, precision, stored, activations)
+        return Reference(reference_folder, dtype, per_token, precision, stored, activations, generation)
 
     report = Report(
         omitted=omitted,

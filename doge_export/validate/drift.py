@@ -68,7 +68,7 @@ def measure(expected: Run, got: Run, schedule: Schedule, tokens: Tokens, call: i
             rows = np.broadcast_to(real[:, None], equal.shape)
             figures[f"{layer}.keys"] = float((~equal[rows]).mean()) if rows.any() else 0.0
         for layer, experts in enumerate(zip(expected.experts[call], got.experts[call], strict=False)):
-            figures[f"{layer}.experts"] = float((~equal_experts(*experts)[real.reshape(-1)]).mean())
+            figures[f"{layer}.experts"] = float((~equal_experts(*experts, real)).mean())
     kept = [len(schedule.kept(count)) for count in schedule.steps]
     part = slice(sum(kept[:call]), sum(kept[: call + 1]))
     compared = schedule.compared(tokens)[:, part]

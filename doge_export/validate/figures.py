@@ -96,7 +96,7 @@ def compare_selection(expected: Run, got: Run, tokens: Tokens, steps: tuple[int,
                 sizes = dt[row, head, -shared:][changed]
                 widest = max(widest, float(np.ptp(sizes) / np.abs(sizes).max()) if len(sizes) else np.inf)
         for experts, others in zip(expected.experts[call], got.experts[call], strict=True):
-            equal = equal_experts(experts, others)[real.reshape(-1)]
+            equal = equal_experts(experts, others, real)
             same, total = same + int(equal.sum()), total + equal.size
     return Selection(same, total, widest)
 
@@ -113,9 +113,13 @@ def equal_keys(mine: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]) -> np
     return result
 
 
-def equal_experts(mine: npt.NDArray[np.int64], theirs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Whether each token's experts [tokens, per token] are the same, in any order."""
-    result: npt.NDArray[np.bool_] = (np.sort(mine, -1) == np.sort(theirs, -1)).all(-1)
+def equal_experts(
+    mine: npt.NDArray[np.int64], theirs: npt.NDArray[np.int64], real: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Whether each token's experts [tokens, per token] are the same, in any order, of the `real` tokens.
+    Where a token has several retrievals, one row each, all must be."""
+    equal = (np.sort(mine, -1) == np.sort(theirs, -1)).all(-1).reshape(real.size, -1).all(-1)
+    result: npt.NDArray[np.bool_] = equal[real.reshape(-1)]
     return result
 
 

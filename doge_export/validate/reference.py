@@ -1,4 +1,6 @@
-"""The judge: transformers' `DogeForCausalLM`, eager, with its arbitrary choices pinned (pinned.py)."""
+"""The judge: transformers' `DogeForCausalLM`, eager, with its arbitrary choices pinned (pinned.py); of an
+earlier generation the plain model of doge_export.validate.earlier, which is called and watched in the same
+way."""
 
 import contextlib
 import functools
@@ -13,10 +15,13 @@ import numpy.typing as npt
 import torch
 
 from doge_export.checkpoint import Checkpoint
+from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
+from doge_export.generations import CURRENT, GENERATIONS
 from doge_export.model.load import DTYPES
 from doge_export.ops.topk import stable_topk
 from doge_export.quantize import Precision, dequantize, quantize, stored_dtype
+from doge_export.validate.earlier import load_earlier
 from doge_export.validate.pinned import pinned
 from doge_export.validate.schedules import Schedule, Tokens
 from doge_export.validate.watch import watching
@@ -84,12 +89,12 @@ class Run:
 
 
 class Reference:
-    """A checkpoint in transformers. `dtype` rounds the weights first, as an export in that dtype does; the
-    arithmetic stays float32, but for bfloat16. That has so few numbers that most keys at the window's
-    boundary tie, and by the tie rule: only a judge that computes in bfloat16 knows which (docs/parity.md).
-    `precision` rounds the matrices to nearest after that, as it does in an export; `rounded` puts others in
-    their place. `activations`: weight's name -> the scale that the input of its product is rounded with, to
-    int8.
+    """A checkpoint in transformers, or, of an earlier `generation`, in a plain model of ours. `dtype` rounds
+    the weights first, as an export in that dtype does; the arithmetic stays float32, but for bfloat16. That
+    has so few numbers that most keys at the window's boundary tie, and by the tie rule: only a judge that
+    computes in bfloat16 knows which (docs/parity.md). `precision` rounds the matrices to nearest after that,
+    as it does in an export; `rounded` puts others in their place. `activations`: weight's name -> the scale
+    that the input of its product is rounded with, to int8.
     """
 
     def __init__(
@@ -100,19 +105,12 @@ class Reference:
         precision: Precision | str = "fp32",
         rounded: Mapping[str, npt.NDArray[np.float32]] | None = None,
         activations: Mapping[str, float] | None = None,
+        generation: str | None = None,
     ) -> None:
-        self.config = Checkpoint.open(folder).config
-        from transformers import DogeForCausalLM
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()
-        logging.getLogger("transformers").setLevel(logging.ERROR)
-        try:
-            model: Any = DogeForCausalLM.from_pretrained(
-                folder, dtype=DTYPES[dtype], attn_implementation="eager", use_safetensors=True
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DogeExportError(f"transformers cannot load {folder}: {error}") from error
+        checkpoint = Checkpoint.open(folder, generation)
+        self.config = checkpoint.config
+        self.current = self.config.generation == CURRENT
+        model: Any = _transformers(folder, dtype) if self.current else load_earlier(checkpoint)
         if rounded is None:
             _round_weights(model, precision, self.config.tie_word_embeddings)
         else:
@@ -127,7 +125,7 @@ class Reference:
         for layer in self.model.model.layers:
             self._watch_attention(layer.self_attn)
             if self.config.is_moe:
-                if per_token:
+                if per_token and self.config.mixes_tokens:
                     layer.mlp.router_gate.register_forward_hook(_own_halves)
                 layer.mlp.register_forward_hook(self._watch_experts)
 
@@ -208,7 +206,7 @@ class Reference:
 
     def _watch_attention(self, attention: Any) -> None:
         original = attention.prepare_dynamic_mask
-        window = self.config.keep_window_size
+        window = self.config.keep_window_size if _keeps_by_row(self.config) else None
 
         def prepare(**arguments: Any) -> torch.Tensor:
             mask: torch.Tensor = original(**arguments)
@@ -216,7 +214,8 @@ class Reference:
                 dt = arguments["dt_states"].float()
                 self._weights.append(dt.numpy())
                 self._keys.append((mask > torch.finfo(mask.dtype).min).numpy())
-                self._ties.add(_boundary(dt, arguments["attention_mask"], window))
+                if window is not None:
+                    self._ties.add(_boundary(dt, arguments["attention_mask"], window))
             return mask
 
         attention.prepare_dynamic_mask = prepare
@@ -231,6 +230,24 @@ class Reference:
         self._experts.append(experts.gather(-1, places[..., : module.top_k]).numpy())
         if best.shape[-1] > module.top_k:
             self._expert_ties.add(Ties.between(best[..., -2].flatten(), best[..., -1].flatten()))
+
+
+def _transformers(folder: Path, dtype: str) -> Any:
+    from transformers import DogeForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        return DogeForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[dtype], attn_implementation="eager", use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DogeExportError(f"transformers cannot load {folder}: {error}") from error
+
+
+def _keeps_by_row(config: DogeConfig) -> bool:
+    return GENERATIONS[config.generation].window == "row"
 
 
 def _cache_parts(cache: Any, parts: Container[str]) -> dict[str, npt.NDArray[np.float32]]:

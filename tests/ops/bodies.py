@@ -31,6 +31,7 @@ _TYPES = {
     torch.float16: ir.DataType.FLOAT16,
     torch.bfloat16: ir.DataType.BFLOAT16,
     torch.int64: ir.DataType.INT64,
+    torch.float64: ir.DataType.DOUBLE,
 }
 
 

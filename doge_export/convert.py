@@ -1,0 +1,157 @@
+"""A checkpoint -> one in transformers' format, where the mathematics allow it; and a dense one -> one with
+experts."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from doge_export import presets
+from doge_export.adapters import Adapter
+from doge_export.bundle import new_folder
+from doge_export.checkpoint import Checkpoint
+from doge_export.config import DogeConfig
+from doge_export.errors import DogeExportError
+from doge_export.generations import CURRENT, GENERATIONS
+from doge_export.init import draw_tensor, set_keys
+from doge_export.shapes import parameter_count, tensor_shapes
+from doge_export.tokenizer import copy_tokenizer_files, has_tokenizer
+
+__all__ = ["add_experts", "convert"]
+
+#: What a config.json may have kept of an earlier format, and what would have transformers run remote code.
+_LEFT_OVER = ("num_cdm", "hidden_bias", "dynamic_mask_ratio", "expert_retrieval_size", "auto_map")
+
+_OF_EXPERTS = ("num_experts", "num_experts_per_tok", "norm_topk_prob")
+
+
+def convert(
+    model: str,
+    output: Path,
+    *,
+    generation: str | None = None,
+    adapter: Path | None = None,
+    force: bool = False,
+    advance: Callable[[int], None] = lambda numbers: None,
+) -> dict[str, Any]:
+    """Write the checkpoint `model` (a folder, a fixture's name, a hub id) to the folder `output` as
+    transformers writes it: its names, one file, a config.json without keys of earlier formats, a LoRA
+    `adapter` merged.
+
+    Raises:
+        DogeExportError: it is of a generation that transformers' model cannot compute, it is damaged, the
+            adapter does not fit, or `output` is in the way.
+    """
+    checkpoint = Checkpoint.open(presets.resolve_model(model), generation)
+    row = GENERATIONS[checkpoint.config.generation]
+    if row.name != CURRENT:
+        raise DogeExportError(
+            f"{checkpoint.folder} is of generation {row.name} ({row.era}) and has no equal in transformers' "
+            "format: that normalises every query and key, whatever their length, and this generation does "
+            f"not{_also(row.name)}.",
+            "Export it as it is: doge-export export -m takes it.",
+        )
+    merging = None if adapter is None else Adapter.open(adapter, checkpoint)
+    tensors = _checked(checkpoint, advance, merging)
+    with new_folder(output, force) as folder:
+        given = checkpoint.config.raw
+        raw = {key: value for key, value in given.items() if not key.startswith(_LEFT_OVER)}
+        tokens = checkpoint.folder if adapter is None or not has_tokenizer(adapter) else adapter
+        _write(folder, checkpoint, raw | {"architectures": ["DogeForCausalLM"]}, tensors, tokens)
+    return {
+        "output": str(output),
+        "generation": row.name,
+        "parameters": parameter_count(checkpoint.config),
+        "renamed": sum(ours != theirs for ours, theirs in checkpoint.stored.items()),
+        "merged": 0 if merging is None else len(merging.pairs) + len(merging.whole),
+    }
+
+
+def add_experts(
+    dense: str,
+    output: Path,
+    *,
+    seed: int = 0,
+    settings: Sequence[str] = (),
+    force: bool = False,
+    advance: Callable[[int], None] = lambda numbers: None,
+) -> dict[str, Any]:
+    """Write the dense checkpoint `dense` with experts beside its MLPs to the folder `output`, as the paper
+    says that CDMoE inherits them (arXiv 2412.11834). `up_embed` is zero, so that it computes what the dense
+    one does until it is trained; router and `down_embed` are random, in the dtype of the MLPs.
+
+    Raises:
+        DogeExportError: it has experts already, it is of an earlier generation, or a setting does not fit.
+    """
+    checkpoint = Checkpoint.open(presets.resolve_model(dense))
+    if checkpoint.config.is_moe or checkpoint.config.generation != CURRENT:
+        what = "has experts already" if checkpoint.config.is_moe else "is of an earlier generation"
+        raise DogeExportError(
+            f"{checkpoint.folder} {what}.", "Give a dense checkpoint of transformers' Doge."
+        )
+    raw = set_keys({**checkpoint.config.raw, "is_moe": True}, settings, _OF_EXPERTS)
+    config = DogeConfig.from_dict(raw)
+    tensors = _checked(checkpoint, advance)
+    dtype = tensors["model.layers.0.mlp.up_proj.weight"].dtype.name
+    spread = float(raw.get("initializer_range", 0.02))
+    for name, shape in tensor_shapes(config).items():
+        if name not in tensors:
+            # What the experts add is nothing until they are trained.
+            tensors[name] = draw_tensor(name, shape, seed, 0.0 if "up_embed" in name else spread, dtype)
+    with new_folder(output, force) as folder:
+        _write(folder, checkpoint, raw, tensors, checkpoint.folder)
+    return {
+        "from": dense,
+        "output": str(output),
+        "seed": seed,
+        "parameters": parameter_count(config),
+        "tensors": len(tensors),
+    }
+
+
+def _also(generation: str) -> str:
+    return "" if generation == "3c" else ", and masks keys by another rule"
+
+
+def _checked(
+    checkpoint: Checkpoint, advance: Callable[[int], None], adapter: Adapter | None = None
+) -> dict[str, Any]:
+    """The tensors by transformers' names, once they are known to be those of the configuration."""
+    wanted = tensor_shapes(checkpoint.config)
+    for name, shape in wanted.items():
+        if checkpoint.shapes.get(name) != shape:
+            found = "is missing" if name not in checkpoint.shapes else f"is {list(checkpoint.shapes[name])}"
+            raise DogeExportError(
+                f"{name} {found} in {checkpoint.folder}, and config.json makes it {list(shape)}.",
+                "Take config.json and weights from the same checkpoint.",
+            )
+    extra = sorted(set(checkpoint.shapes) - set(wanted) - {"lm_head.weight"})
+    if extra:
+        raise DogeExportError(
+            f"{checkpoint.folder} holds {len(extra)} tensors that config.json has no place for, first "
+            f"{extra[0]!r}.",
+            "Take config.json and weights from the same checkpoint.",
+        )
+    tensors = {}
+    for name in wanted:
+        tensor = checkpoint.array(name)
+        tensors[name] = np.asarray(tensor if adapter is None else adapter.merged(name, tensor), order="C")
+        advance(tensor.size)
+    return tensors
+
+
+def _write(
+    folder: Path, checkpoint: Checkpoint, raw: Mapping[str, Any], tensors: Mapping[str, Any], tokens: Path
+) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+    text = json.dumps(raw, indent=2, sort_keys=True) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
+    if (checkpoint.folder / "generation_config.json").is_file():
+        shutil.copyfile(checkpoint.folder / "generation_config.json", folder / "generation_config.json")
+    copy_tokenizer_files(tokens, folder)

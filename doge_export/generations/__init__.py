@@ -1,0 +1,15 @@
+"""The generations of Doge checkpoints: what sets each apart, and which one a folder holds. No torch here."""
+
+from doge_export.generations.detect import detect
+from doge_export.generations.names import canonical_names, stored_name
+from doge_export.generations.table import CURRENT, GENERATIONS, Generation, find_generation
+
+__all__ = [
+    "CURRENT",
+    "GENERATIONS",
+    "Generation",
+    "canonical_names",
+    "detect",
+    "find_generation",
+    "stored_name",
+]

@@ -1,0 +1,182 @@
+"""One row for each generation: its keys in config.json, its class's defaults, what it can be exported to.
+
+Sources: the authors' repositories, LoserCheems/WonderfulMatrices for generations 1 and 2 and the first
+checkpoints of 3a, SmallDoges/small-doge for the others, and transformers for 4.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from doge_export.errors import DogeExportError
+
+__all__ = ["CURRENT", "GENERATIONS", "Generation", "find_generation"]
+
+#: The generation that transformers itself has.
+CURRENT = "4"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What is known of a generation without its tensors.
+
+    `keys`: our names of configuration fields -> what its config.json calls them. `defaults`: its class's, by
+    our names, where they are not transformers'. `own`: settings of its own that `init` writes, by its names,
+    with the values that a random checkpoint gets.
+
+    `per_head`: dt and A have an entry for each query head, not for each kv head. `repeated`: dt is made of
+    the values repeated for each query head. `norms`: queries and keys are normalised. `old_names`: of its
+    tensors (doge_export.generations.names). `queries`: its experts are found by queries and keys, token by
+    token, and not by a router. `whole`: what a query sees depends on all keys of the call, later ones and
+    padding included. `window`: how keep_window_size limits the keys, "row" for each query anew, "text" for
+    all queries alike, None not at all. `unsupported`: why it cannot be exported.
+    """
+
+    name: str
+    era: str
+    keys: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict)
+    per_head: bool = True
+    repeated: bool = False
+    norms: bool = False
+    old_names: bool = True
+    queries: bool = False
+    whole: bool = False
+    window: str | None = None
+    why_not_bounded: str = ""
+    unsupported: str = ""
+
+    def read(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """`raw`, a config.json, with our names and this generation's defaults beside its own."""
+        given = {ours: raw[theirs] for ours, theirs in self.keys.items() if theirs in raw}
+        if self.old_names:  # some configurations had it, and no model
+            given["norm_topk_prob"] = False
+        return {**self.defaults, **raw, **given}
+
+    def write(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """A current config.json, with this generation's own settings in it, as one of this generation.
+
+        Raises:
+            DogeExportError: two settings differ that are one here.
+        """
+        if self.name == CURRENT:
+            return dict(raw)
+        written = {key: value for key, value in raw.items() if key not in _CURRENT_ONLY}
+        for ours, theirs in self.keys.items():
+            if ours not in raw:
+                continue
+            if theirs in written and theirs not in raw and written[theirs] != raw[ours]:
+                one = " and ".join(key for key, value in self.keys.items() if value == theirs)
+                raise DogeExportError(
+                    f"{one} are one setting, {theirs}, in generation {self.name}.",
+                    "Give both the same value.",
+                )
+            written[theirs] = raw[ours]
+        for ours in {ours for ours in self.keys if ours not in self.keys.values()}:
+            written.pop(ours, None)
+        if self.window is None:
+            written.pop("keep_window_size", None)
+        if self.old_names:  # of before transformers 5
+            rope = dict(written.pop("rope_parameters"))
+            written["rope_theta"] = rope.pop("rope_theta", 10000.0)
+            written["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
+        return written
+
+
+_CURRENT_ONLY = frozenset(
+    {"norm_topk_prob", "output_router_logits", "router_aux_loss_coef", "sliding_window"}
+)
+_BIASES = {"attention_bias": "hidden_bias", "mlp_bias": "hidden_bias"}
+_GLOBAL = "a key is dropped by its rank among all keys, and one that was dropped may come back"
+
+
+def _retrieval(prefix: str) -> dict[str, str]:
+    return {
+        "num_experts": f"num_{prefix}_experts",
+        "expert_heads": f"num_{prefix}_heads",
+        "num_experts_per_tok": f"num_{prefix}_experts_per_head",
+    }
+
+
+GENERATIONS: dict[str, Generation] = {
+    row.name: row
+    for row in (
+        Generation(
+            "1",
+            "November 2024, inner function attention",
+            unsupported="inner function attention is not built in this version",
+        ),
+        Generation(
+            "2",
+            "December 2024",
+            keys=_BIASES | _retrieval("cdmmoe"),
+            defaults={
+                "tie_word_embeddings": True,
+                "rope_scaling": {"rope_type": "dynamic", "factor": 4.0},
+                "num_experts": 2048,
+                "expert_heads": 2,
+                "num_experts_per_tok": 4,
+                "expert_retrieval_size": 256,
+            },
+            own={"expert_heads": 2, "expert_retrieval_size": 32},
+            repeated=True,
+            queries=True,
+            whole=True,
+            why_not_bounded="every key that a head's mask keeps stays, however many they are",
+        ),
+        Generation(
+            "3a",
+            "January to February 2025",
+            keys=_BIASES | _retrieval("cdmoe"),
+            defaults={
+                "tie_word_embeddings": True,
+                "num_experts": 16348,
+                "expert_heads": 4,
+                "num_experts_per_tok": 8,
+                "expert_retrieval_size": 64,
+                "dynamic_mask_ratio": 0.0,
+            },
+            own={"expert_heads": 2, "expert_retrieval_size": 32, "dynamic_mask_ratio": 0.25},
+            queries=True,
+            whole=True,
+            why_not_bounded=_GLOBAL,
+        ),
+        Generation(
+            "3b",
+            "March to June 2025, dynamic_mask_ratio and keep_window_size",
+            keys=_BIASES,
+            defaults={"dynamic_mask_ratio": 0.0},
+            own={"dynamic_mask_ratio": 0.5},
+            whole=True,
+            window="text",
+            why_not_bounded=_GLOBAL,
+        ),
+        Generation(
+            "3c",
+            "June to August 2025, transformers' names without q_norm and k_norm",
+            old_names=False,
+            window="row",
+            why_not_bounded="each query head keeps keys of its own, and the cache has them by kv heads",
+        ),
+        Generation(
+            CURRENT,
+            "transformers, July 2025 on",
+            per_head=False,
+            norms=True,
+            old_names=False,
+            window="row",
+        ),
+    )
+}
+
+
+def find_generation(name: str) -> Generation:
+    """The generation of that name.
+
+    Raises:
+        DogeExportError: there is none.
+    """
+    if name not in GENERATIONS:
+        raise DogeExportError(f"There is no generation {name!r}.", f"There are {', '.join(GENERATIONS)}.")
+    return GENERATIONS[name]

@@ -1,0 +1,30 @@
+"""Generation 3b: of the keys beyond keep_window_size a share is dropped. Its experts are the current ones."""
+
+from typing import Any
+
+import torch
+
+from doge_export.model.feed_forward import CDMoE
+from doge_export.model.head_attention import HeadAttention
+from doge_export.ops.ratio_mask_attention import ratio_mask_attention
+
+__all__ = ["Attention", "CDMoE"]
+
+
+class Attention(HeadAttention):
+    """`dynamic_mask_ratio` of the keys beyond keep_window_size are dropped. With a ratio of 0 none are; the
+    original fails beyond the window then."""
+
+    def share(self, ratio: float) -> float:
+        """The share that is dropped, of config.json's."""
+        return ratio
+
+    def window(self) -> int:
+        """How many keys are not counted."""
+        return self.config.keep_window_size
+
+    def operator(self, inputs: tuple[Any, ...], cache: tuple[Any, ...], heads: tuple[int, int]) -> Any:
+        config = self.config
+        scale = config.head_dim**-0.5
+        ratio = torch.tensor(self.share(config.dynamic_mask_ratio), dtype=torch.float64)
+        return ratio_mask_attention(*inputs, ratio, *cache, *heads, self.window(), scale)

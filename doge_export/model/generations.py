@@ -1,0 +1,17 @@
+"""Generation -> its attention and its experts: one file each, all behind the same interface."""
+
+from types import ModuleType
+
+from doge_export.generations import CURRENT
+from doge_export.model import current, generation_2, generation_3a, generation_3b, generation_3c
+
+__all__ = ["MODULES"]
+
+#: Each has `Attention(config)` and `CDMoE(config, per_token)`.
+MODULES: dict[str, ModuleType] = {
+    "2": generation_2,
+    "3a": generation_3a,
+    "3b": generation_3b,
+    "3c": generation_3c,
+    CURRENT: current,
+}

@@ -1,0 +1,78 @@
+"""Generations 3a, 3b and 3c (SmallDoges/small-doge, 42e5a63 to e5a2639)."""
+
+from typing import Any
+
+import torch
+
+from doge_export.config import DogeConfig
+from doge_export.validate.earlier.attention import EarlierAttention
+
+__all__ = ["Experts", "RatioAttention", "TopAttention", "WindowedRatioAttention"]
+
+
+class RatioAttention(EarlierAttention):
+    """3a: exp(A * softplus(dt)) is added; if 0 < ratio < 1, what is below the n-th smallest of all L keys
+    becomes finfo.min first, n = int(L * ratio)."""
+
+    def dropped(self, keys: int) -> int:
+        ratio = self.settings.dynamic_mask_ratio
+        return int(keys * ratio) if 0.0 < ratio < 1.0 else 0
+
+    def prepare_dynamic_mask(self, *, dt_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        added = dt_states[:, :, None, :]
+        n = self.dropped(dt_states.shape[-1])
+        if n > 0:
+            nth = torch.kthvalue(added, n, dim=-1, keepdim=True).values
+            added = added.masked_fill(added < nth, torch.finfo(added.dtype).min)
+        return added + attention_mask
+
+
+class WindowedRatioAttention(RatioAttention):
+    """3b: the same only if L > W, with n = int((L - W) * ratio). The original raises an error for a ratio of
+    0 there; here nothing is dropped."""
+
+    def dropped(self, keys: int) -> int:
+        window = self.settings.keep_window_size
+        return int((keys - window) * self.settings.dynamic_mask_ratio) if keys > window else 0
+
+
+class TopAttention(EarlierAttention):
+    """3c: finfo.min where the query may not look, and for all but the W largest of each row of each head."""
+
+    def prepare_dynamic_mask(self, *, dt_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        lowest, window = torch.finfo(dt_states.dtype).min, self.settings.keep_window_size
+        rows = dt_states[:, :, None, :].expand(-1, -1, attention_mask.shape[2], -1)
+        rows = rows.masked_fill(attention_mask != 0, lowest)
+        if rows.shape[-1] > window:
+            stay = torch.zeros_like(rows).scatter(-1, torch.topk(rows, window, dim=-1).indices, 1.0)
+            rows = rows.masked_fill(stay == 0, lowest)
+        return rows
+
+
+class Experts(torch.nn.Module):
+    """Of 3b and 3c: router_gate x viewed as (2, B * S, keys), which gives a token halves of others."""
+
+    def __init__(self, config: DogeConfig, gated: Any) -> None:
+        super().__init__()
+        for name, part in gated.named_children():  # the tensors have no "gated" in their names
+            setattr(self, name, part)
+        self.gated = (gated,)
+        self.top_k, self.num_keys = config.num_experts_per_tok, int(config.num_experts**0.5)
+        self.norm_topk_prob = config.norm_topk_prob
+        self.router_gate = torch.nn.Linear(config.hidden_size, 2 * self.num_keys, bias=False)
+        self.down_embed = torch.nn.Embedding(config.num_experts, config.hidden_size)
+        self.up_embed = torch.nn.Embedding(config.num_experts, config.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        batch, length, hidden = x.shape
+        logits = self.router_gate(x).view(2, batch * length, -1)
+        (a, b), (i, j) = torch.topk(logits, self.num_keys, dim=-1)
+        scores = (a[..., :, None] + b[..., None, :]).flatten(-2)
+        numbers = (i[..., :, None] * self.num_keys + j[..., None, :]).flatten(-2)
+        best, place = torch.topk(scores, self.top_k, dim=-1)
+        e, weight = numbers.gather(-1, place), best.softmax(-1)
+        if self.norm_topk_prob:
+            weight = weight / weight.sum(-1, keepdim=True)
+        w = self.gated[0].act((x.reshape(-1, 1, hidden) * self.down_embed(e)).sum(-1)) * weight
+        routed = (w[..., None] * self.up_embed(e)).sum(1).view(batch, length, hidden)
+        return self.gated[0](x) + routed, logits

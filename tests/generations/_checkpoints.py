@@ -1,0 +1,56 @@
+"""Small random checkpoints of every generation, as `init` makes them, and what can be wrong with one."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+
+from doge_export.init import init
+
+__all__ = ["EARLIER", "SETTINGS", "change_config", "change_tensors", "make"]
+
+#: Generations before transformers' that can be exported.
+EARLIER = ("2", "3a", "3b", "3c")
+
+SETTINGS = (
+    "vocab_size=257",
+    "hidden_size=64",
+    "intermediate_size=48",
+    "num_hidden_layers=2",
+    "num_attention_heads=4",
+    "num_key_value_heads=2",
+    "keep_window_size=12",
+    "max_position_embeddings=24",
+    "initializer_range=0.15",
+    "num_experts=64",
+    "num_experts_per_tok=3",
+)
+
+
+def make(
+    folder: Path, generation: str, moe: bool = False, seed: int = 1, settings: Sequence[str] = ()
+) -> Path:
+    preset = "Doge-20M-MoE" if moe else "Doge-20M"
+    init(preset, folder, seed=seed, settings=(*SETTINGS, *settings), generation=generation)
+    return folder
+
+
+def change_config(folder: Path, drop: Sequence[str] = (), **changes: Any) -> Path:
+    path = folder / "config.json"
+    raw = json.loads(path.read_text())
+    raw = {key: value for key, value in raw.items() if not key.startswith(tuple(drop))}
+    path.write_text(json.dumps({**raw, **changes}))
+    return folder
+
+
+def change_tensors(folder: Path, name: Callable[[str], str | None], **more: npt.NDArray[Any]) -> Path:
+    """`name`: of a tensor in the file -> its new one; None drops it."""
+    path = folder / "model.safetensors"
+    tensors = {name(key): value for key, value in load_file(path).items()}
+    tensors.pop(None, None)
+    save_file({**tensors, **{key.replace("__", "."): np.asarray(value) for key, value in more.items()}}, path)
+    return folder

@@ -1,0 +1,178 @@
+"""Which generation a folder holds: told where the evidence says so, asked where it leaves two, refused where
+it contradicts itself. A wrong guess would be a model that runs and is another one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from doge_export.checkpoint import Checkpoint
+from doge_export.errors import DogeExportError
+from doge_export.generations import GENERATIONS, stored_name
+from doge_export.model import load_model
+from tests.generations._checkpoints import EARLIER, change_config, change_tensors, make
+
+MHA = ("num_key_value_heads=4",)  # as many kv heads as heads: the shapes of generations are alike
+CONFIG_KEYS = ("num_cdm", "dynamic_mask_ratio", "keep_window_size")
+
+
+def found(folder: Path) -> str:
+    return Checkpoint.open(folder).config.generation
+
+
+def refused(folder: Path, generation: str | None = None) -> str:
+    with pytest.raises(DogeExportError) as caught:
+        load_model(Checkpoint.open(folder, generation))
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def in_new_names(name: str) -> str:
+    for ours in ("input_layernorm", "post_attention_layernorm"):
+        name = name.replace(stored_name(f".{ours}.", "2"), f".{ours}.")
+    for ours in ("input_residual", "post_attention_residual"):
+        name = name.replace(stored_name(f".{ours}", "2"), f".{ours}")
+    name = name.replace(".feed_forward.", ".mlp.").replace("word_embed", "embed_tokens")
+    return name.replace("model.final_layernorm", "model.norm")
+
+
+@pytest.mark.parametrize("moe", [False, True])
+@pytest.mark.parametrize("generation", [*EARLIER, "4"])
+def test_each_is_told_from_the_others(generation: str, moe: bool, tmp_path: Path) -> None:
+    folder = make(tmp_path / "c", generation, moe)
+    assert found(folder) == generation
+    load_model(Checkpoint.open(folder))
+
+
+@pytest.mark.parametrize("generation", EARLIER)
+def test_names_are_only_names(generation: str, tmp_path: Path) -> None:
+    """Generations 2 to 3b under transformers' names, and 3c under the old ones."""
+    folder = make(tmp_path / "c", generation, moe=True)
+    rename = in_new_names if generation != "3c" else (lambda name: stored_name(name, "2"))
+    before = Checkpoint.open(folder)
+    change_tensors(folder, rename)
+    after = Checkpoint.open(folder)
+    assert after.config.generation == generation
+    assert set(after.stored.values()) != set(before.stored.values())
+    assert after.shapes == before.shapes
+    load_model(after)
+
+
+@pytest.mark.parametrize("generation", ["2", "3a", "3b", "4"])
+def test_with_as_many_kv_heads_as_heads_the_configuration_tells(generation: str, tmp_path: Path) -> None:
+    assert found(make(tmp_path / "c", generation, settings=MHA)) == generation
+
+
+def test_3c_and_a_current_one_without_norms_are_asked_about(tmp_path: Path) -> None:
+    """With as many kv heads as heads nothing else tells them apart."""
+    current = make(tmp_path / "4", "4", settings=MHA)
+    change_tensors(current, lambda name: None if "_norm" in name else name)
+    earlier = make(tmp_path / "3c", "3c", settings=MHA)
+    for folder in (current, earlier):
+        message = refused(folder)
+        assert "generation 3c or 4" in message and "--generation" in message
+    load_model(Checkpoint.open(earlier, "3c"))
+    assert "q_norm" in refused(current, "4")
+
+
+@pytest.mark.parametrize("generation", EARLIER)
+def test_without_its_keys_it_is_asked_about(generation: str, tmp_path: Path) -> None:
+    folder = change_config(make(tmp_path / "c", generation, settings=MHA), drop=CONFIG_KEYS)
+    message = refused(folder)
+    assert "2 or 3a or 3b or 3c or 4" in message and "--generation" in message
+
+
+@pytest.mark.parametrize("generation", ["3a", "3b", "3c"])
+def test_without_its_keys_generation_3_is_asked_about(generation: str, tmp_path: Path) -> None:
+    folder = change_config(make(tmp_path / "c", generation), drop=CONFIG_KEYS)
+    assert "generation 3a or 3b or 3c:" in refused(folder)
+
+
+def test_generation_2_is_told_by_its_shapes_alone(tmp_path: Path) -> None:
+    """dt_proj reads repeated values there."""
+    assert found(change_config(make(tmp_path / "c", "2"), drop=CONFIG_KEYS)) == "2"
+
+
+@pytest.mark.parametrize("pair", [("2", "3a"), ("2", "3b"), ("3a", "2"), ("3c", "2")])
+def test_what_contradicts_itself_is_refused(pair: tuple[str, str], tmp_path: Path) -> None:
+    """The tensors of one and the configuration of another."""
+    folder, other = (make(tmp_path / name, name) for name in pair)
+    (folder / "config.json").write_bytes((other / "config.json").read_bytes())
+    message = refused(folder)
+    assert f"config.json is of generation {pair[1]}" in message and "--generation" in message
+
+
+def test_a_current_one_keeps_being_one_with_keys_of_what_it_was(tmp_path: Path) -> None:
+    folder = change_config(
+        make(tmp_path / "c", "4"), num_cdmoe_experts=64, dynamic_mask_ratio=0.0, hidden_bias=False
+    )
+    assert found(folder) == "4"
+
+
+def test_half_of_the_norms_missing_is_no_other_generation(tmp_path: Path) -> None:
+    folder = make(tmp_path / "c", "4", settings=MHA)
+    change_tensors(folder, lambda name: None if "layers.0.self_attn.q_norm" in name else name)
+    assert "model.layers.0.self_attn.q_norm.weight" in refused(folder)
+
+
+@pytest.mark.parametrize("generation", EARLIER)
+@pytest.mark.parametrize("lost", ["self_attn.A", "dt_proj", "post_residual", "router", "queries", "down"])
+def test_a_missing_tensor_is_named(generation: str, lost: str, tmp_path: Path) -> None:
+    folder = make(tmp_path / "c", generation, moe=True)
+    lost = lost if generation != "3c" else lost.replace("post_residual", "post_attention_residual")
+    if not any(lost in name for name in Checkpoint.open(folder).stored.values()):
+        return  # it has no such tensor
+    change_tensors(folder, lambda name: None if "layers.1" in name and lost in name else name)
+    message = refused(folder)
+    assert "layers.1" in message and "no tensor" in message
+
+
+def test_a_missing_A_everywhere_is_refused(tmp_path: Path) -> None:
+    for generation in EARLIER:
+        folder = make(tmp_path / generation, generation)
+        change_tensors(folder, lambda name: None if name.endswith(".A") else name)
+        refused(folder)
+
+
+def test_one_tensor_under_both_names(tmp_path: Path) -> None:
+    folder = make(tmp_path / "c", "2")
+    change_tensors(folder, lambda name: name, model__norm__weight=np.ones(64, np.float32))
+    message = refused(folder)
+    assert "model.final_layernorm.weight" in message and "model.norm.weight" in message
+
+
+@pytest.mark.parametrize("name", ["v_embed.weight", "dynamic_mask", "v_queries.weight"])
+def test_inner_function_attention_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    folder = make(tmp_path / "c", "2")
+    key = f"model__layers__0__self_attn__{name.replace('.', '__')}"
+    message = refused(change_tensors(folder, lambda name: name, **{key: np.ones((4, 24), np.float32)}))
+    assert "generation 1" in message and "inner function attention" in message
+
+
+def test_experts_of_three_weeks_are_refused_by_name(tmp_path: Path) -> None:
+    folder = make(tmp_path / "c", "3a", moe=True)
+    change_tensors(folder, lambda name: name.replace("queries", "queries_proj"))
+    assert "queries_proj" in refused(folder)
+
+
+def test_experts_numbered_by_place_are_refused_by_name(tmp_path: Path) -> None:
+    folder = make(tmp_path / "c", "3b", moe=True)
+    bias = {"model__layers__0__feed_forward__router_gate__bias": np.zeros(16, np.float32)}
+    assert "router_gate has a bias" in refused(change_tensors(folder, lambda name: name, **bias))
+
+
+def test_the_example_of_flash_dmattn_is_refused_by_name(tmp_path: Path) -> None:
+    folder = change_config(make(tmp_path / "c", "3c"), drop=CONFIG_KEYS, window_size=2048)
+    assert "flash-dmattn" in refused(folder)
+
+
+def test_there_is_no_such_generation(tmp_path: Path) -> None:
+    folder = make(tmp_path / "c", "2")
+    assert "There are 1, 2, 3a, 3b, 3c, 4" in refused(folder, "5")
+
+
+def test_the_wrong_one_is_refused_by_the_shapes(tmp_path: Path) -> None:
+    folder = make(tmp_path / "c", "2")
+    for generation in set(GENERATIONS) - {"1", "2"}:
+        refused(folder, generation)

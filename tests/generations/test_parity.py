@@ -1,0 +1,153 @@
+"""The earlier generations against their own judges: our modules in torch on every schedule and cache,
+exported graphs, and the command line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from doge_export.bundle import Bundle
+from doge_export.checkpoint import Checkpoint
+from doge_export.cli import main
+from doge_export.errors import DogeExportError
+from doge_export.model import load_model
+from doge_export.pipeline import export_model
+from doge_export.recipe import ExportOptions
+from doge_export.validate.candidate import Candidate
+from doge_export.validate.figures import compare_selection
+from doge_export.validate.pinned import pinned
+from doge_export.validate.reference import Reference
+from doge_export.validate.schedules import Schedule, Tokens, draw_tokens
+from tests.export.test_parity import TABLE
+from tests.generations._checkpoints import EARLIER, make
+
+
+def run_module(folder: Path, schedule: Schedule, tokens: Tokens, kind: str, per_token: bool) -> Any:
+    """logits [batch, length, vocab] of our module in torch, whose rounding is pinned as the judge's is: a
+    repeated token ties, and a tie decides what is dropped."""
+    model = load_model(Checkpoint.open(folder), "float32", "per-token" if per_token else "reference", kind)
+    rows, slots, at = len(schedule.padding), 40 if kind == "static" else 0, 0
+    cache, logits = model.empty_cache(rows, slots), []
+    ids, mask, positions = (
+        torch.from_numpy(array) for array in (tokens.input_ids, tokens.attention_mask, tokens.position_ids)
+    )
+    with torch.inference_mode(), pinned():
+        for count in schedule.steps:
+            part, at = slice(at, at + count), at + count
+            covered = torch.nn.functional.pad(mask[:, :at], (0, slots - at)) if slots else mask[:, :at]
+            position = torch.full((rows,), part.start) if slots else None
+            output, *cache = model(ids[:, part], covered, positions[:, part], cache, position)
+            logits.append(output)
+    return torch.cat(logits, 1).numpy()
+
+
+@pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
+@pytest.mark.parametrize("generation", EARLIER)
+def test_module(generation: str, moe: bool, tmp_path: Path) -> None:
+    folder = make(tmp_path / "c", generation, moe)
+    for per_token in (False, True) if moe else (False,):
+        reference = Reference(folder, per_token=per_token)
+        for seed, schedule in enumerate(TABLE):
+            tokens = draw_tokens(schedule, 257, seed)
+            expected = reference.run(schedule, tokens).logits
+            for kind in ("growing", "static"):
+                got = run_module(folder, schedule, tokens, kind, per_token)
+                assert np.abs(expected - got)[tokens.real].max() <= 1e-4, (schedule.name, kind, per_token)
+
+
+@pytest.mark.parametrize("changes", [{}, {"moe": True}], ids=["dense", "experts"])
+@pytest.mark.parametrize("generation", ["2", "3b"])
+def test_biases_heads_and_an_untied_head(generation: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    settings = ("attention_bias=true", "mlp_bias=true", "tie_word_embeddings=false", "num_key_value_heads=4")
+    folder = make(tmp_path / "c", generation, settings=settings, **changes)
+    schedule = Schedule("", (13, 1, 1, 5), (0, 3))
+    tokens = draw_tokens(schedule, 257, 0)
+    expected = Reference(folder).run(schedule, tokens).logits
+    got = run_module(folder, schedule, tokens, "growing", False)
+    assert np.abs(expected - got)[tokens.real].max() <= 1e-4
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.29, 0.9, 1.0])
+@pytest.mark.parametrize("generation", ["3a", "3b"])
+def test_ratios(generation: str, ratio: float, tmp_path: Path) -> None:
+    folder = make(tmp_path / "c", generation, settings=(f"dynamic_mask_ratio={ratio}",))
+    schedule = Schedule("", (30, *[1] * 10))
+    tokens = draw_tokens(schedule, 257, 0)
+    expected = Reference(folder).run(schedule, tokens)
+    got = run_module(folder, schedule, tokens, "growing", False)
+    assert np.abs(expected.logits - got).max() <= 1e-4
+    dropped = sum(int((~keys[0, :, -1]).sum()) for keys in expected.keys[-1])
+    off = ratio == 0 or (ratio == 1 and generation == "3a")
+    assert (dropped == 0) == off
+
+
+@pytest.mark.parametrize("options", [{}, {"kv_cache": "static", "max_length": 40}], ids=["growing", "static"])
+@pytest.mark.parametrize("generation", EARLIER)
+def test_graph(generation: str, options: dict[str, Any], tmp_path: Path) -> None:
+    folder = make(tmp_path / "c", generation, moe=True)
+    resolved = ExportOptions.resolve(**options)
+    bundle = export_model(str(folder), tmp_path / "b", resolved, validate=False).bundle
+    assert bundle.manifest.options["generation"] == generation
+    assert bundle.config.generation == generation
+    reference, candidate = Reference(folder), Candidate(bundle)
+    for seed, schedule in enumerate(TABLE):
+        tokens = draw_tokens(schedule, 257, seed)
+        expected, got = reference.run(schedule, tokens), candidate.run(schedule, tokens)
+        assert np.abs(expected.logits - got.logits)[tokens.real].max() <= 1e-4, schedule.name
+        assert compare_selection(expected, got, tokens, schedule.steps).share == 1.0, schedule.name
+
+
+def test_a_head_that_masks_everything_averages_over_all_keys(tmp_path: Path) -> None:
+    """Generation 2 with A below 0, later keys and padding included: the model is what it is."""
+    folder = make(tmp_path / "c", "2")
+    run = Reference(folder).run(Schedule("", (9,)), draw_tokens(Schedule("", (9,)), 257, 0))
+    A = Checkpoint.open(folder).tensor("model.layers.0.self_attn.A")
+    assert (A < 0).any() and (A >= 0).any()
+    seen = run.keys[0][0][0].any((1, 2))  # by head
+    assert seen.tolist() == (A >= 0).tolist()
+
+
+def test_the_certificate_and_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The seed's generation by the command line: init, export, validate, generate, and a judge that finds."""
+    folder, bundle = tmp_path / "c", tmp_path / "b"
+    assert main(["init", "Doge-20M", "-o", str(folder), "--generation", "2",
+                *(part for each in make_settings() for part in ("--set", each))]) == 0  # fmt: skip
+    assert main(["export", "-m", str(folder), "-o", str(bundle), "--json", "-"]) == 0
+    capsys.readouterr()
+    assert main(["validate", str(bundle), "--reference", str(folder), "--json", "-"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"] and report["max_abs_diff"] <= 1e-4
+    names = {check["name"] for check in report["checks"]}
+    assert any("same keys" in name for name in names) and any("weights of model.onnx" in n for n in names)
+    assert any(part.endswith(".attention") for part in report["drift"]["parts"])
+    other = make(tmp_path / "other", "2", seed=9)
+    assert main(["validate", str(bundle), "--reference", str(other), "--json", "-"]) == 1
+    assert "not the checkpoint's" in json.loads(capsys.readouterr().out)["cause"]
+
+
+def make_settings() -> list[str]:
+    from tests.generations._checkpoints import SETTINGS
+
+    return list(SETTINGS)
+
+
+@pytest.mark.parametrize("generation", EARLIER)
+@pytest.mark.parametrize("options", [{"kv_cache": "bounded"}, {"dtype": "float16"}, {"precision": "int8"}])
+def test_what_was_not_built_is_refused(generation: str, options: dict[str, str], tmp_path: Path) -> None:
+    folder = make(tmp_path / "c", generation)
+    with pytest.raises(DogeExportError) as caught:
+        export_model(str(folder), tmp_path / "b", ExportOptions.resolve(**options))
+    assert f"generation {generation}" in str(caught.value) and caught.value.remedy
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_recipe_remembers_the_generation(tmp_path: Path) -> None:
+    folder = make(tmp_path / "c", "3c", settings=("num_key_value_heads=4",))
+    options = ExportOptions.resolve(generation="3c")
+    export_model(str(folder), tmp_path / "b", options, validate=False)
+    again = ExportOptions.resolve(tmp_path / "b" / "recipe.toml")
+    assert again.generation == "3c"
+    assert Bundle.open(tmp_path / "b").config.generation == "3c"
