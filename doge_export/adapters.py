@@ -74,7 +74,8 @@ class Adapter:
                         f"{folder} holds {name!r}, which is not a matrix of plain LoRA.",
                         "Merge the adapter with PEFT's merge_and_unload, and export the result.",
                     )
-                whole[_known(short, checkpoint, folder)] = tensor
+                # An embedding's own weights are saved beside what is added to them.
+                whole[_known(short.replace(".base_layer.", "."), checkpoint, folder)] = tensor
                 continue
             weight = _known(f"{short.removesuffix(end)}.weight", checkpoint, folder)
             half = tensor.T if "embedding" in end else tensor
@@ -99,7 +100,7 @@ class Adapter:
     def merged(self, name: str, tensor: _Array) -> _Array:
         """The checkpoint's `tensor` with what the adapter makes of it, in its dtype; summed in float32."""
         if name in self.whole:
-            return self.whole[name].astype(tensor.dtype)
+            tensor = self.whole[name].astype(tensor.dtype)
         if name not in self.pairs:
             return tensor
         down, up, scale = self.pairs[name]

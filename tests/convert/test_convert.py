@@ -189,6 +189,8 @@ def test_adapters_that_do_not_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # PEFT asks for it
+@pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers")
+@pytest.mark.filterwarnings("ignore:Model (has|with) .tie_word_embeddings")  # the merge keeps one table
 def test_a_merged_adapter_is_pefts_own_merge(tmp_path: Path) -> None:
     """Of every setting that is a sum: ranks and alphas of their own, rslora, an embedding, a module saved
     whole."""
