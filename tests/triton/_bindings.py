@@ -1,7 +1,8 @@
 """TensorRT's own Python bindings and plugin registry on a machine without TensorRT, a driver or a GPU.
 
 The bindings are linked to three libraries. The registry is in the lean runtime, which PyPI has; what else
-the bindings name, the builder and the parser, is an empty function here, and is never called.
+the bindings name, the builder and the parser, is an empty function here, and is never called. None of it is
+seen by TensorRT for RTX, which names the same functions, in the same process.
 """
 
 import ctypes
@@ -34,7 +35,6 @@ def load_bindings() -> tuple[Any, Any]:
     """What `tensorrt` and `tensorrt.plugin` would be; nothing is imported by these names."""
     libraries = importlib.import_module("tensorrt_lean_libs")
     lean = next(Path(str(libraries.__file__)).parent.glob("libnvinfer_lean.so.*"))
-    ctypes.CDLL(str(lean), ctypes.RTLD_GLOBAL)
     version = lean.name.rpartition(".")[2]
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "stub.c"
@@ -43,8 +43,9 @@ def load_bindings() -> tuple[Any, Any]:
             soname = f"lib{name}.so.{version}"
             path = Path(folder) / soname
             options = ["-shared", "-fPIC", f"-Wl,-soname,{soname}", "-o", str(path)]
-            subprocess.run(["gcc", *options, str(source)], check=True)
-            ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+            behind = ["-Wl,--no-as-needed", str(lean), f"-Wl,-rpath,{lean.parent}"]
+            subprocess.run(["gcc", *options, str(source), *behind], check=True)
+            ctypes.CDLL(str(path))
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")  # of the bindings' own source
         bindings = importlib.import_module("tensorrt_bindings")
