@@ -14,8 +14,6 @@ import onnxruntime
 from doge_export.bundle import Bundle, TensorSpec
 from doge_export.errors import DogeExportError
 from doge_export.plugins import plugin_library
-from doge_export.quantize import PRECISIONS
-from doge_export.targets import TARGETS
 
 #: onnxruntime's log level for errors; what it warns about is not the user's business.
 _ERRORS_ONLY = 3
@@ -61,9 +59,7 @@ def fold_weights(options: Any, bundle: Bundle) -> None:
     are multiplied with floats. It would do so in every step otherwise, and multiply as by no constant: with
     other roundings for one row than for many, so that equal keys would get unequal weights.
     """
-    given = bundle.manifest.options
-    target, precision = TARGETS.get(given.get("target", "")), PRECISIONS.get(given.get("precision", ""))
-    if target is not None and not target.bare_integers and precision is not None and not precision.static:
+    if bundle.manifest.options.get("dequantize_at_load"):
         options.add_session_config_entry("session.disable_quant_qdq", "1")
 
 
