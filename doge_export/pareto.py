@@ -32,14 +32,15 @@ from doge_export.requantize import (
 )
 from doge_export.searched import SEARCHED, file_bytes, parse_budget, search_bundle
 from doge_export.sensitivity import Study
+from doge_export.targets import get_target
 
 __all__ = ["SCHEMES", "Pareto", "dominates", "front", "pareto"]
 
 #: What is tried unasked: every precision that the kernels have, rounded in every way.
 SCHEMES = tuple(
     precision if method == "nearest" else f"{precision}-{method}"
-    for precision, each in PRECISIONS.items()
-    if each.rounds and not each.static
+    for precision in get_target("ort-cpu").precisions
+    if PRECISIONS[precision].rounds
     for method in METHODS
 )
 #: Budgets of the searched mixtures that are tried unasked: 0 is the size of int4, 1 that of int8.

@@ -240,6 +240,9 @@ def _resolved(options: ExportOptions, config: DogeConfig) -> dict[str, Any]:
         resolved["max_length"] = config.max_position_embeddings
     if config.generation != CURRENT:
         resolved["generation"] = config.generation
+    stored = options.stored
+    if stored.rounds and not stored.static and not options.target_data.bare_integers:
+        resolved["dequantize_at_load"] = True  # for doge_export.runtime.graph
     return resolved
 
 

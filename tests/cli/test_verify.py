@@ -28,7 +28,7 @@ def test_a_tampered_file_is_wrong_input(
     weights[17] ^= 1
     (copy / "model.onnx.data").write_bytes(weights)
     assert run(["verify", str(copy)]) == 2
-    assert "model.onnx.data was changed after the export" in capsys.readouterr().err
+    assert "model.onnx.data was changed: its sha256 is not the manifest" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
