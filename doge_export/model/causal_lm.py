@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 
 from doge_export.config import DogeConfig
-from doge_export.model.attention import LayerCache
 from doge_export.model.feed_forward import MLP
 from doge_export.model.generations import MODULES
 from doge_export.model.norm import RMSNorm
+from doge_export.model.projections import LayerCache
 from doge_export.model.rope import RotaryEmbedding
 
 __all__ = ["CACHE_KINDS", "DogeForExport"]

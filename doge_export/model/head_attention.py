@@ -5,29 +5,16 @@ from typing import Any
 
 import torch
 
-from doge_export.config import DogeConfig
-from doge_export.model.attention import LayerCache
+from doge_export.model.projections import LayerCache, Projections
 
 __all__ = ["HeadAttention"]
 
 
-class HeadAttention(torch.nn.Module):
+class HeadAttention(Projections):
     """hidden_states [batch, sequence, hidden] -> the same shape, and the layer's cache after it.
 
     A generation's own class gives the operator, and what that takes beside what all do.
     """
-
-    def __init__(self, config: DogeConfig, dt_width: int | None = None) -> None:
-        super().__init__()
-        self.config = config
-        hidden, bias, head_dim = config.hidden_size, config.attention_bias, config.head_dim
-        width, kv_width = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
-        self.q_proj = torch.nn.Linear(hidden, width, bias=bias)
-        self.k_proj = torch.nn.Linear(hidden, kv_width, bias=bias)
-        self.v_proj = torch.nn.Linear(hidden, kv_width, bias=bias)
-        self.A = torch.nn.Parameter(torch.zeros(config.dt_heads))
-        self.dt_proj = torch.nn.Linear(dt_width or kv_width, config.dt_heads, bias=bias)
-        self.o_proj = torch.nn.Linear(width, hidden, bias=bias)
 
     def operator(self, inputs: tuple[Any, ...], cache: tuple[Any, ...], heads: tuple[int, int]) -> Any:
         """The generation's operator on the inputs that all have, those of a static cache, and the heads."""
@@ -44,11 +31,10 @@ class HeadAttention(torch.nn.Module):
         position_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, LayerCache]:
         config = self.config
-        dt_bias = self.dt_proj.bias if config.attention_bias else torch.zeros_like(self.A)
         inputs = (
             *(self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)),
             *(past.key, past.value, attention_mask, cos, sin),
-            *(self.dt_proj.weight, dt_bias, self.A),
+            *(self.dt_proj.weight, self.dt_bias, self.A),
         )
         heads = (config.num_attention_heads, config.num_key_value_heads)
         output, key, value, dt = self.operator(inputs, (past.dt, cache_position), heads)

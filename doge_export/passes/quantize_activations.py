@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from doge_export.passes.emit import Emitter
+
 __all__ = ["StaticRanges", "quantize_activations", "row_scales"]
 
 LEVELS = 127
@@ -55,7 +57,7 @@ def quantize_activations(model: ir.Model, static: StaticRanges, bare_integers: b
             continue
         values, scales = _store(graph, weight, axis=1 if transposed else 0)
         for node, place in tuple(weight.uses()):
-            emit = _Emitter(graph, node)
+            emit = _Emitter(node)
             if node.op_type == "Gather" and bare_integers:
                 ir.convenience.replace_all_uses_with(node.outputs[0], emit.rows(values, scales))
                 graph.remove(node, safe=True)
@@ -67,13 +69,13 @@ def quantize_activations(model: ir.Model, static: StaticRanges, bare_integers: b
             for product, at in [(node, place)] if node.op_type == "MatMul" else tuple(node.outputs[0].uses()):
                 assert product.op_type == "MatMul" and at == 1, f"{name} is read by {product.op_type}"
                 if plain in static.ranges:
-                    _quantize_input(graph, product, static.ranges[plain])
+                    _quantize_input(product, static.ranges[plain])
 
 
-def _quantize_input(graph: ir.Graph, product: ir.Node, largest: float) -> None:
+def _quantize_input(product: ir.Node, largest: float) -> None:
     states = product.inputs[0]
     assert states is not None
-    emit = _Emitter(graph, product)
+    emit = _Emitter(product)
     scale = emit.constant(np.float32(largest / LEVELS if largest > 0 else 1.0))
     zero = emit.constant(np.int8(0))
     integers = emit("QuantizeLinear", states, scale, zero, dtype=ir.DataType.INT8)
@@ -102,38 +104,20 @@ def _store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ir.V
     return made[0], made[1]
 
 
-class _Emitter:
-    """Emits nodes before `node`."""
-
-    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
-        self._graph, self._node = graph, node
-
-    def __call__(
-        self,
-        op_type: str,
-        *inputs: ir.Value | None,
-        dtype: ir.DataType = ir.DataType.FLOAT,
-        **attributes: Any,
-    ) -> ir.Value:
-        attrs = [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()]
-        made = ir.Node("", op_type, inputs, attrs)
-        self._graph.insert_before(self._node, made)
-        made.outputs[0].type = ir.TensorType(dtype)
-        return made.outputs[0]
-
+class _Emitter(Emitter):
     def constant(self, number: np.generic) -> ir.Value:
         """As an initializer, which Q and DQ want their scales to be."""
         tensor = ir.Tensor(np.asarray(number))
-        name = f"quantizer_{sum(key.startswith('quantizer_') for key in self._graph.initializers)}"
+        name = f"quantizer_{sum(key.startswith('quantizer_') for key in self.graph.initializers)}"
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-        self._graph.initializers.add(value)
+        self.graph.initializers.add(value)
         return value
 
     def rows(self, values: ir.Value, scales: ir.Value) -> ir.Value:
         """Those that the Gather wants. Not by DequantizeLinear, whose scale of a row would need blocks, which
         TensorRT has not for int8; nor of the whole table, which onnxruntime would do in every step."""
-        ids = self._node.inputs[1]
-        axis = self.__call__("Constant", dtype=ir.DataType.INT64, value=ir.tensor([-1]))
+        ids = self.node.inputs[1]
+        axis = self("Constant", dtype=ir.DataType.INT64, value=ir.tensor([-1]))
         integers = self("Gather", values, ids, dtype=ir.DataType.INT8, axis=0)
         steps = self("Unsqueeze", self("Gather", scales, ids, axis=0), axis)
         return self("Mul", self("Cast", integers, to=int(ir.DataType.FLOAT)), steps)

@@ -1,12 +1,12 @@
 """Store the large matrices in int8 or int4 with float16 scales, and dequantize them where they are read."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from doge_export.passes.emit import Emitter
 from doge_export.quantize import (
     Precision,
     Quantized,
@@ -115,8 +115,7 @@ class _Reader:
     """Emits, before `node`, what reads a quantized matrix in the file's `dtype`."""
 
     def __init__(self, node: ir.Node, block: int, dtype: ir.DataType) -> None:
-        assert node.graph is not None
-        self._graph, self._node = node.graph, node
+        self._node, self._emit = node, Emitter(node)
         self._block, self._dtype = block, dtype
 
     def matrix(self, values: ir.Value, scales: ir.Value) -> ir.Value:
@@ -156,16 +155,3 @@ class _Reader:
 
     def _shape(self, *sizes: int) -> ir.Value:
         return self._emit("Constant", dtype=ir.DataType.INT64, value=ir.tensor(list(sizes)))
-
-    def _emit(
-        self,
-        op_type: str,
-        *inputs: ir.Value | None,
-        dtype: ir.DataType = ir.DataType.FLOAT,
-        **attributes: Any,
-    ) -> ir.Value:
-        attrs = [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()]
-        node = ir.Node("", op_type, inputs, attrs)
-        self._graph.insert_before(self._node, node)
-        node.outputs[0].type = ir.TensorType(dtype)
-        return node.outputs[0]
