@@ -19,6 +19,8 @@ COMMANDS = {
     "verify": "doge_export.cli.verify",
     "inspect": "doge_export.cli.inspect",
     "generate": "doge_export.cli.generate",
+    "chat": "doge_export.cli.chat",
+    "serve": "doge_export.cli.serve",
     "bench": "doge_export.cli.bench",
     "eval": "doge_export.cli.eval",
     "quantize": "doge_export.cli.quantize",

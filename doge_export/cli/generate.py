@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from doge_export.cli._generation import generation_options, read_stdin
 from doge_export.cli._shared import progress, write_json
 
 if TYPE_CHECKING:
@@ -23,15 +24,7 @@ _LONG = 4096  # tokens of a prompt that takes its time
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("-p", "--prompt", required=True, help="The text to continue; - reads it from stdin.")
 @click.option("--chat", is_flag=True, help="Put the prompt into the chat template as the user's message.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Default: 100.")
-@click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="0 is greedy.")
-@click.option("--top-k", type=click.IntRange(min=0), metavar="K", help="0 is off.")
-@click.option("--top-p", type=click.FloatRange(min=0, max=1), metavar="P", help="1 is off.")
-@click.option("--repetition-penalty", type=click.FloatRange(min=0, min_open=True), metavar="R",
-              help="1 is off.")  # fmt: skip
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable.")
-@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Draw the same tokens every time.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: as onnxruntime chooses.")
+@generation_options
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the text and its numbers as JSON.")
 def command(
     bundle: Path,
@@ -58,7 +51,7 @@ def command(
     opened = Bundle.open(bundle)
     tokenizer = Tokenizer.load(opened.path)
     options = GenerationOptions.for_bundle(opened, stop=stop, **changes)
-    text = _read_stdin() if prompt == "-" else prompt
+    text = read_stdin() if prompt == "-" else prompt
     if chat:
         messages = [{"role": "user", "content": text}]
         ids = tokenizer.encode(tokenizer.apply_chat_template(messages), add_special_tokens=False)
@@ -89,15 +82,6 @@ def command(
     )
     if json_to is not None:
         write_json(_summary(text, ids, result, options), json_to)
-
-
-def _read_stdin() -> str:
-    """All of stdin; one line end at its end is the shell's, not the prompt's."""
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"stdin is not UTF-8 at byte {error.start + 1}.") from None
-    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _summary(

@@ -4,6 +4,7 @@ __all__ = [
     "Completion",
     "Event",
     "Generation",
+    "GenerationDefaults",
     "GenerationOptions",
     "Session",
     "Statistics",
@@ -12,5 +13,5 @@ __all__ = [
 ]
 
 from doge_export.runtime.generation import Completion, Event, Generation, Statistics, generate, stream
-from doge_export.runtime.options import GenerationOptions
+from doge_export.runtime.options import GenerationDefaults, GenerationOptions
 from doge_export.runtime.session import Session

@@ -1,6 +1,6 @@
 """What to generate and how: the bundle's generation_config.json, and what the caller changes of it."""
 
-__all__ = ["GenerationOptions"]
+__all__ = ["GenerationDefaults", "GenerationOptions"]
 
 import logging
 import math
@@ -15,6 +15,7 @@ _log = logging.getLogger(__name__)
 
 #: transformers' default where it samples and the file says nothing.
 _TOP_K = 50
+_SAMPLED = ("temperature", "top_k", "top_p")
 
 #: Keys of generation_config.json that would change the text and are not done here -> what means "off".
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -86,34 +87,62 @@ class GenerationOptions:
 
     @classmethod
     def for_bundle(cls, bundle: Bundle, **changes: Any) -> "GenerationOptions":
-        """The defaults of the bundle with `changes`; a change to None is none.
-
-        As in transformers a file without `do_sample` that sets neither temperature, top_k nor top_p is
-        greedy. A change of one of these three samples, unless the temperature is 0.
+        """The defaults of the bundle with `changes`: see `GenerationDefaults`.
 
         Raises:
             DogeExportError: the file is damaged, or a value is out of its range.
         """
+        return GenerationDefaults.of(bundle).changed(**changes)
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """What a bundle's generation_config.json says: `always`, and `sampled` where sampling was asked for.
+
+    As in transformers a file without `do_sample` that sets neither temperature, top_k nor top_p is greedy.
+    """
+
+    always: Mapping[str, Any]
+    sampled: Mapping[str, Any]
+    sampling: bool
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "GenerationDefaults":
+        """Read the file; what it asks for and is not done here is logged.
+
+        Raises:
+            DogeExportError: it is damaged.
+        """
         file = bundle.read_json("generation_config.json")
-        changes = {key: value for key, value in changes.items() if value is not None}
-        asked = {"temperature", "top_k", "top_p"}
-        sampling = bool(file.get("do_sample", any(file.get(key) is not None for key in asked)))
-        values: dict[str, Any] = {
-            "eos_token_ids": _ids(file.get("eos_token_id", bundle.config.eos_token_id)),
-            "repetition_penalty": _number(file, "repetition_penalty", 1.0),
-            "max_new_tokens": _whole(file, "max_new_tokens", None),
-        }
+        eos = _ids(file.get("eos_token_id", bundle.config.eos_token_id))
         pad = file.get("pad_token_id", bundle.config.pad_token_id)
-        values["pad_token_id"] = pad if _is_whole(pad) else next(iter(values["eos_token_ids"]), 0)
-        if sampling or asked & changes.keys():
-            values |= {
+        for key in ignored(file):
+            _log.warning("generation_config.json asks for %s, which is not supported and left out.", key)
+        return cls(
+            always={
+                "eos_token_ids": eos,
+                "repetition_penalty": _number(file, "repetition_penalty", 1.0),
+                "max_new_tokens": _whole(file, "max_new_tokens", None),
+                "pad_token_id": pad if _is_whole(pad) else next(iter(eos), 0),
+            },
+            sampled={
                 "temperature": _number(file, "temperature", 1.0),
                 "top_k": _whole(file, "top_k", _TOP_K),
                 "top_p": _number(file, "top_p", 1.0),
-            }
-        for key in ignored(file):
-            _log.warning("generation_config.json asks for %s, which is not supported and left out.", key)
-        return cls(**values | changes)
+            },
+            sampling=bool(file.get("do_sample", any(file.get(key) is not None for key in _SAMPLED))),
+        )
+
+    def changed(self, **changes: Any) -> GenerationOptions:
+        """The options with `changes`; a change to None is none. A change of temperature, top_k or top_p
+        samples, unless the temperature is 0.
+
+        Raises:
+            DogeExportError: a value is out of its range.
+        """
+        changes = {key: value for key, value in changes.items() if value is not None}
+        sampling = self.sampling or any(key in changes for key in _SAMPLED)
+        return GenerationOptions(**{**self.always, **(self.sampled if sampling else {}), **changes})
 
 
 def ignored(file: Mapping[str, Any]) -> list[str]:

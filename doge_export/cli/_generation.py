@@ -1,0 +1,43 @@
+"""The options of generation that several commands have, and reading text from stdin."""
+
+__all__ = ["generation_options", "read_stdin"]
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Default: 100."),
+    click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="0 is greedy."),
+    click.option("--top-k", type=click.IntRange(min=0), metavar="K", help="0 is off."),
+    click.option("--top-p", type=click.FloatRange(min=0, max=1), metavar="P", help="1 is off."),
+    click.option(
+        "--repetition-penalty", type=click.FloatRange(min=0, min_open=True), metavar="R", help="1 is off."
+    ),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable."),
+    click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Draw the same tokens every time."),
+    click.option(
+        "--threads", type=click.IntRange(min=1), metavar="N", help="Default: as onnxruntime chooses."
+    ),
+)
+
+
+def generation_options(command: _Command) -> _Command:
+    """How to choose the next tokens, when to stop, and with how many threads; as `GenerationOptions` has
+    them."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def read_stdin() -> str:
+    """All of stdin; one line end at its end is the shell's, not the text's."""
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"stdin is not UTF-8 at byte {error.start + 1}.") from None
+    return text.removesuffix("\n").removesuffix("\r")

@@ -1,0 +1,54 @@
+"""`doge-export serve`: a bundle behind HTTP."""
+
+__all__ = ["command"]
+
+import logging
+from pathlib import Path
+
+import click
+
+from doge_export.cli._shared import write_json
+
+_log = logging.getLogger(__name__)
+
+
+@click.command("serve")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="H", help="0.0.0.0 is everywhere.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, metavar="P",
+              help="0 takes a free one.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: as onnxruntime chooses.")
+@click.option("--parallel", type=click.IntRange(min=1), default=4, show_default=True, metavar="N",
+              help="Requests that generate at once; others wait.")  # fmt: skip
+@click.option("--name", metavar="NAME", help="What clients call the model. Default: the bundle's folder.")
+@click.option("--json", "json_to", metavar="FILE|-", help="Once it listens, write the address as JSON.")
+def command(
+    bundle: Path,
+    host: str,
+    port: int,
+    threads: int | None,
+    parallel: int,
+    name: str | None,
+    json_to: str | None,
+) -> None:
+    """Answer HTTP with the model in BUNDLE until Ctrl-C.
+
+    The routes are those of OpenAI's API: /v1/completions, /v1/chat/completions (both whole or streamed) and
+    /v1/models; /health says that it is there, and / is a page to try it. There is no password: who reaches
+    the address may use it.
+
+    \b
+    doge-export serve out/bundle --port 8000
+    curl localhost:8000/v1/completions -d '{"prompt": "Once upon a time", "max_tokens": 20}'
+    """
+    from doge_export.bundle import Bundle
+    from doge_export.serve import Server
+
+    server = Server(Bundle.open(bundle), host, port, threads, parallel, name)
+
+    def ready() -> None:
+        _log.info("%s on %s", server.description, server.url)
+        if json_to is not None:
+            write_json({"url": server.url, "model": server.name}, json_to)
+
+    server.run(ready)

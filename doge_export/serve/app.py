@@ -1,0 +1,151 @@
+"""The routes: OpenAI's completions and chat, the model's name, and whether the server is there."""
+
+__all__ = ["build_app"]
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from importlib import resources
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from doge_export.errors import DogeExportError
+from doge_export.runtime import Event
+from doge_export.serve.answers import Answer, failure, models
+from doge_export.serve.requests import RequestReader, TextRequest
+from doge_export.serve.service import Busy, TextRun, TextService
+
+_LARGEST_BODY = 32 << 20  # bytes
+_CLIENT_LEFT = 499  # nobody reads it
+
+
+def build_app(service: TextService, reader: RequestReader) -> Starlette:
+    """The ASGI application for one bundle."""
+    started = int(time.time())
+    page = (resources.files("doge_export.serve") / "page.html").read_text(encoding="utf-8")
+
+    def answering(chat: bool) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            wanted = await _read(request, reader, chat)
+            return await _answered(request, wanted, service, reader.name)
+
+        return answer
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def listed(request: Request) -> Response:
+        return JSONResponse(models(reader.name, started))
+
+    async def front(request: Request) -> Response:
+        return HTMLResponse(page)
+
+    return Starlette(
+        routes=[
+            Route("/", front),
+            Route("/health", health),
+            Route("/v1/models", listed),
+            Route("/v1/completions", answering(chat=False), methods=["POST"]),
+            Route("/v1/chat/completions", answering(chat=True), methods=["POST"]),
+        ],
+        exception_handlers={
+            DogeExportError: _wrong,
+            Busy: _busy,
+            ClientDisconnect: _left,
+            HTTPException: _refused,
+            Exception: _bug,
+        },
+    )
+
+
+async def _read(request: Request, reader: RequestReader, chat: bool) -> TextRequest:
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > _LARGEST_BODY:
+            raise HTTPException(413, f"The body is larger than {_LARGEST_BODY >> 20} MiB.")
+    try:
+        decoded = json.loads(body)
+    except (ValueError, RecursionError):
+        raise DogeExportError("The body is not JSON.") from None
+    model = decoded.get("model") if isinstance(decoded, dict) else None
+    if model not in (None, "", reader.name):
+        raise HTTPException(404, f"There is no model {model!r} here; {reader.name!r} is served.")
+    return await asyncio.to_thread(reader.read, decoded, chat)  # a long text takes its time to tokenize
+
+
+async def _answered(request: Request, wanted: TextRequest, service: TextService, name: str) -> Response:
+    run = service.start(wanted)
+    answer, events = Answer(wanted, name), run.events()
+    # What is wrong with a request shows before its first token, while the status can still say so.
+    listening = asyncio.ensure_future(_until_gone(request, run))
+    try:
+        first = await anext(events)
+        if wanted.stream:
+            body = _stream(answer, first, events)
+            return StreamingResponse(
+                body, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+            )
+        answer.add(first)
+        async for found in events:
+            answer.add(found)
+    finally:
+        listening.cancel()
+    return JSONResponse(answer.whole())
+
+
+async def _until_gone(request: Request, run: TextRun) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    run.cancel()
+
+
+async def _stream(
+    answer: Answer, first: list[Event], events: AsyncGenerator[list[Event]]
+) -> AsyncGenerator[str]:
+    """Server-sent events. The generation ends with the iteration, however that ends."""
+    try:
+        for chunk in answer.add(first):
+            yield _sent(chunk)
+        async for found in events:
+            for chunk in answer.add(found):
+                yield _sent(chunk)
+        for chunk in answer.last():
+            yield _sent(chunk)
+    except DogeExportError as error:
+        yield _sent(failure(str(error)))
+    finally:
+        await events.aclose()
+    yield "data: [DONE]\n\n"
+
+
+def _sent(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+async def _wrong(request: Request, error: Exception) -> Response:
+    return JSONResponse(failure(str(error)), 400)
+
+
+async def _busy(request: Request, error: Exception) -> Response:
+    body = failure("Too many requests wait already. Try again in a moment.", "server_error")
+    return JSONResponse(body, 503, headers={"Retry-After": "1"})
+
+
+async def _left(request: Request, error: Exception) -> Response:
+    return Response(status_code=_CLIENT_LEFT)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse(failure(error.detail), error.status_code, headers=error.headers)
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    return JSONResponse(failure("Internal error; the server's log has it.", "server_error"), 500)

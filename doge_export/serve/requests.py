@@ -1,0 +1,162 @@
+"""The body of a request, checked: prompts as token ids, and the options of their generation."""
+
+__all__ = ["RequestReader", "TextRequest"]
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from doge_export.bundle import Bundle
+from doge_export.errors import DogeExportError
+from doge_export.runtime import GenerationDefaults, GenerationOptions
+from doge_export.tokenizer import Tokenizer
+
+_MOST_CHOICES = 64
+
+#: Field of a body -> the option it sets, and its type. Those after `seed` are not OpenAI's.
+_OPTIONS: Mapping[str, tuple[str, type]] = {
+    "max_tokens": ("max_new_tokens", int),
+    "max_completion_tokens": ("max_new_tokens", int),
+    "temperature": ("temperature", float),
+    "top_p": ("top_p", float),
+    "seed": ("seed", int),
+    "top_k": ("top_k", int),
+    "repetition_penalty": ("repetition_penalty", float),
+}
+
+#: Fields that would change the text or add to the answer, and are not done here -> what means "off".
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "min_p": (0,),
+    "presence_penalty": (0,),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "tools": ([],),
+    "top_logprobs": (0,),
+}
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """One choice a prompt, in their order; `copies` choices of each prompt stand side by side."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    options: GenerationOptions
+    chat: bool
+    copies: int = 1
+    stream: bool = False
+    include_usage: bool = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Each prompt counts once, however many choices it has."""
+        return sum(map(len, self.prompts)) // self.copies
+
+
+class RequestReader:
+    """Reads bodies for one bundle, whose files it reads once."""
+
+    def __init__(self, bundle: Bundle, tokenizer: Tokenizer, name: str) -> None:
+        self._tokenizer, self.name = tokenizer, name
+        self._defaults = GenerationDefaults.of(bundle)
+
+    def read(self, body: Any, chat: bool) -> TextRequest:
+        """The request in a decoded body, of /v1/chat/completions where `chat`, else of /v1/completions.
+
+        Raises:
+            DogeExportError: a field is missing, of another type or out of its range, or asks for what is
+                not done here.
+        """
+        if not isinstance(body, dict):
+            raise DogeExportError("The body is not a JSON object.")
+        for field, off in _UNSUPPORTED.items():
+            if body.get(field) is not None and body[field] not in off:
+                raise DogeExportError(f"{field} is not supported.", "Leave it out.")
+        changes = {
+            option: _taken(body, field, kind)
+            for field, (option, kind) in _OPTIONS.items()
+            if body.get(field) is not None
+        }
+        options = self._defaults.changed(**changes, stop=_texts(body.get("stop"), "stop"))
+        prompts = [self._chat_prompt(body)] if chat else self._prompts(body.get("prompt"))
+        copies = _taken(body, "n", int) if body.get("n") is not None else 1
+        if copies < 1:
+            raise DogeExportError(f"n is {copies}; it must be 1 or more.")
+        if (choices := len(prompts) * copies) > _MOST_CHOICES:
+            raise DogeExportError(
+                f"The request asks for {choices} choices at once, and {_MOST_CHOICES} are the most.",
+                "Send several requests.",
+            )
+        streams = body.get("stream_options")
+        return TextRequest(
+            prompts=tuple(tuple(prompt) for prompt in prompts for _ in range(copies)),
+            options=options,
+            chat=chat,
+            copies=copies,
+            stream=body.get("stream") is not None and _taken(body, "stream", bool),
+            include_usage=isinstance(streams, dict) and bool(streams.get("include_usage")),
+        )
+
+    def _prompts(self, given: Any) -> list[list[int]]:
+        if given is None:
+            raise DogeExportError("The request has no prompt.")
+        if _is_ids(given):
+            return [given]
+        if isinstance(given, list) and given and all(map(_is_ids, given)):
+            return given
+        texts = _texts(given, "prompt")
+        if not texts:
+            raise DogeExportError("The request has no prompt.")
+        return [self._tokenizer.encode(text) for text in texts]
+
+    def _chat_prompt(self, body: Mapping[str, Any]) -> list[int]:
+        messages = body.get("messages")
+        if not isinstance(messages, list) or not messages:
+            raise DogeExportError("The request has no messages.")
+        text = self._tokenizer.apply_chat_template([_message(message) for message in messages])
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+
+def _message(given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict) or not isinstance(given.get("role"), str):
+        raise DogeExportError("A message is not an object with a role and a content.")
+    content = given.get("content")
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        if not all(isinstance(part, str) for part in parts):
+            raise DogeExportError("A message has a part that is no text; the model reads text alone.")
+        content = "".join(parts)
+    if not isinstance(content, str):
+        raise DogeExportError("A message has no content.")
+    return {"role": given["role"], "content": content}
+
+
+def _taken(body: Mapping[str, Any], field: str, kind: type) -> Any:
+    value = body[field]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise DogeExportError(f"{field} is {value!r}, not {_TYPES[kind]}.")
+    return value
+
+
+def _texts(given: Any, field: str) -> tuple[str, ...]:
+    found = () if given is None else given if isinstance(given, list) else [given]
+    if not all(isinstance(text, str) for text in found):
+        raise DogeExportError(f"{field} is neither a text nor a list of texts.")
+    return tuple(found)
+
+
+def _is_ids(given: Any) -> bool:
+    return (
+        isinstance(given, list)
+        and bool(given)
+        and all(isinstance(token, int) and not isinstance(token, bool) for token in given)
+    )

@@ -1,0 +1,134 @@
+"""The server's life: a socket, the application behind it, and an end that leaves no thread behind."""
+
+__all__ = ["Server"]
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Generator
+
+from doge_export.bundle import Bundle
+from doge_export.errors import DogeExportError
+from doge_export.runtime import Session
+from doge_export.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+_MISSING = "It needs starlette and uvicorn: pip install 'doge-export[serve]'."
+_PATIENCE = 5  # seconds that answers under way have to end
+
+
+class Server:
+    """A bundle, its session and a socket that listens.
+
+    Raises:
+        DogeExportError: starlette or uvicorn is missing, the bundle cannot be loaded, or the address cannot
+            be listened on.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        threads: int | None = None,
+        parallel: int = 4,
+        name: str | None = None,
+    ) -> None:
+        try:
+            import starlette  # noqa: F401
+            import uvicorn  # noqa: F401
+        except ImportError:
+            raise DogeExportError("`serve` cannot answer HTTP here.", _MISSING) from None
+        self._name = name or bundle.path.resolve().name
+        self._socket = _listening(host, port)
+        self._parallel, self._bundle = parallel, bundle
+        self._tokenizer = Tokenizer.load(bundle.path)
+        self._session = Session.open(bundle, threads)
+        self._session.load(tokens=self._session.candidates > 0)  # the first client does not wait for it
+
+    @property
+    def url(self) -> str:
+        """Where it listens; the port is the real one where 0 was asked for."""
+        host, port = self._socket.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @property
+    def name(self) -> str:
+        """What clients call the model."""
+        return self._name
+
+    @property
+    def description(self) -> str:
+        """The model, its precision and its cache, in a few words."""
+        manifest = self._bundle.manifest
+        cache = (manifest.decode if manifest.decode and self._session.candidates else manifest).cache
+        precision = manifest.options.get("precision") or manifest.options.get("dtype")
+        return f"Serving {self._name} ({precision}, {cache.kind} cache)"
+
+    def run(self, on_ready: Callable[[], None] | None = None) -> None:
+        """Answer until Ctrl-C or SIGTERM."""
+        import uvicorn
+
+        from doge_export.serve.app import build_app
+        from doge_export.serve.requests import RequestReader
+        from doge_export.serve.service import TextService
+
+        class Ending(uvicorn.Server):
+            """Ctrl-C is how a server ends, not an error: both signals ask for the end, once."""
+
+            @contextlib.contextmanager
+            def capture_signals(self) -> Generator[None]:
+                loop = asyncio.get_running_loop()
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    loop.add_signal_handler(number, self._end)
+                yield
+
+            def _end(self) -> None:
+                self.force_exit = self.should_exit  # the second time nothing is waited for
+                self.should_exit = True
+
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                if on_ready is not None:
+                    on_ready()
+
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().shutdown(sockets)
+                await asyncio.to_thread(service.close)
+
+        service = TextService(self._session, self._tokenizer, self._parallel)
+        app = build_app(service, RequestReader(self._bundle, self._tokenizer, self._name))
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=_PATIENCE,
+            server_header=False,
+        )
+        try:
+            asyncio.run(Ending(config).serve(sockets=[self._socket]))
+        finally:
+            self._socket.close()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        opened = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise DogeExportError(f"{host} is no address to listen on: {error.strerror}.") from None
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(address)
+        opened.listen(128)
+    except OSError as error:
+        opened.close()
+        raise DogeExportError(
+            f"{host}:{port} cannot be listened on: {error.strerror}.",
+            "Choose another with --port; 0 takes a free one.",
+        ) from None
+    return opened

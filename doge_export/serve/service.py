@@ -1,0 +1,140 @@
+"""Generation for several clients at once: threads that generate, and an event loop that listens."""
+
+__all__ = ["Busy", "TextRun", "TextService"]
+
+import asyncio
+import collections
+import logging
+import threading
+import time
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+
+from doge_export.runtime import Event, Session, Statistics, stream
+from doge_export.serve.requests import TextRequest
+from doge_export.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+_AHEAD = 1024  # events that may wait for a slow client before its generation pauses
+_LOOK = 0.2  # seconds after which a paused generation looks whether its client is still there
+
+
+class Busy(Exception):
+    """As many requests wait as may."""
+
+
+class _Gone(Exception):
+    """The client does not listen any more."""
+
+
+class TextService:
+    """One session, `parallel` requests at once; up to `waiting` more wait for their turn.
+
+    Every request has a cache of its own; the session and its weights are shared.
+    """
+
+    def __init__(self, session: Session, tokenizer: Tokenizer, parallel: int = 4, waiting: int = 64) -> None:
+        self.session, self.tokenizer, self.parallel = session, tokenizer, parallel
+        self._most = parallel + waiting
+        self._threads = ThreadPoolExecutor(parallel, thread_name_prefix="generate")
+        self._runs: set[TextRun] = set()
+
+    def start(self, request: TextRequest) -> "TextRun":
+        """Begin, or take a place among those that wait. In the event loop's thread.
+
+        Raises:
+            Busy: there is no place.
+        """
+        if len(self._runs) >= self._most:
+            raise Busy
+        run = TextRun(self.session, self.tokenizer, request)
+        self._runs.add(run)
+        future = self._threads.submit(run.generate)
+        asyncio.wrap_future(future).add_done_callback(lambda _: self._runs.discard(run))
+        return run
+
+    def close(self) -> None:
+        """End every generation after its next token, and the threads with them."""
+        for run in list(self._runs):
+            run.cancel()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+class TextRun:
+    """One request's generation, between the thread that makes its tokens and the client's coroutine."""
+
+    def __init__(self, session: Session, tokenizer: Tokenizer, request: TextRequest) -> None:
+        self._session, self._tokenizer, self._request = session, tokenizer, request
+        self.statistics = Statistics()
+        self._loop, self._ready = asyncio.get_running_loop(), asyncio.Event()
+        self._events: collections.deque[Event] = collections.deque()
+        self._room = threading.Semaphore(_AHEAD)
+        self._gone = threading.Event()
+        self._over, self._error = False, None
+        self._error: BaseException | None = None
+
+    def cancel(self) -> None:
+        """The client went away: stop after the token, or the piece of the prompt, that is under way."""
+        self._gone.set()
+
+    def generate(self) -> None:
+        """Make the tokens. In a thread of its own."""
+        started = time.perf_counter()
+        try:
+            self._check()
+            request = self._request
+            prompts, options = request.prompts, request.options
+            for event in stream(
+                self._session, prompts, options, self._tokenizer, self.statistics, lambda _: self._check()
+            ):
+                self._check()
+                while not self._room.acquire(timeout=_LOOK):
+                    self._check()
+                self._events.append(event)
+                self._wake()
+        except BaseException as error:  # it is the coroutine's to answer
+            self._error = error
+        self._over = True
+        self._wake()
+        found, gone = self.statistics, " (the client left)" if isinstance(self._error, _Gone) else ""
+        _log.info(
+            "%d prompt tokens at %.0f/s, %d more at %.0f/s, %.2f s%s",
+            found.prefill_tokens,
+            found.prefill_tokens_per_second,
+            found.decode_tokens,
+            found.decode_tokens_per_second,
+            time.perf_counter() - started,
+            gone,
+        )
+
+    async def events(self) -> AsyncGenerator[list[Event]]:
+        """The tokens as they come, all that are there at once; the generation ends with the iteration.
+
+        Raises:
+            DogeExportError: see `doge_export.runtime.stream`.
+        """
+        try:
+            while True:
+                await self._ready.wait()
+                self._ready.clear()
+                over = self._over  # read first: what came before it is in the queue
+                found = [self._events.popleft() for _ in range(len(self._events))]
+                if found:
+                    self._room.release(len(found))
+                    yield found
+                if over and not self._events:
+                    if self._error is not None:
+                        raise self._error
+                    return
+        finally:
+            self.cancel()
+
+    def _check(self) -> None:
+        if self._gone.is_set():
+            raise _Gone
+
+    def _wake(self) -> None:
+        # The loop may have been closed under a generation that ends late.
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._ready.set)

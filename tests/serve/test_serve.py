@@ -1,0 +1,345 @@
+"""`doge-export serve`: a real process, asked by a client that is not ours and by hand."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from doge_export.bundle import Bundle
+from doge_export.cli import main
+from doge_export.pipeline import export_model
+from doge_export.recipe import ExportOptions
+from doge_export.tokenizer import Tokenizer
+from tests.runtime._toy import CHAT_TEMPLATE, EOS, VOCAB, continued, write_toy_bundle
+from tests.serve._running import Running, serving
+
+PROMPT = "the cat"
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Bundle:
+    """Greedy, and its next token is known arithmetic."""
+    folder = tmp_path_factory.mktemp("served") / "toy"
+    return write_toy_bundle(folder, generation={"do_sample": False, "eos_token_id": EOS})
+
+
+@pytest.fixture(scope="module")
+def served(toy, tmp_path_factory) -> Generator[Running]:
+    with serving(toy.path, tmp_path_factory.mktemp("log") / "log", "--parallel", "2") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(served) -> Generator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def tokenizer(toy) -> Tokenizer:
+    return Tokenizer.load(toy.path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Bundle:
+    """doge-tiny in int8, which decodes on the kernels with a bounded cache."""
+    options = ExportOptions.resolve(precision="int8")
+    return export_model(
+        "doge-tiny", tmp_path_factory.mktemp("trained") / "tiny", options, validate=False
+    ).bundle
+
+
+@pytest.fixture(scope="module")
+def served_trained(trained, tmp_path_factory) -> Generator[Running]:
+    log = tmp_path_factory.mktemp("log") / "log"
+    with serving(trained.path, log, "--parallel", "1", "--threads", "1", "--name", "doge") as running:
+        yield running
+
+
+def test_it_says_what_is_there(client, served):
+    assert [model.id for model in client.models.list()] == ["toy"]
+    assert served.model == "toy"
+    assert served.request("GET", "/health") == (200, {"status": "ok"})
+    status, page = served.request("GET", "/")
+    assert status == 200 and "<title>doge_export</title>" in page
+    assert "Serving toy (float32, growing cache) on http://127.0.0.1:" in served.log.read_text()
+
+
+def test_a_completion(client, tokenizer):
+    ids = tokenizer.encode(PROMPT)
+    answer = client.completions.create(model="toy", prompt=PROMPT, max_tokens=8)
+    (choice,) = answer.choices
+    assert choice.text == tokenizer.decode(continued(ids, 8))
+    assert choice.finish_reason == "length"
+    assert answer.usage.prompt_tokens == len(ids)
+    assert answer.usage.completion_tokens == 8
+    assert answer.usage.total_tokens == len(ids) + 8
+
+
+def test_ids_and_several_prompts_and_copies(client, tokenizer):
+    prompts = ["the dog saw", "a", PROMPT]
+    texts = [tokenizer.decode(continued(tokenizer.encode(prompt), 6)) for prompt in prompts]
+    given = {"model": "toy", "max_tokens": 6}
+    assert [c.text for c in client.completions.create(prompt=prompts, **given).choices] == texts
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    assert [c.text for c in client.completions.create(prompt=ids, **given).choices] == texts
+    assert [c.text for c in client.completions.create(prompt=ids[1], **given).choices] == texts[1:2]
+    answer = client.completions.create(prompt=prompts[:2], n=2, **given)
+    assert [c.text for c in answer.choices] == [texts[0], texts[0], texts[1], texts[1]]
+    assert [c.index for c in answer.choices] == [0, 1, 2, 3]
+    assert answer.usage.prompt_tokens == len(ids[0]) + len(ids[1])
+    assert answer.usage.completion_tokens == 24
+
+
+def test_a_chat(client, tokenizer):
+    messages: list[Any] = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "the "}, {"type": "text", "text": "cat"}]},
+    ]
+    text = "<bos>[system] be brief\n[user] the cat\n[assistant] "
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    expected = tokenizer.decode(continued(ids, 7))
+    given: Any = {"model": "toy", "messages": messages, "max_completion_tokens": 7}
+    (choice,) = client.chat.completions.create(**given).choices
+    assert (choice.message.role, choice.message.content) == ("assistant", expected)
+    chunks = list(client.chat.completions.create(**given, stream=True))
+    assert "".join(chunk.choices[0].delta.content for chunk in chunks) == expected
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [c.choices[0].finish_reason for c in chunks] == [None] * (len(chunks) - 1) + ["length"]
+
+
+def test_a_stream_joins_to_the_whole(client, tokenizer):
+    given: Any = {"model": "toy", "prompt": [PROMPT, "a dog"], "max_tokens": 30}
+    whole = client.completions.create(**given)
+    texts, reasons, usage = ["", ""], [None, None], None
+    for chunk in client.completions.create(**given, stream=True, stream_options={"include_usage": True}):
+        for choice in chunk.choices:
+            assert reasons[choice.index] is None
+            texts[choice.index] += choice.text
+            reasons[choice.index] = choice.finish_reason
+        usage = chunk.usage
+    assert texts == [choice.text for choice in whole.choices]
+    assert reasons == [choice.finish_reason for choice in whole.choices]
+    assert usage == whole.usage
+
+
+def test_stop_strings_and_the_end_of_text(client, tokenizer):
+    text = tokenizer.decode(continued(tokenizer.encode(PROMPT), 12))
+    stop = text[4:6]
+    (choice,) = client.completions.create(
+        model="toy", prompt=PROMPT, max_tokens=12, stop=["zzzz", stop]
+    ).choices
+    assert (choice.text, choice.finish_reason) == (text[: text.index(stop)], "stop")
+    # A prompt whose next token is the end of text: found by arithmetic.
+    ids = next([0, at] for at in range(3, VOCAB) if continued([0, at], 1) == [EOS])
+    answer = client.completions.create(model="toy", prompt=ids, max_tokens=12)
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("", "stop")
+    assert answer.usage.completion_tokens == 1
+
+
+USER = {"role": "user", "content": "a"}
+WRONG: list[tuple[str, Any, int, str]] = [
+    ("completions", b"{", 400, "not JSON"),
+    ("completions", b"[" * 100_000, 400, "not JSON"),
+    ("completions", [], 400, "not a JSON object"),
+    ("completions", {}, 400, "no prompt"),
+    ("completions", {"prompt": []}, 400, "no prompt"),
+    ("completions", {"prompt": [[]]}, 400, "prompt is neither"),
+    ("completions", {"prompt": 3}, 400, "prompt is neither"),
+    ("completions", {"prompt": ["a", 3]}, 400, "prompt is neither"),
+    ("completions", {"prompt": [VOCAB]}, 400, f"the token id {VOCAB}"),
+    ("completions", {"prompt": [-1], "stream": True}, 400, "the token id -1"),
+    ("completions", {"prompt": "a", "max_tokens": 0}, 400, "max_new_tokens cannot be 0"),
+    ("completions", {"prompt": "a", "max_tokens": 1.5}, 400, "max_tokens is 1.5"),
+    ("completions", {"prompt": "a", "max_tokens": True}, 400, "max_tokens is True"),
+    ("completions", {"prompt": "a", "temperature": "hot"}, 400, "temperature is 'hot'"),
+    ("completions", {"prompt": "a", "temperature": -1}, 400, "temperature cannot be"),
+    ("completions", b'{"prompt": "a", "temperature": NaN}', 400, "temperature cannot be"),
+    ("completions", {"prompt": "a", "top_p": 2}, 400, "top_p cannot be 2"),
+    ("completions", {"prompt": "a", "seed": -1}, 400, "seed cannot be -1"),
+    ("completions", {"prompt": "a", "stop": [""]}, 400, "stop cannot be"),
+    ("completions", {"prompt": "a", "stop": 7}, 400, "stop is neither"),
+    ("completions", {"prompt": "a", "n": 0}, 400, "n is 0"),
+    ("completions", {"prompt": "a", "n": 65}, 400, "64 are the most"),
+    ("completions", {"prompt": "a", "stream": "yes"}, 400, "stream is 'yes'"),
+    ("completions", {"prompt": "a", "logprobs": 2}, 400, "logprobs is not supported"),
+    ("completions", {"prompt": "a", "echo": True}, 400, "echo is not supported"),
+    ("completions", {"prompt": "a", "model": "gpt"}, 404, "no model 'gpt' here; 'toy' is served"),
+    ("completions", b'{"prompt": "\\ud800"}', 400, "not valid UTF-8"),
+    ("completions", b'"' + b"x" * (33 << 20) + b'"', 413, "larger than 32 MiB"),
+    ("chat/completions", {}, 400, "no messages"),
+    ("chat/completions", {"messages": [3]}, 400, "A message is not an object"),
+    ("chat/completions", {"messages": [{"role": "user"}]}, 400, "no content"),
+    ("chat/completions", {"messages": [USER | {"content": [{"type": "image_url"}]}]}, 400, "text alone"),
+    ("chat/completions", {"messages": [USER], "tools": [{}]}, 400, "tools"),
+    ("chat/completions", {"messages": [USER], "response_format": {"type": "json_object"}}, 400, "response_f"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "sentence"), WRONG, ids=[str(i) for i in range(len(WRONG))]
+)
+def test_a_wrong_request_gets_a_sentence(served, path, body, status, sentence):
+    found, answer = served.post(f"/v1/{path}", body)
+    assert (found, sentence in answer["error"]["message"]) == (status, True), answer
+    assert served.request("GET", "/health")[0] == 200
+    assert "Traceback" not in served.log.read_text()
+
+
+def test_other_routes_and_methods(served):
+    assert served.request("GET", "/v1/engines")[0] == 404
+    assert served.request("GET", "/v1/completions")[0] == 405
+
+
+def test_more_than_a_static_cache_holds_shows_before_a_stream_begins(tmp_path):
+    write_toy_bundle(tmp_path / "b", "static", max_length=8)
+    with serving(tmp_path / "b", tmp_path / "log") as running:
+        for stream in (False, True):
+            body = {"prompt": "xyz", "max_tokens": 99, "stream": stream}
+            status, answer = running.post("/v1/completions", body)
+            assert status == 400 and "holds 8" in answer["error"]["message"]
+
+
+def test_texts_are_those_of_generate(trained, served_trained, capsys):
+    """The trained model on its kernels and bounded cache, greedy and drawn, several windows long."""
+    assert "int8, bounded cache" in served_trained.log.read_text()
+    prompt = "My fellow citizens, " * 40  # more than keep_window_size tokens
+    for options in (
+        {"temperature": 0},
+        {"seed": 7},
+        {"seed": 7, "temperature": 1.5, "top_k": 20, "top_p": 0.9},
+    ):
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        command = ["generate", str(trained.path), "-p", prompt, "--max-new-tokens", "300", "--json", "-"]
+        assert main([*command, "--threads", "1", *flags]) == 0
+        expected = json.loads(capsys.readouterr().out)
+        body = {"model": "doge", "prompt": prompt, "max_tokens": 300, **options}
+        _, answer = served_trained.post("/v1/completions", body)
+        assert answer["choices"][0]["text"] == expected["text"] != ""
+        assert answer["usage"]["completion_tokens"] == len(expected["ids"])
+
+
+def test_requests_at_once_do_not_disturb_each_other(served, tokenizer):
+    prompts = ["the dog", "a cat", "saw another", "door", "of the house", "cat at the door"] * 3
+
+    def ask(prompt: str) -> str:
+        _, answer = served.post("/v1/completions", {"prompt": prompt, "max_tokens": 25})
+        return str(answer["choices"][0]["text"])
+
+    with ThreadPoolExecutor(len(prompts)) as threads:
+        texts = list(threads.map(ask, prompts))
+    assert texts == [tokenizer.decode(continued(tokenizer.encode(prompt), 25)) for prompt in prompts]
+
+
+def _leave(running: Running, body: dict[str, Any]) -> None:
+    connection = running.connect()
+    connection.request("POST", "/v1/completions", json.dumps(body))
+    if body.get("stream"):
+        assert b"data: " in connection.getresponse().read(20)
+    else:
+        time.sleep(0.2)
+    connection.close()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_ends_its_generation(served_trained, stream):
+    """One request at a time: a text without end would keep the next one waiting for ever."""
+    before = served_trained.log.read_text().count("(the client left)")
+    # temperature so that the end of text is not a fixed point; its length takes minutes
+    body = {"prompt": "We", "max_tokens": 10**6, "temperature": 5, "top_k": 0, "seed": 1, "stream": stream}
+    _leave(served_trained, body)
+    status, answer = served_trained.post(
+        "/v1/completions", {"prompt": "We", "max_tokens": 3, "temperature": 0}
+    )
+    assert status == 200 and answer["usage"]["completion_tokens"] == 3
+    assert served_trained.log.read_text().count("(the client left)") == before + 1
+
+
+def test_where_too_many_wait(toy):
+    """In this process: the queue's length is no option of the command."""
+    from starlette.testclient import TestClient
+
+    from doge_export.runtime import Session
+    from doge_export.serve import TextService
+    from doge_export.serve.app import build_app
+    from doge_export.serve.requests import RequestReader
+
+    tokenizer = Tokenizer.load(toy.path)
+    service = TextService(Session.open(toy, 1), tokenizer, parallel=1, waiting=0)
+    held, going = threading.Event(), threading.Event()
+    service._threads.submit(lambda: (going.set(), held.wait()))  # the one thread is busy
+    going.wait()
+    with TestClient(build_app(service, RequestReader(toy, tokenizer, "toy"))) as client:
+        with ThreadPoolExecutor(1) as threads:
+            body = {"prompt": "a", "max_tokens": 2}
+            first = threads.submit(client.post, "/v1/completions", json=body)
+            while not service._runs:
+                time.sleep(0.01)
+            refused = client.post("/v1/completions", json=body)
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+            held.set()
+            assert first.result().status_code == 200
+        assert client.post("/v1/completions", json=body).status_code == 200
+    service.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_exit_code_0(toy, tmp_path, number):
+    with serving(toy.path, tmp_path / "log") as running:
+        assert running.request("GET", "/health")[0] == 200
+        assert running.end(number) == 0
+        assert "Traceback" not in running.log.read_text()
+        with socket.create_server(("127.0.0.1", int(running.url.rpartition(":")[2]))):
+            pass  # the port is free again
+
+
+def test_a_taken_port_and_a_wrong_host(toy, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", str(toy.path), "--port", port]) == 2
+        assert f"127.0.0.1:{port} cannot be listened on" in capsys.readouterr().err
+    assert main(["serve", str(toy.path), "--host", "no.such.host.invalid"]) == 2
+    assert "no address to listen on" in capsys.readouterr().err
+
+
+def test_without_the_extra(toy, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["serve", str(toy.path)]) == 2
+    assert "doge-export[serve]" in capsys.readouterr().err
+
+
+def test_what_is_no_bundle(tmp_path, capsys):
+    assert main(["serve", str(tmp_path)]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_a_bundle_without_a_chat_template(tmp_path):
+    write_toy_bundle(tmp_path / "b")
+    (tmp_path / "b" / "chat_template.jinja").unlink()
+    with serving(tmp_path / "b", tmp_path / "log") as running:
+        status, answer = running.post(
+            "/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}
+        )
+        assert status == 400 and "no chat template" in answer["error"]["message"]
+        assert CHAT_TEMPLATE not in running.log.read_text()
+
+
+def test_torch_is_not_imported(toy: Bundle, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom doge_export.bundle import Bundle\nfrom doge_export.serve import Server\n"
+        f"server = Server(Bundle.open(__import__('pathlib').Path({str(toy.path)!r})), port=0)\n"
+        "server.run(lambda: __import__('os').kill(__import__('os').getpid(), 2))\n"
+        "heavy = {'torch', 'transformers', 'onnx', 'onnxscript'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
