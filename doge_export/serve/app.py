@@ -19,9 +19,10 @@ from doge_export.errors import DogeExportError
 from doge_export.runtime import Event
 from doge_export.serve.answers import Answer, failure, models
 from doge_export.serve.requests import RequestReader, TextRequest
-from doge_export.serve.service import Busy, TextRun, TextService
+from doge_export.serve.service import Busy, Ended, TextRun, TextService
 
 _LARGEST_BODY = 32 << 20  # bytes
+_ENDING = "The server is ending."
 _CLIENT_LEFT = 499  # nobody reads it
 
 
@@ -57,6 +58,7 @@ def build_app(service: TextService, reader: RequestReader) -> Starlette:
         exception_handlers={
             DogeExportError: _wrong,
             Busy: _busy,
+            Ended: _ended,
             ClientDisconnect: _left,
             HTTPException: _refused,
             Exception: _bug,
@@ -120,6 +122,8 @@ async def _stream(
             yield _sent(chunk)
     except DogeExportError as error:
         yield _sent(failure(str(error)))
+    except Ended:
+        yield _sent(failure(_ENDING, "server_error"))
     finally:
         await events.aclose()
     yield "data: [DONE]\n\n"
@@ -136,6 +140,10 @@ async def _wrong(request: Request, error: Exception) -> Response:
 async def _busy(request: Request, error: Exception) -> Response:
     body = failure("Too many requests wait already. Try again in a moment.", "server_error")
     return JSONResponse(body, 503, headers={"Retry-After": "1"})
+
+
+async def _ended(request: Request, error: Exception) -> Response:
+    return JSONResponse(failure(_ENDING, "server_error"), 503)
 
 
 async def _left(request: Request, error: Exception) -> Response:

@@ -130,9 +130,10 @@ def _message(given: Any) -> dict[str, Any]:
     content = given.get("content")
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        if not all(isinstance(part, str) for part in parts):
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) < len(parts):
             raise DogeExportError("A message has a part that is no text; the model reads text alone.")
-        content = "".join(parts)
+        content = "".join(texts)
     if not isinstance(content, str):
         raise DogeExportError("A message has no content.")
     return {"role": given["role"], "content": content}

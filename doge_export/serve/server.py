@@ -77,17 +77,23 @@ class Server:
         from doge_export.serve.service import TextService
 
         class Ending(uvicorn.Server):
-            """Ctrl-C is how a server ends, not an error: both signals ask for the end, once."""
+            """Ctrl-C is how a server ends, not an error. The first signal gives the answers under way some
+            seconds, the second none, and the third does not wait for a prompt that is being read."""
+
+            _hurry: asyncio.Event
 
             @contextlib.contextmanager
             def capture_signals(self) -> Generator[None]:
+                self._hurry = asyncio.Event()
                 loop = asyncio.get_running_loop()
                 for number in (signal.SIGINT, signal.SIGTERM):
                     loop.add_signal_handler(number, self._end)
                 yield
 
             def _end(self) -> None:
-                self.force_exit = self.should_exit  # the second time nothing is waited for
+                self.force_exit = self._hurry.is_set()
+                if self.should_exit:
+                    self._hurry.set()
                 self.should_exit = True
 
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -96,8 +102,15 @@ class Server:
                     on_ready()
 
             async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                ending = asyncio.create_task(self._cut_off())
                 await super().shutdown(sockets)
+                ending.cancel()
                 await asyncio.to_thread(service.close)
+
+            async def _cut_off(self) -> None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._hurry.wait(), _PATIENCE)
+                service.cancel()
 
         service = TextService(self._session, self._tokenizer, self._parallel)
         app = build_app(service, RequestReader(self._bundle, self._tokenizer, self._name))
@@ -106,7 +119,6 @@ class Server:
             log_config=None,
             access_log=False,
             lifespan="off",
-            timeout_graceful_shutdown=_PATIENCE,
             server_header=False,
         )
         try:

@@ -1,6 +1,6 @@
 """Generation for several clients at once: threads that generate, and an event loop that listens."""
 
-__all__ = ["Busy", "TextRun", "TextService"]
+__all__ = ["Busy", "Ended", "TextRun", "TextService"]
 
 import asyncio
 import collections
@@ -24,8 +24,8 @@ class Busy(Exception):
     """As many requests wait as may."""
 
 
-class _Gone(Exception):
-    """The client does not listen any more."""
+class Ended(Exception):
+    """The client went away, or the server ends; the text is not whole."""
 
 
 class TextService:
@@ -54,10 +54,14 @@ class TextService:
         asyncio.wrap_future(future).add_done_callback(lambda _: self._runs.discard(run))
         return run
 
-    def close(self) -> None:
-        """End every generation after its next token, and the threads with them."""
+    def cancel(self) -> None:
+        """End every generation after its next token, those that wait too."""
         for run in list(self._runs):
             run.cancel()
+
+    def close(self) -> None:
+        """`cancel`, and end the threads."""
+        self.cancel()
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 
@@ -71,11 +75,11 @@ class TextRun:
         self._events: collections.deque[Event] = collections.deque()
         self._room = threading.Semaphore(_AHEAD)
         self._gone = threading.Event()
-        self._over, self._error = False, None
+        self._over = False
         self._error: BaseException | None = None
 
     def cancel(self) -> None:
-        """The client went away: stop after the token, or the piece of the prompt, that is under way."""
+        """Stop after the token, or the piece of the prompt, that is under way."""
         self._gone.set()
 
     def generate(self) -> None:
@@ -97,7 +101,7 @@ class TextRun:
             self._error = error
         self._over = True
         self._wake()
-        found, gone = self.statistics, " (the client left)" if isinstance(self._error, _Gone) else ""
+        found, note = self.statistics, " (not whole: cancelled)" if isinstance(self._error, Ended) else ""
         _log.info(
             "%d prompt tokens at %.0f/s, %d more at %.0f/s, %.2f s%s",
             found.prefill_tokens,
@@ -105,7 +109,7 @@ class TextRun:
             found.decode_tokens,
             found.decode_tokens_per_second,
             time.perf_counter() - started,
-            gone,
+            note,
         )
 
     async def events(self) -> AsyncGenerator[list[Event]]:
@@ -113,6 +117,7 @@ class TextRun:
 
         Raises:
             DogeExportError: see `doge_export.runtime.stream`.
+            Ended: it was cancelled.
         """
         try:
             while True:
@@ -132,7 +137,7 @@ class TextRun:
 
     def _check(self) -> None:
         if self._gone.is_set():
-            raise _Gone
+            raise Ended
 
     def _wake(self) -> None:
         # The loop may have been closed under a generation that ends late.

@@ -41,9 +41,8 @@ KINDS: dict[str, Kind] = {
             "pip install 'doge-export[tensorrt-rtx]'",
             portable=True,
         ),
-        Kind(
-            "tensorrt", "TensorRT", ("tensorrt", "tensorrt_bindings"), "pip install tensorrt", portable=False
-        ),
+        # `tensorrt_bindings` alone is no TensorRT: its libraries may be missing.
+        Kind("tensorrt", "TensorRT", ("tensorrt",), "pip install tensorrt", portable=False),
     )
 }
 
