@@ -11,23 +11,24 @@ JOBS := $(shell nproc 2>/dev/null || echo 2)
 # A file stays with one worker, so that what its tests share is made once.
 WORKERS := --numprocesses $(JOBS) --dist loadfile
 
-.PHONY: help setup plugins export test ctest sanitize check-abi lint format bench fixtures clean
+.PHONY: help setup plugins export test ctest sanitize sanitize-kernels sanitize-library check-abi lint format bench fixtures clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
 		printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 # Installed again only when pyproject.toml or the C++ sources change: pip builds the native library too. The
-# stamp comes last, so a broken install is repeated.
+# stamp comes last, so a broken install is repeated. Python compiles what it imports; most of what is installed
+# nobody imports.
 $(STAMP): pyproject.toml $(SOURCES)
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[export,eval,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[export,eval,dev]'
 	touch $@
 
 setup: $(STAMP) ## Create .venv and install everything into it
 
-plugins: ## Build the native library again, in place, and the kernels' tests
-	cmake -S plugins -B build/plugins -DDOGE_OUTPUT_DIRECTORY=$(CURDIR)/doge_export/native
+plugins: ## Build the native library again, in place
+	cmake -S plugins -B build/plugins -DDOGE_TESTS=OFF -DDOGE_OUTPUT_DIRECTORY=$(CURDIR)/doge_export/native
 	cmake --build build/plugins --parallel $(JOBS)
 
 export: $(STAMP) ## Export the trained fixture, validate it and let it write a few words
@@ -36,19 +37,29 @@ export: $(STAMP) ## Export the trained fixture, validate it and let it write a f
 	$(BIN)/doge-export validate out/$(MODEL) --reference $(MODEL)
 	$(BIN)/doge-export generate out/$(MODEL) -p "My fellow citizens" --max-new-tokens 60 --seed 1
 
-test: lint ctest sanitize check-abi ## Lint, check types and layers, and run the tests
+# What compiles goes on while pip fetches and mypy thinks; pytest has the machine to itself.
+test: ## Lint, check types and layers, and run the tests
+	$(MAKE) --jobs=$(JOBS) --output-sync=target lint ctest sanitize-kernels check-abi
+	$(MAKE) sanitize-library
 	$(BIN)/python -m pytest $(WORKERS)
 
-ctest: plugins ## Run the kernels' own tests
-	ctest --test-dir build/plugins --output-on-failure --no-tests=error
+# In a folder of its own: the library that is in use stays as it is.
+ctest: ## Run the kernels' own tests
+	cmake -S plugins -B build/ctest
+	cmake --build build/ctest --parallel $(JOBS)
+	ctest --test-dir build/ctest --output-on-failure --no-tests=error
 
 # The same under AddressSanitizer and UBSan, and onnxruntime with a library that was built with them. What
 # Python and onnxruntime never free is not ours to judge, so leaks are looked for in the kernels' tests alone.
 SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell $(or $(CXX),g++) -print-file-name=lib$(name).so))
-sanitize: $(STAMP) ## Run the kernels' tests and the library's with sanitizers
+sanitize: sanitize-kernels sanitize-library ## Run the kernels' tests and the library's with sanitizers
+
+sanitize-kernels:
 	cmake -S plugins -B build/sanitize -DDOGE_SANITIZE=ON
 	cmake --build build/sanitize --parallel $(JOBS)
 	ctest --test-dir build/sanitize --output-on-failure --no-tests=error
+
+sanitize-library: $(STAMP) # after sanitize-kernels
 	DOGE_TEST_LIBRARY=build/sanitize/libdoge_export.so LD_PRELOAD="$(SANITIZERS)" \
 		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -q $(WORKERS) tests/plugins \
 		--ignore tests/plugins/test_library.py --ignore tests/plugins/test_abi.py
