@@ -28,7 +28,7 @@ _PYTHON = """\
 set -eu
 here=$(cd -- "$(dirname -- "$0")" && pwd)
 python=${PYTHON:-python3}
-"$python" -c 'import doge_export' 2>/dev/null || {
+"$python" -P -c 'import doge_export.runtime' 2>/dev/null || {
     echo "$python has no doge-export: set PYTHON to the interpreter that has it." >&2
     exit 2
 }
@@ -36,7 +36,7 @@ PATH=$("$python" -c 'import os, sys; print(os.path.dirname(sys.executable))'):$P
 export PATH
 server=${TRITONSERVER:-tritonserver}
 command -v "$server" >/dev/null || {
-    wheel=$("$python" -c 'import os; from importlib.util import find_spec as find
+    wheel=$("$python" -P -c 'import os; from importlib.util import find_spec as find
 found = find("pytriton"); print(os.path.abspath(found.submodule_search_locations[0]) if found else "")')
     version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     stub=$wheel/tritonserver/python_backend_stubs/$version/triton_python_backend_stub
@@ -45,7 +45,7 @@ found = find("pytriton"); print(os.path.abspath(found.submodule_search_locations
             "set TRITONSERVER or PYTHON, as $0 says." >&2
         exit 2
     fi
-    "$python" -c 'import numpy, sys; sys.exit(not numpy.__version__.startswith("1."))' || {
+    "$python" -P -c 'import numpy, sys; sys.exit(not numpy.__version__.startswith("1."))' || {
         echo "The server of nvidia-pytriton reads arrays of numpy 2 wrongly: set PYTHON, as $0 says." >&2
         exit 2
     }
@@ -81,9 +81,11 @@ curl -N localhost:8000/v2/models/{name}/generate_stream \\
     -d '{{"text_input": "Once upon a time", "stream": true, "max_new_tokens": 50, "seed": 1}}'
 ```
 
-Besides `text_input` a request may have {options}; what it leaves out, the
-bundle's generation_config.json says. The answer has `text_output` and `finish_reason`: eos, stop or length,
-and empty before the last piece. Errors come as `error`, in a stream as an event.
+Besides `text_input` a request may have
+{options};
+what it leaves out, the bundle's generation_config.json says. The answer has `text_output` and
+`finish_reason`: eos, stop or length, and empty before the last piece. Errors come as `error`, in a stream as
+an event.
 """
 _CALL_TENSORS = """\
 The model takes and gives the tensors that `{name}/config.pbtxt` names; token ids, the choice of the next
@@ -115,7 +117,7 @@ def write(folder: Path, name: str, backend: str, options: Sequence[str]) -> None
     others = [f"`{each}`" for each in INPUTS if each != TEXT]
     called = call.format(name=name, options=f"{', '.join(others[:-1])} and {others[-1]}")
     (folder / README).write_text(
-        f"# {name}\n\nA model repository of Triton Inference Server, {backend} backend. `./{RUN}` starts the "
-        f"server and says what it needs; more options go to tritonserver.\n\n{called}{_NOTES[backend]}",
+        f"# {name}\n\nA model repository of Triton Inference Server, {backend} backend. `./{RUN}` starts\n"
+        f"the server and says what it needs; more options go to tritonserver.\n\n{called}{_NOTES[backend]}",
         encoding="utf-8",
     )

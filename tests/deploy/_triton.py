@@ -24,12 +24,14 @@ def _load() -> ModuleType:
     return module
 
 
-def new_environment(folder: Path) -> Path:
-    """An environment with what `make` installed, and behind it the packages of this one; its interpreter."""
+def new_environment(folder: Path, ours_first: bool = False) -> Path:
+    """An environment with what `make` installed, and behind it, or before, the packages of this one; its
+    interpreter."""
     venv.create(folder, with_pip=False, symlinks=True)
     ours = sysconfig.get_path("purelib")
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
-    (packages / "packages.pth").write_text(f"{SERVER}\nimport site; site.addsitedir({ours!r})\n")
+    lines = [f"{SERVER}\n", f"import site; site.addsitedir({ours!r})\n"]
+    (packages / "packages.pth").write_text("".join(reversed(lines) if ours_first else lines))
     return folder / "bin" / "python"
 
 

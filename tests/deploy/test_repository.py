@@ -4,6 +4,8 @@ import json
 import os
 import stat
 import subprocess
+import sys
+import venv
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +23,7 @@ from doge_export.errors import DogeExportError
 from doge_export.tensorrt.folder import ENGINE, write_engine_folder
 from doge_export.tensorrt.kinds import KINDS, Opened
 from doge_export.tensorrt.profiles import profiles
-from tests.deploy._triton import model_config_pb2
+from tests.deploy._triton import model_config_pb2, new_environment
 from tests.runtime._toy import write_toy_bundle
 
 ROUNDED = {"target": "tensorrt", "max_length": 40, "dtype": "float16", "precision": "int8-row"}
@@ -181,6 +183,21 @@ def test_python_backend(toy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "exists already" in capsys.readouterr().err
     assert main([*arguments, "--force", "--threads", "3"]) == 0
     assert parsed(output, "bundle").parameters["threads"].string_value == "3"
+
+
+def test_run_says_what_it_lacks(toy: Bundle, tmp_path: Path) -> None:
+    made = deploy_triton(toy.path, tmp_path / "r")
+    bare = tmp_path / "bare"
+    venv.create(bare, with_pip=False, symlinks=True)
+    for python, sentence in (
+        (bare / "bin" / "python", "has no doge-export: set PYTHON to the interpreter that has it."),
+        (sys.executable, f"There is no none, and {sys.executable} has no nvidia-pytriton for its version"),
+        (new_environment(tmp_path / "numpy-2", ours_first=True), "reads arrays of numpy 2 wrongly"),
+    ):
+        environment = os.environ | {"PYTHON": str(python), "TRITONSERVER": "none"}
+        done = subprocess.run([made.command], env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and sentence in done.stderr
+        assert done.stdout == "" and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
