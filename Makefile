@@ -3,6 +3,9 @@ PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo python
 BIN := .venv/bin
 STAMP := .venv/.installed
 MODEL ?= doge-tiny
+# What the tests of `deploy triton` run, 74 MB to fetch. In a folder of its own and without dependencies: the
+# server reads arrays of numpy 1 only, and the client wants an older ml_dtypes.
+TRITON_SERVER := nvidia-pytriton==0.7.0 numpy==1.26.4 tritonclient==2.73.0
 
 .DEFAULT_GOAL := help
 # plugins/editable fills with what pip builds there.
@@ -23,6 +26,7 @@ help: ## Show these targets
 $(STAMP): pyproject.toml $(SOURCES)
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[export,eval,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --upgrade --target .venv/triton-server $(TRITON_SERVER)
 	touch $@
 
 setup: $(STAMP) ## Create .venv and install everything into it

@@ -2,6 +2,7 @@
 
 __all__ = [
     "DECODE",
+    "DEPLOYMENT",
     "MANIFEST",
     "Bundle",
     "CacheSpec",
@@ -41,6 +42,8 @@ MANIFEST = "doge_export.json"
 _MODEL = "model.onnx"
 #: The graph that gives the best tokens in the place of all logits, where the target has one.
 DECODE = "decode.onnx"
+#: What says of a folder that `deploy` wrote it.
+DEPLOYMENT = "doge_deploy.json"
 _FORMAT = 1
 _EXPORT_AGAIN = "Export the model again."
 
@@ -361,9 +364,10 @@ def check_output(output: Path, force: bool = False) -> None:
     if not force:
         raise DogeExportError(f"{output} exists already.", "Pass --force to replace it.")
     # --force must not be able to delete a home directory.
-    if any(output.iterdir()) and not any((output / name).is_file() for name in (MANIFEST, "config.json")):
+    ours = (MANIFEST, DEPLOYMENT, "config.json")
+    if any(output.iterdir()) and not any((output / name).is_file() for name in ours):
         raise DogeExportError(
-            f"{output} holds neither {MANIFEST} nor config.json, so it is not replaced.",
+            f"{output} holds none of {', '.join(ours)}, so it is not replaced.",
             "Name another folder with -o, or remove this one yourself.",
         )
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "quantize": "doge_export.cli.quantize",
     "sensitivity": "doge_export.cli.sensitivity",
     "build-engine": "doge_export.cli.build_engine",
+    "deploy": "doge_export.cli.deploy",
     "pareto": "doge_export.cli.pareto",
     "doctor": "doge_export.cli.doctor",
 }

@@ -1,0 +1,213 @@
+"""A bundle or an engine -> a model repository of Triton Inference Server, with the command that starts it."""
+
+__all__ = ["BACKENDS", "Deployment", "deploy_triton"]
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from doge_export.bundle import DEPLOYMENT, MANIFEST, Bundle, hash_files, new_folder
+from doge_export.deploy import configs, python_model, start
+from doge_export.deploy.pbtxt import pbtxt
+from doge_export.errors import DogeExportError
+from doge_export.plugins import plugin_library
+from doge_export.runtime import GenerationOptions, Session
+from doge_export.targets import TARGETS
+from doge_export.tensorrt.folder import ENGINE_MANIFEST, Engine
+from doge_export.tokenizer import Tokenizer
+
+#: Triton's backends that a model of ours is laid out for.
+BACKENDS = ("python", "onnxruntime", "tensorrt")
+
+_FORMAT = 1
+_VERSION = "1"  # of the model: the folder that Triton wants below its name
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A model repository that was written. `command`: what starts a server with it."""
+
+    path: Path
+    name: str
+    backend: str
+    instances: int
+    command: str
+
+
+def deploy_triton(
+    source: Path | str,
+    output: Path | str,
+    *,
+    backend: str | None = None,
+    instances: int = 1,
+    name: str | None = None,
+    threads: int | None = None,
+    plugins: Sequence[Path] = (),
+    force: bool = False,
+) -> Deployment:
+    """Write `output`, a model repository with the bundle or engine in `source` as the model `name`.
+
+    `backend` None is "tensorrt" for an engine and "python" for a bundle. `threads`: of each of the
+    `instances`. `plugins`: libraries with the engine's plugins.
+
+    Raises:
+        DogeExportError: the backend cannot run it, a file is missing or changed, a value is out of its range,
+            or `output` is in the way. Nothing is left behind then.
+    """
+    path = Path(source)
+    opened = Engine.open(path) if (path / ENGINE_MANIFEST).is_file() else Bundle.open(path)
+    backend = _backend(opened, backend)
+    _check_options(backend, instances, threads, plugins)
+    name = _model_name(path, name)
+    with new_folder(Path(output), force) as folder:
+        model = folder / name / _VERSION
+        model.mkdir(parents=True)
+        run_options: list[str] = []
+        if isinstance(opened, Engine):
+            config, run_options = _lay_engine(opened, model, name, instances, plugins)
+        elif backend == "python":
+            config = _lay_python(opened, model, name, instances, threads)
+        else:
+            config = _lay_onnxruntime(opened, model, name, instances, threads)
+        (model.parent / "config.pbtxt").write_text(pbtxt(config), encoding="utf-8")
+        start.write(folder, name, backend, run_options)
+        made = Deployment(Path(output), name, backend, instances, f"{output}/{start.RUN}")
+        _write_manifest(folder, made, opened)
+    return made
+
+
+def _backend(opened: Bundle | Engine, wanted: str | None) -> str:
+    """The backend to use.
+
+    Raises:
+        DogeExportError: there is none of that name, or it cannot run what was opened.
+    """
+    is_engine = isinstance(opened, Engine)
+    backend = wanted or ("tensorrt" if is_engine else "python")
+    if backend not in BACKENDS:
+        raise DogeExportError(f"There is no backend {backend!r}.", f"Backends: {', '.join(BACKENDS)}.")
+    if is_engine and backend != "tensorrt":
+        raise DogeExportError(
+            f"{opened.path} is a TensorRT engine, which Triton's {backend} backend cannot run.",
+            "Give the bundle that it was built from, or --backend tensorrt.",
+        )
+    if not is_engine and backend == "tensorrt":
+        raise DogeExportError(
+            f"{opened.path} is a bundle, and Triton's TensorRT backend runs engines.",
+            "Build one with doge-export build-engine --runtime tensorrt, or choose another --backend.",
+        )
+    if isinstance(opened, Engine) and opened.runtime != "tensorrt":
+        raise DogeExportError(
+            f"{opened.path} was built by {opened.runtime}, and Triton's TensorRT backend loads engines of "
+            "full TensorRT only.",
+            "Build it with doge-export build-engine --runtime tensorrt.",
+        )
+    return backend
+
+
+def _check_options(backend: str, instances: int, threads: int | None, plugins: Sequence[Path]) -> None:
+    if instances < 1:
+        raise DogeExportError(f"{instances} instances cannot answer anything.", "Give 1 or more.")
+    if threads is not None and threads < 1:
+        raise DogeExportError(f"{threads} threads cannot run anything.", "Give 1 or more.")
+    if threads is not None and backend == "tensorrt":
+        raise DogeExportError("An engine runs on a GPU, not in threads.", "Leave --threads out.")
+    if plugins and backend != "tensorrt":
+        raise DogeExportError(f"Plugins are TensorRT's, and the backend is {backend}.", "Leave --plugin out.")
+    for plugin in plugins:
+        if not plugin.is_file():
+            raise DogeExportError(f"There is no plugin {plugin}.")
+        if not _NAME.fullmatch(plugin.name):  # they become one list, with semicolons, in a shell's words
+            raise DogeExportError(
+                f"The plugin's name {plugin.name!r} does not fit in a command.", "Rename it."
+            )
+
+
+def _model_name(source: Path, given: str | None) -> str:
+    name = source.resolve().name if given is None else given
+    if not _NAME.fullmatch(name):
+        raise DogeExportError(
+            f"{name!r} is no name for a model: letters, digits and -_. only, a letter or a digit first.",
+            "Name it with --name." if given is None else "",
+        )
+    return name
+
+
+def _lay_python(
+    bundle: Bundle, model: Path, name: str, instances: int, threads: int | None
+) -> dict[str, Any]:
+    """The whole bundle, and the model that runs it. What the server will load is loaded here once, so that it
+    is refused now and not there."""
+    bundle.verify()
+    Tokenizer.load(bundle.path)
+    GenerationOptions.for_bundle(bundle)
+    session = Session.open(bundle, threads)
+    session.load(tokens=session.candidates > 0)
+    _copy(bundle.path, (*bundle.manifest.files, MANIFEST), model / "bundle")
+    shutil.copyfile(python_model.__file__, model / "model.py")
+    return configs.python_config(name, instances, threads)
+
+
+def _lay_onnxruntime(
+    bundle: Bundle, model: Path, name: str, instances: int, threads: int | None
+) -> dict[str, Any]:
+    """The graph that gives logits with its weights, and the library with its kernels, where it uses any."""
+    manifest = bundle.manifest
+    if manifest.options.get("dequantize_at_load"):
+        raise DogeExportError(
+            f"{bundle.path} has weights that onnxruntime must dequantize at load, and Triton's onnxruntime "
+            "backend cannot ask for that: equal keys would get unequal weights.",
+            "Choose --backend python.",
+        )
+    bundle.verify()
+    graph = bundle.model_path.name
+    _copy(bundle.path, [file for file in manifest.files if file.startswith(graph)], model)
+    target = TARGETS.get(str(manifest.options.get("target")))
+    kernels, library = target is not None and bool(target.kernels), None
+    if kernels:
+        shutil.copyfile(plugin_library(), model / plugin_library().name)
+        library = f"{name}/{_VERSION}/{plugin_library().name}"  # from the repository, where run.sh starts
+    return configs.onnxruntime_config(name, manifest, instances, threads, library, cpu=kernels)
+
+
+def _lay_engine(
+    engine: Engine, model: Path, name: str, instances: int, plugins: Sequence[Path]
+) -> tuple[dict[str, Any], list[str]]:
+    """The engine and the libraries with its plugins; the server is told of them on its command line."""
+    engine.verify()
+    shutil.copyfile(engine.engine_path, model / configs.ENGINE_FILE)
+    for plugin in plugins:
+        shutil.copyfile(plugin, model / plugin.name)
+    config = configs.tensorrt_config(name, engine.bundle, instances, len(engine.profiles))
+    if not plugins:
+        return config, []
+    paths = ";".join(f"$here/{name}/{_VERSION}/{plugin.name}" for plugin in plugins)
+    return config, [f'"--backend-config=tensorrt,plugins={paths}"']
+
+
+def _copy(source: Path, names: Sequence[str], target: Path) -> None:
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+
+
+def _write_manifest(folder: Path, made: Deployment, opened: Bundle | Engine) -> None:
+    from doge_export import __version__
+
+    kept = {key: value for key, value in asdict(made).items() if key not in ("path", "command")}
+    manifest = opened.bundle if isinstance(opened, Engine) else opened.manifest
+    raw = {
+        "format": _FORMAT,
+        "doge_export": __version__,
+        "server": "triton",
+        **kept,
+        "options": dict(manifest.options),
+        "files": hash_files(folder),
+    }
+    text = json.dumps(raw, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (folder / DEPLOYMENT).write_text(text, encoding="utf-8")
