@@ -17,7 +17,7 @@ import numpy as np
 
 from doge_export.bundle import Bundle
 from doge_export.errors import DogeExportError
-from doge_export.runtime import GenerationOptions, Session, stream
+from doge_export.runtime import GenerationDefaults, Session, stream
 from doge_export.tokenizer import Tokenizer
 
 TEXT = "text_input"
@@ -56,6 +56,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self._bundle = Bundle.open(Path(args["model_repository"], args["model_version"], "bundle"))
         self._tokenizer = Tokenizer.load(self._bundle.path)
+        self._defaults = GenerationDefaults.of(self._bundle)
         self._session = Session.open(self._bundle, _threads(config))
         self._session.load(tokens=self._session.candidates > 0)
 
@@ -84,7 +85,7 @@ class TritonPythonModel:
     def _answer(self, utils: Any, request: Any, sender: Any) -> None:
         given = _given(utils, request)
         text, piecewise = given.pop(TEXT), given.pop(_STREAM, False)
-        options = GenerationOptions.for_bundle(self._bundle, **given)
+        options = self._defaults.changed(**given)
         ids = self._tokenizer.encode(text)
         held, reason = "", ""
         for event in stream(self._session, [ids], options, self._tokenizer):
