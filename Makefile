@@ -11,7 +11,7 @@ JOBS := $(shell nproc 2>/dev/null || echo 2)
 # A file stays with one worker, so that what its tests share is made once.
 WORKERS := --numprocesses $(JOBS) --dist loadfile
 
-.PHONY: help setup plugins export test ctest sanitize check-abi lint format bench fixtures clean
+.PHONY: help setup plugins export test test-gpu ctest sanitize check-abi lint format bench fixtures clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -38,6 +38,9 @@ export: $(STAMP) ## Export the trained fixture, validate it and let it write a f
 
 test: lint ctest sanitize check-abi ## Lint, check types and layers, and run the tests
 	$(BIN)/python -m pytest $(WORKERS)
+
+test-gpu: $(STAMP) ## Run what needs an NVIDIA GPU; -s shows the figures (never run so far)
+	$(BIN)/python -m pytest -s tests/gpu
 
 ctest: plugins ## Run the kernels' own tests
 	ctest --test-dir build/plugins --output-on-failure --no-tests=error
