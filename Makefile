@@ -14,7 +14,7 @@ JOBS := $(shell nproc 2>/dev/null || echo 2)
 # A file stays with one worker, so that what its tests share is made once.
 WORKERS := --numprocesses $(JOBS) --dist loadfile
 
-.PHONY: help setup plugins export test ctest sanitize sanitize-kernels sanitize-library check-abi lint format bench fixtures clean
+.PHONY: help setup plugins export test test-gpu ctest sanitize sanitize-kernels sanitize-library check-abi lint format bench fixtures clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -46,6 +46,9 @@ test: ## Lint, check types and layers, and run the tests
 	$(MAKE) --jobs=$(JOBS) --output-sync=target lint ctest sanitize-kernels check-abi
 	$(MAKE) sanitize-library
 	$(BIN)/python -m pytest $(WORKERS)
+
+test-gpu: $(STAMP) ## Run what needs an NVIDIA GPU; -s shows the figures (never run so far)
+	$(BIN)/python -m pytest -s tests/gpu
 
 # In a folder of its own: the library that is in use stays as it is.
 ctest: ## Run the kernels' own tests

@@ -3,7 +3,9 @@
 __all__ = [
     "DECODE",
     "DEPLOYMENT",
+    "ENGINE_MANIFEST",
     "MANIFEST",
+    "PLUGINS",
     "Bundle",
     "CacheSpec",
     "DecodeSpec",
@@ -39,11 +41,15 @@ _log = logging.getLogger(__name__)
 
 #: The manifest's name.
 MANIFEST = "doge_export.json"
+#: What is in its place in the folder of an engine (doge_export.tensorrt.folder).
+ENGINE_MANIFEST = "doge_engine.json"
 _MODEL = "model.onnx"
 #: The graph that gives the best tokens in the place of all logits, where the target has one.
 DECODE = "decode.onnx"
 #: What says of a folder that `deploy` wrote it.
 DEPLOYMENT = "doge_deploy.json"
+#: The graph with nodes of doge_export.triton's plugins, where there is one.
+PLUGINS = "plugins.onnx"
 _FORMAT = 1
 _EXPORT_AGAIN = "Export the model again."
 
@@ -215,6 +221,16 @@ class Bundle:
         return cls(path, manifest, DogeConfig.from_file(path / "config.json", generation))
 
     @property
+    def compiled(self) -> bool:
+        """Whether TensorRT made an engine of the graph: doge_export.tensorrt.Engine."""
+        return False
+
+    @property
+    def files(self) -> Mapping[str, FileEntry]:
+        """Every file of the folder but its manifest, as it was written."""
+        return self.manifest.files
+
+    @property
     def model_path(self) -> Path:
         """The graph; its weights may lie beside it."""
         return self.path / _MODEL
@@ -224,13 +240,18 @@ class Bundle:
         """The graph that gives the best tokens alone, if there is one."""
         return None if self.manifest.decode is None else self.path / self.manifest.decode.file
 
+    @property
+    def plugins_path(self) -> Path | None:
+        """The graph with plugins, if there is one; it reads the weights of the other."""
+        return self.path / PLUGINS if PLUGINS in self.manifest.files else None
+
     def verify(self) -> None:
         """Compare every file with the manifest.
 
         Raises:
             DogeExportError: naming the first file that is missing, truncated or changed.
         """
-        verify_files(self.path, self.manifest.files, _EXPORT_AGAIN)
+        verify_files(self.path, self.files, _EXPORT_AGAIN)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON object beside the model, such as generation_config.json; empty where there is none.

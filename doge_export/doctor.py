@@ -3,7 +3,6 @@
 __all__ = ["Finding", "examine", "examine_bundle"]
 
 import contextlib
-import ctypes
 import importlib.metadata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,13 +12,14 @@ from typing import TYPE_CHECKING
 from packaging.requirements import Requirement
 
 from doge_export.bench.machine import describe
+from doge_export.cuda import Cuda
 from doge_export.errors import DogeExportError
 from doge_export.plugins import instruction_set, plugin_library
 from doge_export.tensorrt.kinds import KINDS, open_kind
 
 if TYPE_CHECKING:
     from doge_export.bundle import Bundle
-    from doge_export.runtime import Session
+    from doge_export.runtime.onnx_session import OnnxSession
 
 #: Extra -> what is missing without it.
 _EXTRAS = {
@@ -60,8 +60,9 @@ def examine() -> list[Finding]:
 
 
 def examine_bundle(bundle: Path, advance: Callable[[str], None] = lambda step: None) -> list[Finding]:
-    """Whether the bundle is whole, and each runtime that is here with its graphs."""
-    from doge_export.bundle import Bundle
+    """Whether the bundle is whole, and each runtime that is here with its graphs; or an engine, and whether
+    it runs here."""
+    from doge_export.runtime.session import open_folder
 
     found: list[Finding] = []
 
@@ -77,10 +78,13 @@ def examine_bundle(bundle: Path, advance: Callable[[str], None] = lambda step: N
             )
         return found[-1].state == "ok"
 
-    if not attempt("bundle", lambda: _kind(Bundle.open(bundle))):
+    if not attempt("bundle", lambda: _kind(open_folder(bundle))):
         return found
-    opened = Bundle.open(bundle)
+    opened = open_folder(bundle)
     attempt("files", lambda: _whole(opened))
+    if opened.compiled:
+        attempt("TensorRT", lambda: _engine(opened))
+        return found
     attempt("native kernels", lambda: _kernels(opened))
     attempt("plain onnxruntime", lambda: _plain_graph(opened))
     return found
@@ -95,13 +99,20 @@ def _kind(bundle: "Bundle") -> str:
 
 def _whole(bundle: "Bundle") -> str:
     bundle.verify()
-    return f"{len(bundle.manifest.files)}, all as in the manifest"
+    return f"{len(bundle.files)}, all as in the manifest"
+
+
+def _engine(bundle: "Bundle") -> str:
+    from doge_export.runtime import Session
+
+    versions = Session.open(bundle).versions
+    return f"{', '.join(f'{name} {version}' for name, version in versions.items())} loads the engine"
 
 
 def _kernels(bundle: "Bundle") -> str:
-    from doge_export.runtime import Session
+    from doge_export.runtime.onnx_session import OnnxSession
 
-    session = Session.open(bundle)
+    session = OnnxSession.open(bundle)
     session.load()
     if session.library is None:
         raise DogeExportError(
@@ -119,7 +130,7 @@ def _plain_graph(bundle: "Bundle") -> str:
     return "the graph loads"
 
 
-def _runs(session: "Session") -> str:
+def _runs(session: "OnnxSession") -> str:
     kernels = dict(session.kernels)
     if session.candidates:
         kernels |= session.decode_kernels
@@ -217,6 +228,14 @@ def _tensorrt() -> Iterator[Finding]:
             where = "without a GPU" if kind.portable else "on the GPU that it builds for"
             yield Finding(kind.label, "ok", f"{version}; builds engines {where}")
     try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        yield Finding("NVIDIA driver", "note", "there is none, so that no engine could run here")
+        cuda = Cuda.open()
+    except DogeExportError as error:
+        yield Finding("GPU", "note", f"none, so that no engine could run here: {error.message}")
+    else:
+        free = cuda.free_memory() / 2**30
+        yield Finding(
+            "GPU",
+            "ok",
+            f"{cuda.name}, compute capability {cuda.capability}, {free:.1f} GiB free, driver for CUDA "
+            f"{cuda.driver}",
+        )

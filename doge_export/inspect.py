@@ -130,9 +130,9 @@ def inspect_bundle(
         advance("Loading in onnxruntime")
         import onnxruntime
 
-        from doge_export.runtime.session import Session
+        from doge_export.runtime.onnx_session import OnnxSession
 
-        session = Session.open(bundle)
+        session = OnnxSession.open(bundle)
         version = onnxruntime.__version__
     return Inspection(
         bundle,

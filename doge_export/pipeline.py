@@ -97,6 +97,8 @@ def export_model(
     options = options or ExportOptions.resolve()
     _need_ranges(options, static)
     _need_torch()
+    if options.plugins:
+        _need("triton", "--plugins needs", "pip install 'doge-export[triton]'")
     from doge_export.export import build_graph, save_graph
     from doge_export.model import load_model
 
@@ -120,6 +122,7 @@ def export_model(
             options.stored,
             round_with,
             static,
+            options.plugins,
         )
         progress(0, "writing the weights")
         decode = save_graph(graph, folder, lambda written: progress(written, "writing the weights"))
@@ -159,18 +162,21 @@ def validate_bundle(
     adapter: Path | None = None,
     progress: Progress = lambda steps, stage: None,
 ) -> "Report":
-    """Compare a bundle with its checkpoint (a folder, a fixture's name or a hub id), the `adapter` merged
-    where one is given, in full.
+    """Compare a bundle, or an engine, with its checkpoint (a folder, a fixture's name or a hub id), the
+    `adapter` merged where one is given, in full.
 
     `tolerance`, `limits` and `text` are those of doge_export.validate.validate.
 
     Raises:
         DogeExportError: the bundle is damaged or was made from another model, or there is no such limit.
     """
-    opened = Bundle.open(bundle)
-    _need_torch()
-    from doge_export.validate import validate as compare
+    from doge_export.runtime import open_folder
 
+    opened = open_folder(bundle)
+    _need_torch()
+    from doge_export.validate import validate, validate_engine
+
+    compare = validate_engine if opened.compiled else validate
     presets.resolve_model(reference)  # no preset
     with _checkpoint_folder(reference, adapter, opened.config.generation) as folder:
         return compare(
@@ -203,13 +209,14 @@ def _is_preset(model: str) -> bool:
 
 def _need_torch() -> None:
     for package in ("torch", "transformers", "onnxscript"):
-        try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            raise DogeExportError(
-                f"Exporting and validating need {package}, which is not installed.",
-                "pip install 'doge-export[export]'",
-            ) from None
+        _need(package, "Exporting and validating need", "pip install 'doge-export[export]'")
+
+
+def _need(package: str, what: str, remedy: str) -> None:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise DogeExportError(f"{what} {package}, which is not installed.", remedy) from None
 
 
 def _need_ranges(options: ExportOptions, static: "StaticRanges | None") -> None:

@@ -24,7 +24,12 @@ _CHOICES = {
     "kv_cache": tuple(OPSETS),
     "routing": ("reference", "per-token"),
 }
-_KINDS: dict[type, str] = {int: "whole number", str: "text", dict: "table of texts"}
+_KINDS: dict[type, str] = {
+    int: "whole number",
+    str: "text",
+    dict: "table of texts",
+    bool: "true or false",
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class ExportOptions:
     stored in that are not to be as `precision` says, {"v_proj": "int8", "layers.0.o_proj": "int8:32"}
     (doge_export.quantize.names_of). kv_cache: "growing", "static" or "bounded". routing: "reference" mixes
     tokens as transformers does, "per-token" does not. max_length: the slots of a static cache; None takes the
-    model's max_position_embeddings. generation: of doge_export.generations; None: as the checkpoint shows.
+    model's max_position_embeddings. plugins: a second graph, whose nodes are plugins of TensorRT. generation:
+    of doge_export.generations; None: as the checkpoint shows.
     """
 
     target: str = "ort-cpu"
@@ -47,6 +53,7 @@ class ExportOptions:
     kv_cache: str = "growing"
     routing: str = "reference"
     max_length: int | None = None
+    plugins: bool = False
     types: Mapping[str, str] = field(default_factory=dict)
     generation: str | None = None
 
@@ -126,6 +133,10 @@ class ExportOptions:
     def _check_earlier(self, generation: str) -> None:
         """Only what was measured: the graphs of earlier generations have no kernels."""
         what = "--dtype float32 and --precision fp32"
+        if self.plugins:
+            raise DogeExportError(
+                f"There are no plugins for a Doge of generation {generation}.", "Leave --plugins out."
+            )
         if self.dtype != "float32" or self.stored.rounds:
             raise DogeExportError(
                 f"A Doge of generation {generation} is exported with {what} only: its graph was not judged "
@@ -134,8 +145,9 @@ class ExportOptions:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Every option with its resolved value; `types` and `generation` only where they say something."""
-        return {k: value for k, value in asdict(self).items() if k not in ("types", "generation") or value}
+        """Every option with its resolved value; some only where they say something."""
+        quiet = ("types", "generation", "plugins")
+        return {key: value for key, value in asdict(self).items() if key not in quiet or value}
 
     def write(self, path: Path) -> None:
         """Write the options as a recipe file that gives them again."""
@@ -156,6 +168,10 @@ class ExportOptions:
             raise DogeExportError(
                 f"--target {target.name} runs no {self.kv_cache} cache.",
                 f"Choose --kv-cache {_any(target.caches)}, or leave it out.",
+            )
+        if self.plugins and not target.plugins:
+            raise DogeExportError(
+                f"--target {target.name} takes no plugins of TensorRT.", "Leave --plugins out."
             )
         if self.dtype not in target.dtypes:
             raise DogeExportError(
@@ -220,7 +236,7 @@ def _read(path: Path) -> Mapping[str, Any]:
             raise DogeExportError(
                 f"{path} sets {key!r}, which is no option.", f"Options: {', '.join(names)}."
             )
-        kind = {"max_length": int, "types": dict}.get(key, str)
+        kind = {"max_length": int, "types": dict, "plugins": bool}.get(key, str)
         whole = key != "types" or not isinstance(value, dict) or all(type(v) is str for v in value.values())
         if type(value) is not kind or not whole:
             raise DogeExportError(f"{path} sets {key} to {value!r}, which is no {_KINDS[kind]}.")

@@ -47,7 +47,9 @@ def bench(
         DogeExportError: the bundle is damaged, its cache too short, the reference of another shape, or
             transformers is not installed.
     """
-    opened = Bundle.open(bundle)
+    from doge_export.runtime import open_folder
+
+    opened = open_folder(bundle)
     _check(opened, prompt_tokens, new_tokens, rounds)
     threads = usable_cpus() if threads is None else threads
     if threads < 1:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from doge_export.bench.serve import peak_memory, serve, timed
-from doge_export.bundle import Bundle
-from doge_export.runtime import GenerationOptions, Session, stream
+from doge_export.runtime import GenerationOptions, Session, open_folder, stream
 
 
 class Ours:
@@ -22,7 +21,7 @@ class Ours:
         """Load the graph that greedy decoding uses."""
         told = _Warnings()
         logging.getLogger("doge_export").addHandler(told)
-        opened = Bundle.open(Path(bundle))
+        opened = open_folder(Path(bundle))
         started = time.perf_counter()
         self.session = Session.open(opened, threads)
         tokens = self.session.candidates > 0
@@ -32,7 +31,7 @@ class Ours:
             "graph": (opened.decode_path if tokens and opened.decode_path else opened.model_path).name,
             "native": self.session.library is not None,
             "warnings": told.sentences,
-            "versions": {"onnxruntime": version("onnxruntime"), "numpy": version("numpy")},
+            "versions": {**self.session.versions, "numpy": version("numpy")},
         }
 
     def round(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def command(
             progress=lambda steps, stage: advance(steps, f"Building: {stage}"),
         )
     engine = built.engine
-    size = engine.engine_path.stat().st_size
+    size = engine.model_path.stat().st_size
     report = {
         "runtime": engine.runtime,
         "version": engine.version,
@@ -65,7 +65,7 @@ def command(
     if json_to is not None:
         write_json(report, json_to)
     if json_to != "-":
-        gpus = ", ".join(engine.capabilities) or "the GPU of this machine"
+        gpus = ", ".join(engine.capabilities)
         click.echo(
             f"{output}: {engine.runtime} {engine.version}, for {gpus}: {size:,} bytes, of which weights "
             f"{built.layers['weights_bytes']:,}; {built.seconds:.1f} s"

@@ -27,11 +27,10 @@ def command(
 
     One line of stdin is one message; the answers go to stdout as they come.
     """
-    from doge_export.bundle import Bundle
-    from doge_export.runtime import GenerationOptions, Session, generate
+    from doge_export.runtime import GenerationOptions, Session, generate, open_folder
     from doge_export.tokenizer import Tokenizer
 
-    opened = Bundle.open(bundle)
+    opened = open_folder(bundle)
     tokenizer = Tokenizer.load(opened.path)
     options = GenerationOptions.for_bundle(opened, stop=stop, **changes)
     beginning = [{"role": "system", "content": system}] if system else []

@@ -49,15 +49,14 @@ def command(
     doge-export eval out/doge-tiny --tasks arc_easy,piqa --limit 100
     doge-export eval out/doge-tiny --tasks questions.yaml --shots 5 --json -
     """
-    from doge_export.bundle import Bundle
     from doge_export.errors import DogeExportError
     from doge_export.evaluate import evaluate_tasks, evaluate_text, read_text
-    from doge_export.runtime import Session
+    from doge_export.runtime import Session, open_folder
     from doge_export.tokenizer import Tokenizer
 
     if text is None and tasks is None:
         raise DogeExportError("There is nothing to measure.", "Give --text FILE or --tasks TASK,...")
-    opened = Bundle.open(bundle)
+    opened = open_folder(bundle)
     tokenizer, content = Tokenizer.load(opened.path), None if text is None else read_text(text)
     session = Session.open(opened, threads)
     figures: dict[str, Any] = {}

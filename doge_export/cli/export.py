@@ -38,6 +38,8 @@ from doge_export.cli._shared import progress, write_json
               help="How experts are routed; per-token does not mix tokens as the reference does.  "
               "[default: reference]")  # fmt: skip
 @click.option("--max-length", type=int, help="Slots of a static cache.  [default: max_position_embeddings]")
+@click.option("--plugins", is_flag=True, default=None,
+              help="With --target tensorrt: a second graph, of plugins, for full TensorRT.")  # fmt: skip
 @click.option("--adapter", type=click.Path(path_type=Path), help="Merge this LoRA adapter (PEFT) first.")
 @click.option("--generation", metavar="2|3a|3b|3c|4",
               help="Of which generation the checkpoint is, where it does not show.")  # fmt: skip
@@ -59,6 +61,7 @@ def command(
     kv_cache: str | None,
     routing: str | None,
     max_length: int | None,
+    plugins: bool | None,
     adapter: Path | None,
     generation: str | None,
     recipe: Path | None,
@@ -87,6 +90,7 @@ def command(
         kv_cache=kv_cache,
         routing=routing,
         max_length=max_length,
+        plugins=plugins,
         generation=generation,
     )
     check_output(output, force)

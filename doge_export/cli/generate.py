@@ -35,7 +35,7 @@ def command(
     stop: tuple[str, ...],
     **changes: Any,
 ) -> None:
-    """Continue a prompt with the model in BUNDLE, a folder that `doge-export export` wrote.
+    """Continue a prompt with the model in BUNDLE, a folder that `doge-export export` or `build-engine` wrote.
 
     The new text goes to stdout as it comes, the speed to stderr. What no option says, the bundle's
     generation_config.json says.
@@ -44,11 +44,10 @@ def command(
     doge-export generate out/bundle -p "Once upon a time" --temperature 0
     echo "Hello" | doge-export generate out/bundle -p - --json -
     """
-    from doge_export.bundle import Bundle
-    from doge_export.runtime import GenerationOptions, Session, generate
+    from doge_export.runtime import GenerationOptions, Session, generate, open_folder
     from doge_export.tokenizer import Tokenizer
 
-    opened = Bundle.open(bundle)
+    opened = open_folder(bundle)
     tokenizer = Tokenizer.load(opened.path)
     options = GenerationOptions.for_bundle(opened, stop=stop, **changes)
     text = read_stdin() if prompt == "-" else prompt

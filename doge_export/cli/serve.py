@@ -41,10 +41,10 @@ def command(
     doge-export serve out/bundle --port 8000
     curl localhost:8000/v1/completions -d '{"prompt": "Once upon a time", "max_tokens": 20}'
     """
-    from doge_export.bundle import Bundle
+    from doge_export.runtime import open_folder
     from doge_export.serve import Server
 
-    server = Server(Bundle.open(bundle), host, port, threads, parallel, name)
+    server = Server(open_folder(bundle), host, port, threads, parallel, name)
 
     def ready() -> None:
         _log.info("%s on %s", server.description, server.url)

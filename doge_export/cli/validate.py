@@ -48,10 +48,10 @@ def command(
     doge-export validate out/int8 --reference doge-tiny --limit top5_agreement=0.99 --html report.html
     """
     from doge_export.bench.machine import describe
-    from doge_export.bundle import Bundle
     from doge_export.evaluate import read_text
     from doge_export.pipeline import validate_bundle
     from doge_export.render import certificate, certificate_dict, report_lines
+    from doge_export.runtime import open_folder
 
     content = None if text is None else read_text(text)
     with progress("Validating") as advance:
@@ -66,9 +66,9 @@ def command(
             progress=lambda steps, name: advance(steps, f"Validating: {name}"),
         )
     if json_to is not None:
-        write_json(certificate_dict(report, Bundle.open(bundle), describe()), json_to)
+        write_json(certificate_dict(report, open_folder(bundle), describe()), json_to)
     if html_to is not None:
-        write_text(certificate(report, Bundle.open(bundle), describe()), html_to)
+        write_text(certificate(report, open_folder(bundle), describe()), html_to)
     if json_to != "-":
         for line in report_lines(report, every=True):
             click.echo(line)

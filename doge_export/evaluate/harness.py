@@ -100,7 +100,7 @@ class BundleLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(repr(sorted(request.args[1].items())), []).append(number)
-        rows = 1 if mixes(self._session) else _ROWS
+        rows = 1 if mixes(self._session) else min(_ROWS, self._session.max_batch or _ROWS)
         for group in groups.values():
             group.sort(key=lambda number: -len(requests[number].args[0]))
             yield from (group[at : at + rows] for at in range(0, len(group), rows))

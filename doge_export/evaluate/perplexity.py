@@ -124,7 +124,8 @@ def most_rows(session: Session, length: int) -> int:
     """How many rows of up to `length` tokens one call may take, so that each gives what it gives alone."""
     if mixes(session) or _turns(session, length):
         return 1
-    return max(1, _LOGITS // (min(_CALL, length) * session.bundle.config.vocab_size))
+    rows = max(1, _LOGITS // (min(_CALL, length) * session.bundle.config.vocab_size))
+    return min(rows, session.max_batch or rows)
 
 
 def calls_of(session: Session, length: int) -> Sequence[slice]:

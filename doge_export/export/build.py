@@ -15,6 +15,7 @@ from doge_export.passes import (
     attach_bodies,
     decode_tokens,
     in_place_cache,
+    inline_bodies,
     lower_embedding,
     lower_head,
     lower_layers,
@@ -56,13 +57,14 @@ _COUNT = 64
 class GraphFile:
     """A graph ready to be written, and what its function bodies were specialised for. `count`: how many
     tokens `decode.onnx` gives; None where there shall be no such file. `cache` and `decode_cache`: the kinds
-    of the two files."""
+    of the two files. `activation`: the model's, where there shall be a `plugins.onnx`."""
 
     model: ir.Model
     options: BodyOptions
     cache: str = "growing"
     count: int | None = None
     decode_cache: str = "static"
+    activation: str | None = None
 
 
 def build_graph(
@@ -74,12 +76,14 @@ def build_graph(
     precision: Precision | str = "fp32",
     round_with: Round | None = None,
     static: StaticRanges | None = None,
+    plugins: bool = False,
 ) -> GraphFile:
     """The finished ONNX model of `model` for `target`; `max_length` are the slots of a static cache.
 
     A target with kernels gets the graph lowered to them, with the weights as the checkpoint has them or
     in `precision`, rounded to nearest or by `round_with`; another one gets them as MatMul reads them, with
-    `static` in int8 with their inputs. There are kernels for the current generation alone.
+    `static` in int8 with their inputs. There are kernels for the current generation alone. With `plugins`
+    there shall be a second graph, of nodes that are plugins of TensorRT.
     """
     config = model.config
     kernels = target.kernels if config.generation == CURRENT else frozenset()
@@ -119,13 +123,15 @@ def build_graph(
     decode_cache = model.kv_cache
     if model.kv_cache == "growing":
         decode_cache = "bounded" if config.why_not_bounded(routing) is None else "static"
-    return GraphFile(exported, options, model.kv_cache, count, decode_cache)
+    activation = config.hidden_act if plugins else None
+    return GraphFile(exported, options, model.kv_cache, count, decode_cache, activation)
 
 
 def save_graph(
     graph: GraphFile, folder: Path, progress: Callable[[int], None] = lambda written: None
 ) -> ir.Model | None:
-    """Write `model.onnx` and `model.onnx.data`, and `decode.onnx`, which reads the same weights.
+    """Write `model.onnx` and `model.onnx.data`, and `decode.onnx` and `plugins.onnx`, which read the same
+    weights.
 
     `decode.onnx` gives the best tokens, and its cache is written in place: a growing one becomes a bounded
     one, or a static one of as many slots as the caller likes. `progress` gets the bytes of each tensor
@@ -141,6 +147,8 @@ def save_graph(
         max_workers=1,
         callback=lambda tensor, info: progress(tensor.nbytes),
     )
+    if graph.activation is not None:
+        _save_plugins(folder, graph.options, graph.activation)
     if graph.count is None:
         return None
     decode = ir.load(folder / "model.onnx")  # knows where each weight lies
@@ -151,3 +159,15 @@ def save_graph(
     decode_tokens(decode)
     ir.save(decode, folder / "decode.onnx")
     return decode
+
+
+def _save_plugins(folder: Path, options: BodyOptions, activation: str) -> None:
+    """`plugins.onnx`: the same graph, where each operator of ours is a chain of plugins, node by node."""
+    from doge_export.passes.mix_experts import mix_experts  # they need Triton, which few have
+    from doge_export.triton.bodies import attach_plugins
+
+    model = ir.load(folder / "model.onnx")
+    mix_experts(model, activation)
+    attach_plugins(model, options)
+    inline_bodies(model)
+    ir.save(model, folder / "plugins.onnx")

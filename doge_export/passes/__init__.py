@@ -6,6 +6,7 @@ from doge_export.passes.emulate_bfloat16 import emulate_bfloat16
 from doge_export.passes.expose_hidden import expose_hidden
 from doge_export.passes.expose_selection import expose_selection
 from doge_export.passes.in_place_cache import in_place_cache
+from doge_export.passes.inline_bodies import inline_bodies
 from doge_export.passes.lower_embedding import lower_embedding
 from doge_export.passes.lower_head import lower_head
 from doge_export.passes.lower_layers import lower_layers
@@ -23,6 +24,7 @@ __all__ = [
     "expose_hidden",
     "expose_selection",
     "in_place_cache",
+    "inline_bodies",
     "lower_embedding",
     "lower_head",
     "lower_layers",

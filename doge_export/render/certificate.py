@@ -51,7 +51,7 @@ def certificate(report: "Report", bundle: "Bundle", machine: dict[str, Any]) -> 
         ("Options", sorted((key, _text(value)) for key, value in manifest.options.items())),
         ("Versions", [("doge-export", manifest.doge_export), *sorted(manifest.versions.items())]),
         ("Machine", [(key, _text(value)) for key, value in machine.items()]),
-        ("Files", [(name, f"sha256 {entry.sha256}") for name, entry in sorted(manifest.files.items())]),
+        ("Files", [(name, f"sha256 {entry.sha256}") for name, entry in sorted(bundle.files.items())]),
     ]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(_PAGE).render(
@@ -70,7 +70,7 @@ def certificate_dict(report: "Report", bundle: "Bundle", machine: dict[str, Any]
     manifest = bundle.manifest
     return {
         **report.to_dict(),
-        "files": {name: entry.sha256 for name, entry in sorted(manifest.files.items())},
+        "files": {name: entry.sha256 for name, entry in sorted(bundle.files.items())},
         "versions": {"doge-export": manifest.doge_export, **manifest.versions},
         "machine": machine,
     }

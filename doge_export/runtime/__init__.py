@@ -1,4 +1,4 @@
-"""Running a bundle: session, cache, sampling, generation. onnxruntime and numpy, no torch."""
+"""Running a bundle or an engine: session, cache, sampling, generation. onnxruntime or TensorRT, no torch."""
 
 __all__ = [
     "Completion",
@@ -9,9 +9,10 @@ __all__ = [
     "Session",
     "Statistics",
     "generate",
+    "open_folder",
     "stream",
 ]
 
 from doge_export.runtime.generation import Completion, Event, Generation, Statistics, generate, stream
 from doge_export.runtime.options import GenerationDefaults, GenerationOptions
-from doge_export.runtime.session import Session
+from doge_export.runtime.session import Session, open_folder

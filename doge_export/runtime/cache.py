@@ -1,6 +1,15 @@
 """The attention cache between two steps: one class a kind, one table."""
 
-__all__ = ["CACHES", "BoundedCache", "Cache", "GrowingCache", "StaticCache", "new_cache"]
+__all__ = [
+    "CACHES",
+    "BoundedCache",
+    "Cache",
+    "GrowingCache",
+    "StaticCache",
+    "TensorCache",
+    "check_room",
+    "new_cache",
+]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +38,10 @@ class Cache(Protocol):
     def streams(self) -> bool:
         """Whether a long text read in pieces takes no more memory than a short one. Its attention_mask is
         that of the new tokens alone then."""
+
+
+class TensorCache(Cache, Protocol):
+    """What onnxruntime's session asks of one besides: its tensors."""
 
     def inputs(self, attention_mask: npt.NDArray[np.int64], sequence: int) -> Mapping[str, Any]:
         """The graph's inputs that depend on the kind of cache, for a step of `sequence` tokens.
@@ -106,11 +119,7 @@ class StaticCache:
     def inputs(self, attention_mask: npt.NDArray[np.int64], sequence: int) -> Mapping[str, Any]:
         """See Cache."""
         needed = self.length + sequence
-        if needed > self.capacity:
-            raise DogeExportError(
-                f"The bundle's static cache holds {self.capacity} tokens, and this needs {needed}.",
-                f"Export with --max-length {needed} or more, or with --kv-cache growing.",
-            )
+        check_room(needed, self.capacity)
         mask = np.zeros((self.batch, self.capacity), np.int64)
         mask[:, :needed] = attention_mask
         shape = _find(self.manifest, "cache_position").shape
@@ -169,7 +178,7 @@ class BoundedCache:
 
 
 class _CacheKind(Protocol):
-    def empty(self, manifest: Manifest, batch: int, in_place: bool = False) -> Cache: ...
+    def empty(self, manifest: Manifest, batch: int, in_place: bool = False) -> TensorCache: ...
 
 
 #: The manifest's cache kind -> its class.
@@ -180,7 +189,16 @@ CACHES: dict[str, _CacheKind] = {
 }
 
 
-def new_cache(manifest: Manifest, batch: int, in_place: bool = False) -> Cache:
+def check_room(needed: int, capacity: int) -> None:
+    """Raise DogeExportError where a static cache of `capacity` slots does not hold `needed` tokens."""
+    if needed > capacity:
+        raise DogeExportError(
+            f"The bundle's static cache holds {capacity} tokens, and this needs {needed}.",
+            f"Export with --max-length {needed} or more, or with --kv-cache growing.",
+        )
+
+
+def new_cache(manifest: Manifest, batch: int, in_place: bool = False) -> TensorCache:
     """An empty cache of the bundle's kind; `in_place`: the graph may write a fixed buffer where it reads it.
 
     Raises:

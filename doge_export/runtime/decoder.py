@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from doge_export.bundle import DecodeSpec
-from doge_export.errors import DogeExportError
 from doge_export.runtime import tensors
+from doge_export.runtime.cache import check_room
 
 Ids = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
@@ -87,11 +87,8 @@ class TokenDecoder:
 
     def _grow(self, needed: int) -> None:
         capacity = self.capacity
-        if capacity is not None and needed > capacity:
-            raise DogeExportError(
-                f"The bundle's static cache holds {capacity} tokens, and this needs {needed}.",
-                f"Export with --max-length {needed} or more, or with --kv-cache growing.",
-            )
+        if capacity is not None:
+            check_room(needed, capacity)
         slots = (
             capacity if capacity is not None else max(_SLOTS, 2 * self._slots, -(-needed // _SLOTS) * _SLOTS)
         )

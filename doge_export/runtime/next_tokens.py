@@ -47,16 +47,17 @@ class AllLogits:
         self.capacity = self._cache.capacity
 
     def feed(self, input_ids: Ids, real: Ids, position_ids: Ids) -> npt.NDArray[np.float32]:
-        """Logits [batch, sequence, vocab]; of a long prompt those of its last positions, the very last
-        included."""
+        """Logits [batch, 1, vocab] of the last position."""
         if not self._cache.streams:
             self._mask = np.concatenate([self._mask, real], axis=1)
-            logits, self._cache = self._session.step(input_ids, self._mask, position_ids, self._cache)
+            logits, self._cache = self._session.step(
+                input_ids, self._mask, position_ids, self._cache, last=True
+            )
             return logits
         length = int(position_ids.max()) + 1
         for part in _pieces(input_ids.shape[1], self._read):
             logits, self._cache = self._session.step(
-                input_ids[:, part], real[:, part], position_ids[:, part], self._cache, length
+                input_ids[:, part], real[:, part], position_ids[:, part], self._cache, length, last=True
             )
         return logits
 

@@ -1,122 +1,89 @@
-"""A bundle loaded in onnxruntime on the CPU, run step by step."""
+"""A bundle or an engine, loaded and run step by step: what onnxruntime and TensorRT have in common."""
 
-__all__ = ["Session"]
+__all__ = ["Session", "checked_call", "open_folder"]
 
-import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
-from doge_export.bundle import Bundle
+from doge_export.bundle import ENGINE_MANIFEST, Bundle
 from doge_export.errors import DogeExportError
-from doge_export.runtime import tensors
-from doge_export.runtime.cache import Cache, new_cache
+from doge_export.runtime.cache import Cache
 from doge_export.runtime.decoder import TokenDecoder
-from doge_export.runtime.graph import Graph, load_graph, session_options
-
-#: What a graph that gives tokens gives, before its cache.
-_TOKENS = ("token_ids", "token_logits")
-#: The operators that write a layer's cache; their kernels do it in place.
-_CACHE_WRITERS = ("DecoderLayer", "DynamicMaskAttention")
-_WHOLE_MODEL = "DecodeTokens"  # writes that of all layers
 
 
-@dataclass(frozen=True)
-class Session:
-    """A bundle in onnxruntime. It holds no state of a conversation, so that one serves many caches.
-
-    A bundle with two graphs is loaded as they are asked for: `step` needs the one that gives all logits,
-    `decoder` the one that gives tokens. `library` is the native library that they may use.
-    """
+class Session(ABC):
+    """What is loaded from `bundle`, which is an engine's folder too."""
 
     bundle: Bundle
-    _options: Any = field(repr=False)
-    _logits_dtype: str = field(repr=False)
-    library: Path | None = None
-    _loaded: dict[bool, Graph] = field(repr=False, default_factory=dict)
-    _loading: threading.Lock = field(repr=False, default_factory=threading.Lock)
 
     @classmethod
-    def open(cls, bundle: Bundle, threads: int | None = None, native: bool = True) -> "Session":
-        """Run the bundle with `threads` threads, or as many as onnxruntime chooses.
+    def open(cls, bundle: Bundle | Path | str, threads: int | None = None, native: bool = True) -> "Session":
+        """Run the bundle, or the folder, in onnxruntime with `threads` threads, or as many as it chooses; an
+        engine in TensorRT, which has no use for them.
 
         The native library is registered where it is there; where it is missing, and the bundle could use
         it, one warning is logged. `native` False leaves it out.
 
         Raises:
-            DogeExportError: onnxruntime refuses the graph or the library, or it is not the graph that the
-                manifest describes. Where the bundle has two graphs, `load` and the first step raise it.
+            DogeExportError: the folder is neither; or onnxruntime refuses the graph or the library, or it is
+                not the graph that the manifest describes (where the bundle has two, `load` and the first step
+                raise it); or the engine cannot run here.
         """
-        options, library = session_options(bundle, threads, native)
-        manifest, decode = bundle.manifest, bundle.manifest.decode
-        inputs = (*manifest.inputs, *(decode.inputs if decode else ()))
-        outputs = (*manifest.outputs, *(decode.outputs if decode else ()))
-        needed = {"input_ids", "attention_mask", "position_ids", "logits", *manifest.cache.inputs}
-        if decode:
-            needed |= {*_TOKENS, "steps", *decode.cache.inputs}
-        if missing := sorted(needed - {spec.name for spec in (*inputs, *outputs)}):
-            raise DogeExportError(f"The graph has no {', '.join(missing)}.", "Export the model again.")
-        for spec in (*inputs, *outputs):
-            if spec.dtype not in tensors.ELEMENT_TYPES:
-                raise DogeExportError(f"{spec.name} is {spec.dtype}, which this version cannot feed.")
-        dtype = next(spec.dtype for spec in manifest.outputs if spec.name == "logits")
-        opened = cls(bundle, options, dtype, library)
-        if manifest.decode is None:
-            opened.load()
-        return opened
+        opened = bundle if isinstance(bundle, Bundle) else open_folder(bundle)
+        if opened.compiled:
+            from doge_export.runtime.tensorrt import TensorRTSession
+            from doge_export.tensorrt.folder import Engine
+
+            assert isinstance(opened, Engine)
+            return TensorRTSession.load_engine(opened)
+        from doge_export.runtime.onnx_session import OnnxSession
+
+        return OnnxSession.open(opened, threads, native)
+
+    @property
+    @abstractmethod
+    def versions(self) -> Mapping[str, str]:
+        """Of what runs it."""
+
+    @property
+    def max_batch(self) -> int | None:
+        """The most rows of a call; None where there is no limit."""
+        return None
 
     @property
     def candidates(self) -> int:
-        """How many of the best tokens a `decoder` gives; 0 where the bundle has no graph for it, or the
-        library is missing: a cache in place is the kernels' work."""
-        decode = self.bundle.manifest.decode
-        return decode.count if decode and self.library else 0
+        """How many of the best tokens a `decoder` gives; 0 where there is none."""
+        return 0
 
     @property
-    def kernels(self) -> Mapping[str, int]:
-        """Operator -> its nodes, of the graph for `step`, that run on native kernels. Loads the graph."""
-        return self._graph(tokens=False).kernels
+    def library(self) -> Path | None:
+        """The native library, where it is in use."""
+        return None
 
-    @property
-    def decode_kernels(self) -> Mapping[str, int]:
-        """The same of the graph for `decoder`; the bundle must have one."""
-        return self._graph(tokens=True).kernels
-
-    def load(self, tokens: bool = False) -> None:
+    def load(self, tokens: bool = False) -> None:  # noqa: B027 - what `open` loads needs nothing more
         """Load the graph for `step`, or for `decoder`, now and not at the first step.
 
         Raises:
-            DogeExportError: onnxruntime refuses it, or it is not the one that the manifest describes.
+            DogeExportError: it cannot be loaded.
         """
-        self._graph(tokens)
 
     def decoder(self, batch: int) -> TokenDecoder:
         """A new conversation of `batch` rows on the graph that gives the best tokens alone.
 
         Raises:
-            DogeExportError: the bundle has no such graph, or its layers do not run on native kernels.
+            DogeExportError: there is no such graph.
         """
-        decode = self.bundle.manifest.decode
-        if decode is None:
-            raise DogeExportError("The bundle has no graph that gives tokens.", "Export the model again.")
-        graph = self._graph(tokens=True)
-        if not self._writes_in_place(graph):
-            raise DogeExportError(
-                f"{decode.file} needs the native kernels, and this session runs without.",
-                "`make setup` builds them; model.onnx runs without.",
-            )
-        return TokenDecoder(graph.session, decode, batch)
+        raise DogeExportError("The bundle has no graph that gives tokens.", "Export the model again.")
 
+    @abstractmethod
     def new_cache(self, batch: int) -> Cache:
         """An empty cache for `batch` rows."""
-        in_place = self._writes_in_place(self._graph(tokens=False))
-        return new_cache(self.bundle.manifest, batch, in_place)
 
+    @abstractmethod
     def step(
         self,
         input_ids: npt.NDArray[np.int64],
@@ -124,71 +91,44 @@ class Session:
         position_ids: npt.NDArray[np.int64],
         cache: Cache,
         rope_length: int = 0,
+        last: bool = False,
     ) -> tuple[npt.NDArray[np.float32], Cache]:
         """Run `input_ids` [batch, sequence] after what `cache` holds.
 
         `attention_mask` is [batch, cache.length + sequence], but [batch, sequence] for a cache that
         `streams`; 0 marks padding. `rope_length`: where a text is read in pieces into such a cache, its whole
         length, so that the rope turns as in one call; a graph whose rope does not depend on it does not care.
+        `last`: only the logits of the last position are wanted.
 
         Returns:
-            float32 logits [batch, sequence, vocab], and the cache to go on with. The one given is spent.
+            float32 logits [batch, sequence, vocab], or [batch, 1, vocab], and the cache to go on with. The
+            one given is spent.
 
         Raises:
             DogeExportError: the tokens do not fit in the cache.
         """
-        batch, sequence = _checked(input_ids, attention_mask, position_ids, cache)
-        feeds = {
-            "input_ids": tensors.from_array(input_ids),
-            "position_ids": tensors.from_array(position_ids),
-            **cache.inputs(attention_mask, sequence),
-        }
-        if any(spec.name == "rope_length" for spec in self.bundle.manifest.inputs):
-            feeds["rope_length"] = tensors.scalar(rope_length)
-        session = self._graph(tokens=False).session
-        binding, wrap = session.io_binding(), onnxruntime.OrtValue
-        for name, value in feeds.items():
-            binding.bind_ortvalue_input(name, wrap(value))
-        shape = (batch, sequence, self.bundle.config.vocab_size)
-        logits, array = tensors.empty(self._logits_dtype, shape)
-        binding.bind_ortvalue_output("logits", wrap(logits))
-        for name, value in cache.outputs().items():
-            if value is None:
-                binding.bind_output(name)
-            else:
-                binding.bind_ortvalue_output(name, wrap(value))
-        with tensors.memory_errors():
-            session.run_with_iobinding(binding)
-        presents = list(binding.get_outputs_as_ortvaluevector())[1:]
-        return tensors.to_float32(array, self._logits_dtype), cache.advanced(presents, sequence)
-
-    def _writes_in_place(self, graph: Graph) -> bool:
-        layers = self.bundle.manifest.cache.layers
-        written = sum(graph.kernels.get(name, 0) for name in _CACHE_WRITERS)
-        return written == layers or graph.kernels.get(_WHOLE_MODEL, 0) == 1
-
-    def _graph(self, tokens: bool) -> Graph:
-        graph = self._loaded.get(tokens)
-        if graph is not None:
-            return graph
-        bundle, manifest = self.bundle, self.bundle.manifest
-        path, inputs, outputs = bundle.model_path, manifest.inputs, manifest.outputs
-        if tokens:
-            assert manifest.decode is not None and bundle.decode_path is not None
-            path, inputs, outputs = bundle.decode_path, manifest.decode.inputs, manifest.decode.outputs
-        with self._loading:
-            if tokens not in self._loaded:
-                self._loaded[tokens] = load_graph(bundle, path, inputs, outputs, self._options)
-            return self._loaded[tokens]
 
 
-def _checked(
+def open_folder(path: Path | str) -> Bundle:
+    """A bundle that `export` wrote, or an engine that `build-engine` wrote.
+
+    Raises:
+        DogeExportError: it is neither, or damaged.
+    """
+    if not (Path(path) / ENGINE_MANIFEST).is_file():
+        return Bundle.open(path)
+    from doge_export.tensorrt.folder import Engine
+
+    return Engine.open(path)
+
+
+def checked_call(
     input_ids: npt.NDArray[np.int64],
     attention_mask: npt.NDArray[np.int64],
     position_ids: npt.NDArray[np.int64],
     cache: Cache,
 ) -> tuple[int, int]:
-    """The batch and the number of new tokens, once the shapes are known to fit together."""
+    """The batch and the number of new tokens of a `step`, once the shapes are known to fit together."""
     batch, sequence = input_ids.shape
     if position_ids.shape != input_ids.shape:
         raise ValueError(f"position_ids are {position_ids.shape}, input_ids {input_ids.shape}")

@@ -12,6 +12,7 @@ __all__ = [
     "filled",
     "from_array",
     "memory_errors",
+    "over",
     "scalar",
     "storage",
     "to_float32",
@@ -81,6 +82,11 @@ def to_float32(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
 def storage(dtype: str, shape: Sequence[int]) -> npt.NDArray[Any]:
     """An array of zeros that holds the bits of `dtype`. Its memory is taken as it is written."""
     return np.zeros(shape, _STORAGE[dtype])
+
+
+def over(memory: Any, dtype: str, shape: Sequence[int]) -> npt.NDArray[Any]:
+    """The bits of `dtype` in memory that is there already; it must live as long."""
+    return np.frombuffer(memory, _STORAGE[dtype]).reshape(shape)
 
 
 def bind(method: Callable[..., None], name: str, dtype: str, array: npt.NDArray[Any]) -> None:

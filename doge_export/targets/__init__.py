@@ -27,9 +27,9 @@ class Target:
     `caches`: the kinds of cache it runs, the usual one first. `largest_topk`: the most that its TopK can
     take; None where there is no such limit. `bare_integers`: it computes with stored integers that no
     DequantizeLinear has read. `pretransposed`: where no kernels read them, matrices are best stored as MatMul
-    reads them. `kernels`: the operators of `doge_export.targets.lowered` that
-    our library computes there; a graph is lowered to these. `precisions`: what its weights may be stored in,
-    by the names of `--precision`.
+    reads them. `plugins`: it takes those of doge_export.triton. `kernels`: the operators of
+    `doge_export.targets.lowered` that our library computes there; a graph is lowered to these. `precisions`:
+    what its weights may be stored in, by the names of `--precision`.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Target:
     largest_topk: int | None = None
     bare_integers: bool = True
     pretransposed: bool = True
+    plugins: bool = False
     kernels: frozenset[str] = frozenset()
     precisions: tuple[str, ...] = ("fp32",)
 
@@ -77,6 +78,7 @@ TARGETS: dict[str, Target] = {
             largest_topk=3840,
             bare_integers=False,
             pretransposed=False,  # its builder keeps them as the checkpoint does, and others twice over
+            plugins=True,
             precisions=("fp32", "int8-row", "int4", "w8a8"),
         ),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from doge_export.bundle import Bundle, new_folder
+from doge_export.cuda import Cuda
 from doge_export.errors import DogeExportError
 from doge_export.tensorrt.folder import ENGINE, Engine, write_engine_folder
 from doge_export.tensorrt.kinds import Opened, open_kind
@@ -42,7 +43,8 @@ def build_engine(
     force: bool = False,
     progress: Progress = lambda steps, stage: None,
 ) -> BuiltEngine:
-    """Build an engine with two profiles, prefill and decode, from a bundle of --target tensorrt.
+    """Build an engine with two profiles, prefill and decode, from a bundle of --target tensorrt: from its
+    graph with plugins, where it has one and the runtime takes plugins.
 
     `capabilities` ("8.9" or "89") are those of one engine for several GPUs. `timing_cache`, what full
     TensorRT measured on a GPU, is read where it exists, and written. The network is strongly typed: every
@@ -70,14 +72,15 @@ def build_engine(
     with new_folder(Path(output), force) as folder:
         started = time.monotonic()
         progress(0, "parsing")
-        network = parse(opened, source.model_path)
+        plugins = None if opened.kind.portable else source.plugins_path  # TensorRT for RTX takes none
+        network = parse(opened, plugins or source.model_path, plugins is not None)
         layers = summary(network)
         plan = _build(opened, network, shapes, wanted, timing_cache, progress)
         with (folder / ENGINE).open("wb") as file:
             file.write(memoryview(plan))
         seconds = time.monotonic() - started
         progress(0, "hashing")
-        write_engine_folder(folder, source, opened, wanted, shapes)
+        write_engine_folder(folder, source, opened, wanted or (Cuda.open().capability,), shapes)
     return BuiltEngine(Engine.open(output), layers, seconds)
 
 
@@ -103,6 +106,8 @@ def _build(
         for name, (least, usual, most) in profile.inputs.items():
             made.set_shape(name, least, usual, most)
         config.add_optimization_profile(made)
+    if network.plugins:
+        config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
     cache = read_timings(config, timing_cache)
     monitor, raised = new_monitor(trt, progress)
     config.progress_monitor = monitor

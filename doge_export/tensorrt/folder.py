@@ -1,42 +1,48 @@
 """The folder that build-engine writes: the engine, what its session needs, and a manifest with hashes."""
 
-__all__ = ["ENGINE", "ENGINE_MANIFEST", "Engine", "write_engine_folder"]
+__all__ = ["ENGINE", "Engine", "write_engine_folder"]
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from doge_export.bundle import MANIFEST, Bundle, FileEntry, Manifest, hash_files, verify_files
+from doge_export.bundle import (
+    ENGINE_MANIFEST,
+    MANIFEST,
+    Bundle,
+    FileEntry,
+    Manifest,
+    hash_files,
+    verify_files,
+)
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
+from doge_export.generations import CURRENT
 from doge_export.tensorrt.kinds import Opened
 from doge_export.tensorrt.profiles import Profile
 from doge_export.tokenizer import copy_tokenizer_files
 
 ENGINE = "model.engine"
-ENGINE_MANIFEST = "doge_engine.json"
 _FORMAT = 1
 _BUILD_AGAIN = "Build it again with doge-export build-engine."
 
 
 @dataclass(frozen=True)
-class Engine:
-    """A folder that `build-engine` wrote, opened. `runtime` and `version`: of the TensorRT that built it,
-    which is the one that runs it. `capabilities`: of the GPUs it was built for; empty: the GPU of the machine
-    that built it. `bundle`: the manifest of what it was built from, with names and shapes of inputs and
-    outputs."""
+class Engine(Bundle):
+    """A folder that `build-engine` wrote, opened: a bundle with an engine in the place of its graph.
+    `manifest` is that of the bundle it was built from, with names and shapes of inputs and outputs.
 
-    path: Path
+    `runtime` and `version`: of the TensorRT that built it, which is the one that runs it. `capabilities`: of
+    the GPUs it was built for."""
+
     runtime: str
     version: str
     capabilities: tuple[str, ...]
     profiles: tuple[Profile, ...]
-    bundle: Manifest
-    config: DogeConfig
-    files: dict[str, FileEntry]
+    hashes: Mapping[str, FileEntry]
 
     @classmethod
     def open(cls, path: Path | str) -> "Engine":
@@ -62,8 +68,12 @@ class Engine:
                 f"{path / ENGINE_MANIFEST} is not of the format that this version reads.", _BUILD_AGAIN
             )
         try:
+            manifest = Manifest.from_dict(raw["bundle"])
+            generation = str(manifest.options.get("generation", CURRENT))
             made = cls(
                 path,
+                manifest,
+                DogeConfig.from_file(path / "config.json", generation),
                 str(raw["runtime"]["kind"]),
                 str(raw["runtime"]["version"]),
                 tuple(raw["runtime"]["compute_capabilities"]),
@@ -77,20 +87,33 @@ class Engine:
                     )
                     for each in raw["profiles"]
                 ),
-                Manifest.from_dict(raw["bundle"]),
-                DogeConfig.from_file(path / "config.json"),
                 {name: FileEntry(entry["sha256"], entry["bytes"]) for name, entry in raw["files"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DogeExportError(f"{path / ENGINE_MANIFEST} is damaged: {error}.", _BUILD_AGAIN) from None
-        if not made.engine_path.is_file():
+        if not made.model_path.is_file():
             raise DogeExportError(f"{path} lacks {ENGINE}.", "Copy the whole folder, or build it again.")
         return made
 
     @property
-    def engine_path(self) -> Path:
+    def compiled(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def files(self) -> Mapping[str, FileEntry]:
+        """Of the engine's own folder."""
+        return self.hashes
+
+    @property
+    def model_path(self) -> Path:
         """What TensorRT deserializes."""
         return self.path / ENGINE
+
+    @property
+    def max_batch(self) -> int:
+        """The most rows of a call."""
+        return min(profile.inputs["input_ids"][-1][0] for profile in self.profiles)
 
     def verify(self) -> None:
         """Compare every file with the manifest.
@@ -98,7 +121,7 @@ class Engine:
         Raises:
             DogeExportError: naming the first file that is missing, truncated or changed.
         """
-        verify_files(self.path, self.files, _BUILD_AGAIN)
+        verify_files(self.path, self.hashes, _BUILD_AGAIN)
 
 
 def write_engine_folder(

@@ -9,7 +9,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from doge_export.tensorrt.inline import inline_bodies
+from doge_export.cuda import Cuda
+from doge_export.passes.inline_bodies import inline_bodies
 from doge_export.tensorrt.kinds import Opened
 from doge_export.tensorrt.refusals import Log, builder_missing, new_log, parser_refusal
 
@@ -26,13 +27,15 @@ class Network:
     log: Log
     names: tuple[str, ...]
     weights: int
+    plugins: bool = False
 
 
-def parse(opened: Opened, path: Path) -> Network:
-    """Read the graph at `path` into a strongly typed network.
+def parse(opened: Opened, path: Path, plugins: bool = False) -> Network:
+    """Read the graph at `path` into a strongly typed network. `plugins`: some of its nodes are plugins of
+    doge_export.triton, whose kernels are compiled for the GPU of this machine while the engine is built.
 
     Raises:
-        DogeExportError: the parser refuses a node, or the builder does not start.
+        DogeExportError: the parser refuses a node, the builder does not start, or Triton is not installed.
     """
     trt = opened.trt
     model = ir.load(path)
@@ -42,8 +45,14 @@ def parse(opened: Opened, path: Path) -> Network:
         builder = trt.Builder(log)
     except (TypeError, RuntimeError) as error:  # pybind11's words for a builder that is null
         raise builder_missing(opened.label, log) from error
-    flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    definition = builder.create_network(0 if flags is None else 1 << int(flags))
+    kinds = trt.NetworkDefinitionCreationFlag
+    wanted = [getattr(kinds, "STRONGLY_TYPED", None)]
+    if plugins:
+        from doge_export.triton.register import register_plugins, suits
+
+        register_plugins(suits(Cuda.open().capability))
+        wanted.append(kinds.PREFER_AOT_PYTHON_PLUGINS)
+    definition = builder.create_network(sum(1 << int(flag) for flag in wanted if flag is not None))
     parser = trt.OnnxParser(definition, log)
     if not parser.parse(ir.to_proto(model).SerializeToString(), str(path)):
         raise parser_refusal(opened.label, parser, log)
@@ -51,7 +60,7 @@ def parse(opened: Opened, path: Path) -> Network:
     stored = [value.const_value for value in model.graph.initializers.values()]
     weights = sum(tensor.nbytes for tensor in stored if tensor is not None)
     names = (*(node.name or "" for node in model.graph), *model.graph.initializers)
-    return Network(definition, builder, parser, log, names, weights)
+    return Network(definition, builder, parser, log, names, weights, plugins)
 
 
 def summary(network: Network) -> dict[str, Any]:

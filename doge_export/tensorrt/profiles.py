@@ -12,6 +12,8 @@ from doge_export.errors import DogeExportError
 PROFILES = ("prefill", "decode")
 #: Tokens of a prompt that prefill is tuned for.
 _USUAL_PROMPT = 512
+#: Of the decode profile's largest shape.
+_LEAST_ROWS = 2
 
 #: The least, the usual and the largest shape of an input.
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -27,7 +29,8 @@ class Profile:
 
 def profiles(manifest: Manifest, max_batch: int) -> tuple[Profile, ...]:
     """Prefill takes 1 to all slots of the cache in tokens, decode one token; both 1 to `max_batch` rows, and
-    one row is the usual number.
+    one row is the usual number. Decode takes two at least: where it can have but one row, TensorRT for RTX
+    multiplies in another way than in prefill, and the engine has most matrices a second time, transposed.
 
     Raises:
         DogeExportError: `max_batch` is not positive.
@@ -37,8 +40,9 @@ def profiles(manifest: Manifest, max_batch: int) -> tuple[Profile, ...]:
     slots = manifest.cache.max_length
     assert slots is not None, "the target has static caches only"
     lengths = {"prefill": (1, min(_USUAL_PROMPT, slots), slots), "decode": (1, 1, 1)}
+    rows = {"prefill": max_batch, "decode": max(max_batch, _LEAST_ROWS)}
     return tuple(
-        Profile(name, {spec.name: _shapes(spec.shape, max_batch, lengths[name]) for spec in manifest.inputs})
+        Profile(name, {spec.name: _shapes(spec.shape, rows[name], lengths[name]) for spec in manifest.inputs})
         for name in PROFILES
     )
 

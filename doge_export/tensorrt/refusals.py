@@ -1,6 +1,6 @@
 """What TensorRT says when it refuses a graph, as one sentence with the ONNX node and the remedy."""
 
-__all__ = ["Log", "builder_missing", "builder_refusal", "new_log", "parser_refusal"]
+__all__ = ["Log", "builder_missing", "builder_refusal", "engine_refusal", "new_log", "parser_refusal"]
 
 import logging
 import re
@@ -27,6 +27,15 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
     ("CUDA driver", "A machine without a driver builds with --runtime tensorrt-rtx."),
     ("out of memory", "A smaller --max-batch, or --max-length at export, needs less."),
     ("OutOfMemory", "A smaller --max-batch, or --max-length at export, needs less."),
+)
+#: The same of an engine that is to run.
+_RUNNING: tuple[tuple[str, str], ...] = (
+    (
+        "Serialization",
+        "The file is of another TensorRT, or damaged: build it again with doge-export build-engine.",
+    ),
+    ("ut of memory", "A smaller --max-batch at build-engine, or --max-length at export, needs less."),
+    ("OutOfMemory", "A smaller --max-batch at build-engine, or --max-length at export, needs less."),
 )
 _FALLBACK = (
     "Export the model again with this version of doge-export; if that changes nothing, it is our fault."
@@ -69,6 +78,18 @@ def builder_missing(label: str, log: Log) -> DogeExportError:
         f"{label} cannot start its builder: {said}.",
         "It needs an NVIDIA driver and a GPU here; --runtime tensorrt-rtx needs neither.",
     )
+
+
+def engine_refusal(label: str, log: Log, what: str) -> DogeExportError:
+    """Of an engine that TensorRT does not load or run; `what` it would not do with it."""
+    said = next((message for message in log.errors if "CUDA driver" not in message), "") or " ".join(
+        log.errors
+    )
+    remedy = next(
+        (remedy for words, remedy in _RUNNING if words in said),
+        "Where doge-export doctor finds nothing wrong, build it again.",
+    )
+    return DogeExportError(f"{label} does not {what} the engine: {_plain(said, '')}.", remedy)
 
 
 def parser_refusal(label: str, parser: Any, log: Log) -> DogeExportError:

@@ -20,7 +20,7 @@ from doge_export.validate.decode import Decoding
 from doge_export.validate.figures import compare_logits
 from doge_export.validate.full import add_weights, judge_alone, judge_decode, judge_greedy
 from doge_export.validate.kernels import Kernels
-from doge_export.validate.limits import limits_for
+from doge_export.validate.limits import Limits, limits_for
 from doge_export.validate.locate import (
     Call,
     drift_limit,
@@ -36,7 +36,7 @@ from doge_export.validate.sides import judge, sides
 from doge_export.validate.stored import stored_activations, stored_weights
 from doge_export.validate.tokenizers import SAMPLES, compare_tokenizers
 
-__all__ = ["validate"]
+__all__ = ["check_same_model", "limits_of", "precision_of", "prompt_of", "validate"]
 
 _ENOUGH = 32  # tokens
 
@@ -72,18 +72,11 @@ def validate(
     """
     bundle.verify()
     manifest = bundle.manifest
-    dtype, precision = str(manifest.options["dtype"]), _precision(bundle)
-    given = dict(limits or {}) | ({} if tolerance is None else {"max_abs_diff": tolerance})
-    if tolerance is not None and (dtype != "float32" or precision.static):
-        given.pop("max_abs_diff")
-    allowed = limits_for(dtype, precision, given)
+    dtype, precision = str(manifest.options["dtype"]), precision_of(bundle)
+    allowed = limits_of(bundle, tolerance, limits)
     per_token = manifest.options["routing"] == "per-token"
     generation = bundle.config.generation
-    if Checkpoint.open(reference_folder, generation).config != bundle.config:
-        raise DogeExportError(
-            f"The config.json of {reference_folder} is not the one that {bundle.path} was exported from.",
-            "Give --reference the checkpoint of this bundle.",
-        )
+    check_same_model(bundle, reference_folder)
     schedules, omitted = plan(bundle.config, manifest.cache.max_length, quick)
     calls = [(schedule, draw_tokens(schedule, bundle.config.vocab_size, seed)) for schedule in schedules]
     stored, activations = _stored(bundle, precision)
@@ -137,7 +130,7 @@ def validate(
             kernels = next((opened for opened in both if isinstance(opened, Kernels)), None)
             before = len(report.checks)
             _note(missed, report, before, judge_alone(report, decoding, kernels, seed))
-        prompt = _prompt(bundle, seed)
+        prompt = prompt_of(bundle, seed)
         judge_greedy(report, reference, next(side for side in both if isinstance(side, Candidate)), prompt)
         del both, decoding, opened
         _release()
@@ -152,6 +145,24 @@ def validate(
     if precision.rounds:
         report.rounding = _rounding(Reference(reference_folder, dtype, per_token), Candidate(bundle), calls)
     return report
+
+
+def limits_of(bundle: Bundle, tolerance: float | None, limits: Mapping[str, float] | None) -> Limits:
+    """What a bundle is held to; `tolerance` and `limits` are those of `validate`."""
+    dtype, precision = str(bundle.manifest.options["dtype"]), precision_of(bundle)
+    given = dict(limits or {})
+    if tolerance is not None and dtype == "float32" and not precision.static:
+        given["max_abs_diff"] = tolerance
+    return limits_for(dtype, precision, given)
+
+
+def check_same_model(bundle: Bundle, reference_folder: Path) -> None:
+    """Raise DogeExportError where the bundle was not made from this checkpoint's config.json."""
+    if Checkpoint.open(reference_folder, bundle.config.generation).config != bundle.config:
+        raise DogeExportError(
+            f"The config.json of {reference_folder} is not the one that {bundle.path} was exported from.",
+            "Give --reference the checkpoint of this bundle.",
+        )
 
 
 def _stored(bundle: Bundle, precision: Precision) -> tuple[Mapping[str, Any] | None, Mapping[str, float]]:
@@ -221,7 +232,7 @@ def _as_drift(table: Mapping[str, float], call: Call, bundle: Bundle) -> dict[st
     return {"schedule": call[0].name, "limit": drift_limit(bundle), "parts": dict(table)}
 
 
-def _prompt(bundle: Bundle, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def prompt_of(bundle: Bundle, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """[1, n]: a text where the bundle has a tokenizer, random tokens where not."""
     if has_tokenizer(bundle.path):
         ids = Tokenizer.load(bundle.path).encode(SAMPLES[0])
@@ -236,7 +247,12 @@ def _cheap(calls: list[Call]) -> Call:
     return calls[next((at for length, at in lengths if length >= _ENOUGH), lengths[-1][1])]
 
 
-def _precision(bundle: Bundle) -> Precision:
+def precision_of(bundle: Bundle) -> Precision:
+    """How the bundle stores its weights.
+
+    Raises:
+        DogeExportError: in a way that this version does not know.
+    """
     precision = str(bundle.manifest.options.get("precision", "fp32"))
     precision = {"none": "fp32"}.get(precision, precision)  # as older bundles call it
     if precision not in PRECISIONS:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from doge_export.bundle import Bundle
 from doge_export.validate.candidate import Candidate
+from doge_export.validate.compiled import Compiled
 from doge_export.validate.decode import Decoding
 from doge_export.validate.kernels import BestTokens, Kernels
 from doge_export.validate.limits import AT_LEAST, FIGURES, Limits
@@ -88,7 +89,7 @@ def _longer(tokens: Tokens, token: int) -> Tokens:
 
 
 def judge_greedy(
-    report: Report, reference: Reference, candidate: Candidate, prompt: npt.NDArray[np.int64]
+    report: Report, reference: Reference, candidate: Candidate | Compiled, prompt: npt.NDArray[np.int64]
 ) -> None:
     """How many greedy tokens after `prompt` [1, n] are the reference's before one differs."""
     room = candidate.bundle.manifest.cache.max_length or prompt.shape[1] + _GREEDY

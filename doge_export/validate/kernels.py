@@ -13,7 +13,7 @@ from doge_export.validate.candidate import refusal
 from doge_export.validate.reference import Run
 from doge_export.validate.schedules import Schedule, Tokens
 
-__all__ = ["BestTokens", "Kernels", "padded", "why_not"]
+__all__ = ["BestTokens", "Kernels", "padded", "step_through", "why_not"]
 
 
 @dataclass(frozen=True)
@@ -60,29 +60,7 @@ class Kernels:
     def run(self, schedule: Schedule, tokens: Tokens) -> Run:
         """The schedule, from an empty cache. What was chosen stays in the kernels. A refused call: see
         Candidate.run."""
-        session, rows = self._with_graph(tokens=False), len(schedule.padding)
-        cache, at = session.new_cache(rows), 0
-        logits: list[npt.NDArray[np.float32]] = []
-        run = Run(np.empty(0, np.float32))
-        for count in schedule.steps:
-            part = slice(at, at + count)
-            at += count
-            covered = part if cache.streams else slice(at)
-            try:
-                given, cache = session.step(
-                    np.ascontiguousarray(tokens.input_ids[:, part]),
-                    np.ascontiguousarray(tokens.attention_mask[:, covered]),
-                    np.ascontiguousarray(tokens.position_ids[:, part]),
-                    cache,
-                )
-            except Exception as error:
-                run.stopped = f"call {len(logits) + 1}: {refusal(error)}"
-                missing = sum(len(schedule.kept(count)) for count in schedule.steps[len(logits) :])
-                logits.append(np.full((rows, missing, self.bundle.config.vocab_size), np.nan, np.float32))
-                break
-            logits.append(given[:, schedule.kept(count)])
-        run.logits = np.concatenate(logits, 1)
-        return run
+        return step_through(self._with_graph(tokens=False), schedule, tokens)
 
     def best(self, schedule: Schedule, tokens: Tokens) -> BestTokens | None:
         """The same schedule in the graph that gives tokens; None where the bundle has none. What a refused
@@ -115,6 +93,34 @@ class Kernels:
             refusal(error)
             return padded([], [], len(schedule.padding), steps)
         return BestTokens(best[..., 0].copy(), values[..., 0].copy())
+
+
+def step_through(session: Session, schedule: Schedule, tokens: Tokens) -> Run:
+    """The schedule by the runtime's own calls, from an empty cache. A call that is refused: see
+    Candidate.run."""
+    rows, vocab_size = len(schedule.padding), session.bundle.config.vocab_size
+    cache, at = session.new_cache(rows), 0
+    logits: list[npt.NDArray[np.float32]] = []
+    run = Run(np.empty(0, np.float32))
+    for count in schedule.steps:
+        part = slice(at, at + count)
+        at += count
+        covered = part if cache.streams else slice(at)
+        try:
+            given, cache = session.step(
+                np.ascontiguousarray(tokens.input_ids[:, part]),
+                np.ascontiguousarray(tokens.attention_mask[:, covered]),
+                np.ascontiguousarray(tokens.position_ids[:, part]),
+                cache,
+            )
+        except Exception as error:
+            run.stopped = f"call {len(logits) + 1}: {refusal(error)}"
+            missing = sum(len(schedule.kept(count)) for count in schedule.steps[len(logits) :])
+            logits.append(np.full((rows, missing, vocab_size), np.nan, np.float32))
+            break
+        logits.append(given[:, schedule.kept(count)])
+    run.logits = np.concatenate(logits, 1)
+    return run
 
 
 def padded(

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 __all__ = ["Check", "Report"]
 
 
@@ -63,6 +65,12 @@ class Report:
     def passed(self) -> bool:
         """True if there is a check and none fails."""
         return bool(self.checks) and all(check.passed for check in self.checks)
+
+    def add_figures(self, figures: Mapping[str, float]) -> None:
+        """Let one schedule's figures count for the worst of all. NaN is the worst."""
+        self.max_abs_diff = float(np.maximum(self.max_abs_diff, figures["max_abs_diff"]))
+        self.kl_divergence = float(np.maximum(self.kl_divergence, figures["kl_divergence"]))
+        self.top1_agreement = min(self.top1_agreement, figures["top1_agreement"])
 
     def add_margins(self, bins: Sequence[str], keys: Sequence[int], experts: Sequence[int]) -> None:
         """Count one run's margins in."""

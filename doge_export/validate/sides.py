@@ -73,9 +73,7 @@ def judge(
             report.widest_change = max(report.widest_change, selection.widest)
         else:
             figures["selection"] = float("nan")
-        report.max_abs_diff = _largest(report.max_abs_diff, figures["max_abs_diff"])
-        report.kl_divergence = _largest(report.kl_divergence, figures["kl_divergence"])
-        report.top1_agreement = min(report.top1_agreement, figures["top1_agreement"])
+        report.add_figures(figures)
         report.boundary_rows += expected.ties.rows
         report.tie_rows += expected.ties.tied
         report.nearest_margin = min(report.nearest_margin, expected.ties.nearest)

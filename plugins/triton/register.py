@@ -14,7 +14,7 @@ from doge_export.triton import ptx
 from doge_export.triton.plugin import Plugin
 from doge_export.triton.table import NAMESPACE, PLUGINS
 
-__all__ = ["register_plugins"]
+__all__ = ["register_plugins", "suits"]
 
 #: Our names of types, TensorRT's in a combination, and the members of its DataType.
 _TYPES = {
@@ -47,6 +47,13 @@ def register_plugins(capability: int = 80) -> list[str]:
         if not hasattr(trtp.op, NAMESPACE) or not hasattr(getattr(trtp.op, NAMESPACE), plugin.name):
             _register(plugin, capability)
     return [f"{NAMESPACE}::{name}" for name in PLUGINS]
+
+
+def suits(capability: str) -> int:
+    """What `register_plugins` compiles for on a GPU of compute capability "8.9": that, or 80, which runs on
+    any later one."""
+    number = int(capability.replace(".", ""))
+    return number if number in ptx.CAPABILITIES else 80
 
 
 def _signature(function: Callable[..., Any], parameters: dict[str, Any], result: Any) -> Callable[..., Any]:

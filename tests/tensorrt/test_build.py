@@ -24,34 +24,36 @@ def small(exported: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "capabilities"),
-    [("doge-tiny", "float16", "80,86,89,120"), ("doge-tiny-moe", "bfloat16", "8.9")],
+    ("name", "dtype", "capabilities", "rows"),
+    [("doge-tiny", "float16", "80,86,89,120", 1), ("doge-tiny-moe", "bfloat16", "8.9", 3)],
 )
 def test_fixtures(
-    name: str, dtype: str, capabilities: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, dtype: str, capabilities: str, rows: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ExportOptions.resolve(target="tensorrt", dtype=dtype, max_length=256)
     bundle = export_model(name, tmp_path / "bundle", options, validate=False).bundle
     report = tmp_path / "report.json"
     arguments = ["build-engine", str(bundle.path), "-o", str(tmp_path / "engine"), "--sm", capabilities]
-    assert run([*arguments, "--max-batch", "2", "--json", str(report)]) == 0
+    assert run([*arguments, "--max-batch", str(rows), "--json", str(report)]) == 0
     out, err = capsys.readouterr()
     assert f"{tmp_path / 'engine'}: tensorrt-rtx 1." in out and err == ""
     engine = Engine.open(tmp_path / "engine")
     engine.verify()
     assert (engine.path / "tokenizer.json").is_file()
-    assert engine.bundle == bundle.manifest and engine.config == bundle.config
+    assert engine.manifest == bundle.manifest and engine.config == bundle.config
     wanted = {"80,86,89,120": ("8.0", "8.6", "8.9", "12.0"), "8.9": ("8.9",)}[capabilities]
     assert engine.runtime == "tensorrt-rtx" and engine.capabilities == wanted
     prefill, decode = engine.profiles
     assert (prefill.name, decode.name) == ("prefill", "decode")
-    assert prefill.inputs["input_ids"] == ((1, 1), (1, 256), (2, 256))
-    assert decode.inputs["input_ids"] == ((1, 1), (1, 1), (2, 1))
+    assert engine.max_batch == rows
+    assert prefill.inputs["input_ids"] == ((1, 1), (1, 256), (rows, 256))
+    more = max(rows, 2)
+    assert decode.inputs["input_ids"] == ((1, 1), (1, 1), (more, 1))
     kv = (2, 256, bundle.config.head_dim)
-    assert decode.inputs["past_key_values.0.key"] == ((1, *kv), (1, *kv), (2, *kv))
+    assert decode.inputs["past_key_values.0.key"] == ((1, *kv), (1, *kv), (more, *kv))
     shown = json.loads(report.read_text())
-    assert shown["engine_bytes"] == engine.engine_path.stat().st_size
-    content = engine.engine_path.read_bytes()
+    assert shown["engine_bytes"] == engine.model_path.stat().st_size
+    content = engine.model_path.read_bytes()
     for tensor in onnx.load(bundle.model_path).graph.initializer:
         weight = onnx.numpy_helper.to_array(tensor, str(bundle.path))
         if weight.size >= 4096:
@@ -75,7 +77,7 @@ def test_folder(small: Any, rtx: Opened, tmp_path: Path) -> None:
     with pytest.raises(DogeExportError, match="exists already"):
         build_engine(small.path, output, capabilities=["80"])
     engine = built.engine
-    engine.engine_path.write_bytes(engine.engine_path.read_bytes()[:-1])
+    engine.model_path.write_bytes(engine.model_path.read_bytes()[:-1])
     with pytest.raises(DogeExportError, match=r"model.engine is truncated.*Build it again"):
         Engine.open(output).verify()
     manifest = output / "doge_engine.json"
@@ -89,7 +91,7 @@ def test_folder(small: Any, rtx: Opened, tmp_path: Path) -> None:
         with pytest.raises(DogeExportError, match=sentence):
             Engine.open(output)
     manifest.write_text(whole)
-    engine.engine_path.unlink()
+    engine.model_path.unlink()
     with pytest.raises(DogeExportError, match=r"lacks model.engine"):
         Engine.open(output)
     with pytest.raises(DogeExportError, match="is no engine"):

@@ -48,6 +48,7 @@ def test_walk(dtype: str, moe: bool, exported: Any, rtx: Opened) -> None:
     outputs = [definition.get_output(index) for index in range(definition.num_outputs)]
     assert set(inputs) == {spec.name for spec in bundle.manifest.inputs}
     assert {value.name for value in outputs} == {spec.name for spec in bundle.manifest.outputs}
+    assert not any(value.is_shape_tensor for value in inputs.values())  # all of them are read on the GPU
     for spec in (*bundle.manifest.inputs, *bundle.manifest.outputs):
         value = inputs.get(spec.name) or next(value for value in outputs if value.name == spec.name)
         assert value.dtype.name == ("INT64" if spec.dtype == "int64" else TYPES[dtype])
