@@ -19,8 +19,7 @@ def command() -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", required=True)
 @click.option("--backend", metavar="python|onnxruntime|tensorrt",
-              help="python: text in and out; the others: tensors.  "
-              "[default: python, of an engine tensorrt]")  # fmt: skip
+              help="python: text in and out; the others: tensors.  [default: python]")  # fmt: skip
 @click.option("--instances", type=int, metavar="N", default=1, show_default=True,
               help="How many requests are answered at once.")  # fmt: skip
 @click.option("--name", metavar="NAME", help="Of the model.  [default: the folder's]")

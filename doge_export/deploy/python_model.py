@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from doge_export.bundle import Bundle
 from doge_export.errors import DogeExportError
-from doge_export.runtime import GenerationDefaults, Session, stream
+from doge_export.runtime import GenerationDefaults, Session, open_folder, stream
 from doge_export.tokenizer import Tokenizer
 
 TEXT = "text_input"
@@ -54,7 +53,7 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the bundle; an error here is what the server says of the model."""
         config = json.loads(args["model_config"])
-        self._bundle = Bundle.open(Path(args["model_repository"], args["model_version"], "bundle"))
+        self._bundle = open_folder(Path(args["model_repository"], args["model_version"], "bundle"))
         self._tokenizer = Tokenizer.load(self._bundle.path)
         self._defaults = GenerationDefaults.of(self._bundle)
         self._session = Session.open(self._bundle, _threads(config))

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from doge_export.bundle import DEPLOYMENT, MANIFEST, Bundle, hash_files, new_folder
+from doge_export.bundle import DEPLOYMENT, ENGINE_MANIFEST, MANIFEST, Bundle, hash_files, new_folder
 from doge_export.deploy import configs, python_model, start
 from doge_export.deploy.pbtxt import pbtxt
 from doge_export.errors import DogeExportError
 from doge_export.plugins import plugin_library
-from doge_export.runtime import GenerationOptions, Session
+from doge_export.runtime import GenerationDefaults, Session, open_folder
 from doge_export.targets import TARGETS
-from doge_export.tensorrt.folder import ENGINE_MANIFEST, Engine
+from doge_export.tensorrt.folder import Engine
 from doge_export.tokenizer import Tokenizer
 
 #: Triton's backends that a model of ours is laid out for.
@@ -52,26 +52,26 @@ def deploy_triton(
 ) -> Deployment:
     """Write `output`, a model repository with the bundle or engine in `source` as the model `name`.
 
-    `backend` None is "tensorrt" for an engine and "python" for a bundle. `threads`: of each of the
-    `instances`. `plugins`: libraries with the engine's plugins.
+    `backend` None is "python". `threads`: of each of the `instances`. `plugins`: libraries with the engine's
+    plugins.
 
     Raises:
         DogeExportError: the backend cannot run it, a file is missing or changed, a value is out of its range,
             or `output` is in the way. Nothing is left behind then.
     """
     path = Path(source)
-    opened = Engine.open(path) if (path / ENGINE_MANIFEST).is_file() else Bundle.open(path)
-    backend = _backend(opened, backend)
-    _check_options(backend, instances, threads, plugins)
+    opened = open_folder(path)
+    backend = _backend(opened, backend or BACKENDS[0])
+    _check_options(opened, backend, instances, threads, plugins)
     name = _model_name(path, name)
     with new_folder(Path(output), force) as folder:
         model = folder / name / _VERSION
         model.mkdir(parents=True)
         run_options: list[str] = []
-        if isinstance(opened, Engine):
-            config, run_options = _lay_engine(opened, model, name, instances, plugins)
-        elif backend == "python":
+        if backend == "python":
             config = _lay_python(opened, model, name, instances, threads)
+        elif isinstance(opened, Engine):
+            config, run_options = _lay_engine(opened, model, name, instances, plugins)
         else:
             config = _lay_onnxruntime(opened, model, name, instances, threads)
         (model.parent / "config.pbtxt").write_text(pbtxt(config), encoding="utf-8")
@@ -81,41 +81,41 @@ def deploy_triton(
     return made
 
 
-def _backend(opened: Bundle | Engine, wanted: str | None) -> str:
-    """The backend to use.
+def _backend(opened: Bundle, backend: str) -> str:
+    """The backend, once it is known to run what was opened.
 
     Raises:
-        DogeExportError: there is none of that name, or it cannot run what was opened.
+        DogeExportError: it does not, or there is none of that name.
     """
-    is_engine = isinstance(opened, Engine)
-    backend = wanted or ("tensorrt" if is_engine else "python")
     if backend not in BACKENDS:
         raise DogeExportError(f"There is no backend {backend!r}.", f"Backends: {', '.join(BACKENDS)}.")
-    if is_engine and backend != "tensorrt":
+    if opened.compiled and backend == "onnxruntime":
         raise DogeExportError(
-            f"{opened.path} is a TensorRT engine, which Triton's {backend} backend cannot run.",
-            "Give the bundle that it was built from, or --backend tensorrt.",
+            f"{opened.path} is a TensorRT engine, which Triton's onnxruntime backend cannot run.",
+            "Give the bundle that it was built from, or --backend python.",
         )
-    if not is_engine and backend == "tensorrt":
+    if not opened.compiled and backend == "tensorrt":
         raise DogeExportError(
             f"{opened.path} is a bundle, and Triton's TensorRT backend runs engines.",
             "Build one with doge-export build-engine --runtime tensorrt, or choose another --backend.",
         )
-    if isinstance(opened, Engine) and opened.runtime != "tensorrt":
+    if isinstance(opened, Engine) and backend == "tensorrt" and opened.runtime != "tensorrt":
         raise DogeExportError(
             f"{opened.path} was built by {opened.runtime}, and Triton's TensorRT backend loads engines of "
             "full TensorRT only.",
-            "Build it with doge-export build-engine --runtime tensorrt.",
+            "Choose --backend python, or build it with doge-export build-engine --runtime tensorrt.",
         )
     return backend
 
 
-def _check_options(backend: str, instances: int, threads: int | None, plugins: Sequence[Path]) -> None:
+def _check_options(
+    opened: Bundle, backend: str, instances: int, threads: int | None, plugins: Sequence[Path]
+) -> None:
     if instances < 1:
         raise DogeExportError(f"{instances} instances cannot answer anything.", "Give 1 or more.")
     if threads is not None and threads < 1:
         raise DogeExportError(f"{threads} threads cannot run anything.", "Give 1 or more.")
-    if threads is not None and backend == "tensorrt":
+    if threads is not None and opened.compiled:
         raise DogeExportError("An engine runs on a GPU, not in threads.", "Leave --threads out.")
     if plugins and backend != "tensorrt":
         raise DogeExportError(f"Plugins are TensorRT's, and the backend is {backend}.", "Leave --plugin out.")
@@ -141,14 +141,16 @@ def _model_name(source: Path, given: str | None) -> str:
 def _lay_python(
     bundle: Bundle, model: Path, name: str, instances: int, threads: int | None
 ) -> dict[str, Any]:
-    """The whole bundle, and the model that runs it. What the server will load is loaded here once, so that it
-    is refused now and not there."""
+    """The whole bundle or engine, and the model that runs it. What the server will load is loaded here once,
+    so that it is refused now and not there; but not an engine, whose GPU may be the server's."""
     bundle.verify()
     Tokenizer.load(bundle.path)
-    GenerationOptions.for_bundle(bundle)
-    session = Session.open(bundle, threads)
-    session.load(tokens=session.candidates > 0)
-    _copy(bundle.path, (*bundle.manifest.files, MANIFEST), model / "bundle")
+    GenerationDefaults.of(bundle)
+    if not bundle.compiled:
+        session = Session.open(bundle, threads)
+        session.load(tokens=session.candidates > 0)
+    manifest = ENGINE_MANIFEST if bundle.compiled else MANIFEST
+    _copy(bundle.path, (*bundle.files, manifest), model / "bundle")
     shutil.copyfile(python_model.__file__, model / "model.py")
     return configs.python_config(name, instances, threads)
 
@@ -180,10 +182,10 @@ def _lay_engine(
 ) -> tuple[dict[str, Any], list[str]]:
     """The engine and the libraries with its plugins; the server is told of them on its command line."""
     engine.verify()
-    shutil.copyfile(engine.engine_path, model / configs.ENGINE_FILE)
+    shutil.copyfile(engine.model_path, model / configs.ENGINE_FILE)
     for plugin in plugins:
         shutil.copyfile(plugin, model / plugin.name)
-    config = configs.tensorrt_config(name, engine.bundle, instances, len(engine.profiles))
+    config = configs.tensorrt_config(name, engine.manifest, instances, len(engine.profiles))
     if not plugins:
         return config, []
     paths = ";".join(f"$here/{name}/{_VERSION}/{plugin.name}" for plugin in plugins)
@@ -196,17 +198,16 @@ def _copy(source: Path, names: Sequence[str], target: Path) -> None:
         shutil.copyfile(source / name, target / name)
 
 
-def _write_manifest(folder: Path, made: Deployment, opened: Bundle | Engine) -> None:
+def _write_manifest(folder: Path, made: Deployment, opened: Bundle) -> None:
     from doge_export import __version__
 
     kept = {key: value for key, value in asdict(made).items() if key not in ("path", "command")}
-    manifest = opened.bundle if isinstance(opened, Engine) else opened.manifest
     raw = {
         "format": _FORMAT,
         "doge_export": __version__,
         "server": "triton",
         **kept,
-        "options": dict(manifest.options),
+        "options": dict(opened.manifest.options),
         "files": hash_files(folder),
     }
     text = json.dumps(raw, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -15,11 +16,12 @@ import onnxruntime
 import pytest
 from google.protobuf import text_format
 
-from doge_export.bundle import Bundle
+from doge_export.bundle import Bundle, hash_files
 from doge_export.cli import main
 from doge_export.deploy import deploy_triton
 from doge_export.deploy.pbtxt import Word, pbtxt
 from doge_export.errors import DogeExportError
+from doge_export.runtime import open_folder
 from doge_export.tensorrt.folder import ENGINE, write_engine_folder
 from doge_export.tensorrt.kinds import KINDS, Opened
 from doge_export.tensorrt.profiles import profiles
@@ -129,7 +131,8 @@ def test_tensorrt_backend(engines: dict[str, Path], tmp_path: Path) -> None:
     repository = tmp_path / "a b" / "r"
     arguments = [word for plugin in plugins for word in ("--plugin", str(plugin))]
     assert main(
-        ["deploy", "triton", str(engines["tensorrt"]), "-o", str(repository), "--name", "m", *arguments]
+        ["deploy", "triton", str(engines["tensorrt"]), "-o", str(repository), "--name", "m", "--backend",
+         "tensorrt", *arguments]
     ) == 0  # fmt: skip
     config = parsed(repository, "m")
     assert config.backend == "tensorrt" and config.default_model_filename == "model.plan"
@@ -220,16 +223,35 @@ def test_bad_input(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_engine_behind_the_python_backend(engines: dict[str, Path], toy: Bundle, tmp_path: Path) -> None:
+    """Laid out whole; its session needs a GPU, so that it is not loaded here."""
+    source = tmp_path / "engine"
+    shutil.copytree(engines["tensorrt-rtx"], source)
+    manifest = json.loads((source / "doge_engine.json").read_text())
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(toy.path / name, source / name)
+    manifest["files"] = hash_files(source)
+    del manifest["files"]["doge_engine.json"]
+    (source / "doge_engine.json").write_text(json.dumps(manifest))
+    deploy_triton(source, tmp_path / "r", name="m")
+    assert parsed(tmp_path / "r", "m").backend == "python"
+    laid = open_folder(tmp_path / "r/m/1/bundle")
+    assert laid.compiled and laid.files == open_folder(source).files
+    laid.verify()
+
+
 def test_bad_engines(engines: dict[str, Path], tmp_path: Path) -> None:
     full, rtx = engines["tensorrt"], engines["tensorrt-rtx"]
     unnamed = tmp_path / "a;b.so"
     unnamed.touch()
     for source, options, sentence in (
-        (rtx, {}, r"built by tensorrt-rtx.*build-engine --runtime tensorrt"),
-        (full, {"backend": "python"}, r"is a TensorRT engine.*Give the bundle"),
+        (rtx, {"backend": "tensorrt"}, r"built by tensorrt-rtx.*--backend python.*--runtime tensorrt"),
+        (full, {"backend": "onnxruntime"}, r"is a TensorRT engine.*Give the bundle"),
         (full, {"threads": 1}, r"Leave --threads out"),
-        (full, {"plugins": [tmp_path / "none.so"]}, r"There is no plugin"),
-        (full, {"plugins": [unnamed]}, r"does not fit in a command"),
+        (full, {"plugins": [tmp_path / "none.so"]}, r"Leave --plugin out"),
+        (full, {"backend": "tensorrt", "plugins": [tmp_path / "none.so"]}, r"There is no plugin"),
+        (full, {"backend": "tensorrt", "plugins": [unnamed]}, r"does not fit in a command"),
+        (full, {}, r"has no tokenizer"),
     ):
         with pytest.raises(DogeExportError, match=sentence):
             deploy_triton(source, tmp_path / "r", **options)
