@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from doge_export.config import DogeConfig
-from doge_export.genai import GENAI_CONFIG, genai_config
+from doge_export.genai import genai_config
 from doge_export.presets import config_dict
 from doge_export.validate.reference import Reference
 
@@ -33,13 +33,6 @@ def test_its_greedy_tokens_are_the_references(changes: dict[str, Any], exported:
     written = generator.get_sequence(0).tolist()
     assert len(written) >= 40
     assert written == Reference(checkpoint).greedy(prompt, len(written) - 9)[0].tolist()
-
-
-def test_only_a_growing_cache_can_be_loaded(exported: Export) -> None:
-    _, growing = exported(max_position_embeddings=96)
-    _, static = exported({"kv_cache": "static"})
-    assert GENAI_CONFIG in growing.manifest.files
-    assert not (static.path / GENAI_CONFIG).exists()
 
 
 def test_tokens_and_sampling_are_those_of_generation_config() -> None:

@@ -1,6 +1,7 @@
 """`optimum-cli export doge`, and `doge` in optimum's TasksManager: with the real optimum."""
 
 import importlib
+import json
 import subprocess
 import sys
 from argparse import ArgumentParser
@@ -18,7 +19,6 @@ from transformers import AutoConfig
 from doge_export.bundle import Bundle
 from doge_export.cli.export import command
 from doge_export.errors import DogeExportError
-from tests.conftest import write_checkpoint
 
 Export = Callable[..., tuple[Path, Any]]
 
@@ -39,11 +39,16 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_it_writes_what_our_own_command_writes(
     exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint, bundle = exported({"precision": "int8"})
-    arguments = ("export", "doge", "-m", checkpoint, "-o", tmp_path / "out", "--precision", "int8")
-    assert optimum(monkeypatch, *arguments, "--no-validate", "--json", "-") == 0
-    assert '"parameters"' in capsys.readouterr().out
+    """And a finding is exit 1, which optimum's own exporters only log."""
+    from doge_export.validate import limits
+
+    checkpoint, bundle = exported({"target": "onnx"})
+    monkeypatch.setitem(limits._TOLERANCES, "float32", {"max_abs_diff": 1e-12})
+    arguments = ("export", "doge", "-m", checkpoint, "-o", tmp_path / "out", "--target", "onnx")
+    assert optimum(monkeypatch, *arguments, "--json", "-") == 1
+    assert json.loads(capsys.readouterr().out)["validation"]["passed"] is False
     assert files(tmp_path / "out") == files(bundle.path)
+    assert optimum(monkeypatch, *arguments, "--force", "--dry-run") == 0
 
 
 def test_the_installed_command_finds_it(tmp_path: Path) -> None:
@@ -54,17 +59,6 @@ def test_the_installed_command_finds_it(tmp_path: Path) -> None:
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("error: There is no folder, fixture or preset 'no-such-model'. There are")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_parity_finding_is_exit_1(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What optimum's own exporters only log."""
-    from doge_export.validate import limits
-
-    monkeypatch.setitem(limits._TOLERANCES, "float32", {"max_abs_diff": 1e-12})
-    checkpoint = write_checkpoint(tmp_path / "c", num_hidden_layers=1)
-    assert optimum(monkeypatch, "export", "doge", "-m", checkpoint, "-o", tmp_path / "out") == 1
 
 
 def test_the_options_are_those_of_our_own_command(
