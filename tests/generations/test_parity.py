@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from transformers.cache_utils import DynamicCache
 
 from doge_export import presets
@@ -138,6 +139,10 @@ def test_the_certificate_and_the_text(tmp_path: Path, capsys: pytest.CaptureFixt
     names = {check["name"] for check in report["checks"]}
     assert any("same keys" in name for name in names) and any("weights of model.onnx" in n for n in names)
     assert any(part.endswith(".attention") for part in report["drift"]["parts"])
+    weights = load_file(folder / "model.safetensors")
+    below = [np.flatnonzero(weights[f"model.layers.{layer}.self_attn.A"] < 0) for layer in (0, 1)]
+    blind = [f"layer {layer}, head {head}" for layer in (0, 1) for head in below[layer]]
+    assert blind and report["blind_heads"] == blind
     other = make(tmp_path / "other", "2", seed=9)
     assert main(["validate", str(bundle), "--reference", str(other), "--json", "-"]) == 1
     assert "not the checkpoint's" in json.loads(capsys.readouterr().out)["cause"]
