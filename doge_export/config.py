@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from doge_export.errors import DogeExportError
-from doge_export.generations import CURRENT, GENERATIONS, find_generation
+from doge_export.generations import (
+    CURRENT,
+    GENERATIONS,
+    check_earlier,
+    check_whole,
+    find_generation,
+    is_number,
+)
 
 __all__ = ["ACTIVATIONS", "ROPE_TYPES", "DogeConfig", "known_keys", "read_config"]
 
@@ -71,6 +78,10 @@ _DEFAULTS_OF_EARLIER: dict[str, Any] = {  # what transformers' class does not ha
     "expert_heads": 1,
     "expert_retrieval_size": 0,
     "dynamic_mask_ratio": 0.0,
+    "num_inner_values": 0,
+    "num_inner_value_heads": 0,
+    "num_value_per_head": 0,
+    "inner_values_retrieval_size": 0,
 }
 
 
@@ -83,7 +94,8 @@ class DogeConfig:
 
     `generation`: of doge_export.generations.GENERATIONS. Those before transformers' have experts of
     `expert_heads` retrievals of `num_experts_per_tok` each, by queries of `expert_retrieval_size`, and drop
-    `dynamic_mask_ratio` of the keys.
+    `dynamic_mask_ratio` of the keys. Generation 1 makes a token's value of `num_inner_values` rows:
+    `num_value_per_head` for each of `num_inner_value_heads`, by queries of `inner_values_retrieval_size`.
     """
 
     vocab_size: int
@@ -108,6 +120,10 @@ class DogeConfig:
     expert_heads: int
     expert_retrieval_size: int
     dynamic_mask_ratio: float
+    num_inner_values: int
+    num_inner_value_heads: int
+    num_value_per_head: int
+    inner_values_retrieval_size: int
     bos_token_id: int | None
     eos_token_id: int | list[int] | None
     pad_token_id: int | None
@@ -174,37 +190,33 @@ class DogeConfig:
         Raises:
             DogeExportError: naming the first field that is missing, of the wrong type or not supported.
         """
-        row, known = find_generation(generation), known_keys(raw, generation)
-        if row.unsupported:
-            raise DogeExportError(
-                f"This is a Doge of generation {generation} ({row.era}), and {row.unsupported}.",
-                "Export a checkpoint of another generation: docs/generations.md lists them.",
-            )
+        find_generation(generation)
+        known = known_keys(raw, generation)
         defaults = _DEFAULTS | _DEFAULTS_OF_EARLIER
         values = {key: known.get(key, default) for key, default in defaults.items()}
         if values["num_key_value_heads"] is None:
             values["num_key_value_heads"] = values["num_attention_heads"]
         for key in _POSITIVE:
-            _whole_number(key, values[key])
+            check_whole(key, values[key])
         for key in _BOOLEANS:
             if not isinstance(values[key], bool):
                 raise DogeExportError(f"config.json: {key} is {values[key]!r}, not true or false.")
         eps = values["rms_norm_eps"]
-        if not _is_number(eps) or eps < 0:
+        if not is_number(eps) or eps < 0:
             raise DogeExportError(f"config.json: rms_norm_eps is {eps!r}, not a number of at least 0.")
         if values["sliding_window"] is not None:
-            _whole_number("sliding_window", values["sliding_window"])
+            check_whole("sliding_window", values["sliding_window"])
             if values["sliding_window"] == 1:
                 raise DogeExportError(
                     "config.json: sliding_window 1 is not supported: the reference's own cache fails on it."
                 )
         values["head_dim"] = _head_dim(known, values)
         _check_shape(values)
+        rope = _rope(known, values)
         if generation == CURRENT:  # one that was converted in its place may have kept them
             values |= _DEFAULTS_OF_EARLIER
         else:
-            _check_earlier(values, generation)
-        rope = _rope(known, values)
+            check_earlier(values, rope, generation)
         return cls(**values, rope=rope, generation=generation, raw=raw)
 
 
@@ -260,20 +272,9 @@ _BOOLEANS = (
 )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _whole_number(key: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise DogeExportError(f"config.json: {key} is {value!r}, not a whole number of at least 1.")
-    if value >= 2**31:
-        raise DogeExportError(f"config.json: {key} is {value}, more than any model can have.")
-
-
 def _head_dim(raw: Mapping[str, Any], values: Mapping[str, Any]) -> int:
     if "head_dim" in raw:
-        _whole_number("head_dim", raw["head_dim"])
+        check_whole("head_dim", raw["head_dim"])
         return int(raw["head_dim"])
     hidden, heads = values["hidden_size"], values["num_attention_heads"]
     if hidden % heads:
@@ -315,30 +316,6 @@ def _check_shape(values: Mapping[str, Any]) -> None:
             )
 
 
-def _check_earlier(values: Mapping[str, Any], generation: str) -> None:
-    """What only generations before transformers' have, and what none of them had."""
-    if values["sliding_window"] is not None:
-        raise DogeExportError(
-            f"config.json: sliding_window {values['sliding_window']} is not supported in generation "
-            f"{generation}.",
-            "Set it to null if the checkpoint was trained without.",
-        )
-    ratio, size = values["dynamic_mask_ratio"], values["expert_retrieval_size"]
-    if not _is_number(ratio) or not 0 <= ratio <= 1:
-        raise DogeExportError(f"config.json: dynamic_mask_ratio is {ratio!r}, not a number from 0 to 1.")
-    if values["is_moe"] and GENERATIONS[generation].queries:
-        _whole_number("expert_heads", values["expert_heads"])
-        _whole_number("expert_retrieval_size", size)
-        keys = math.isqrt(values["num_experts"])
-        if size % 2:
-            raise DogeExportError(f"config.json: expert_retrieval_size {size} is odd, and has two halves.")
-        if values["num_experts_per_tok"] > keys:
-            raise DogeExportError(
-                f"config.json: {values['num_experts_per_tok']} experts per head are more than the {keys} "
-                f"keys of each half that {values['num_experts']} experts have."
-            )
-
-
 def _rope(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """`rope_parameters` as transformers 5 standardises it, from the old spelling too."""
     given = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
@@ -366,12 +343,12 @@ def _rope(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
             if (
                 not isinstance(value, list)
                 or len(value) != half
-                or not all(map(_is_number, value))
+                or not all(map(is_number, value))
                 or not all(item > 0 for item in value)
             ):
                 raise DogeExportError(f"config.json: {key} must be a list of {half} numbers above 0.")
         elif key not in ("rope_type", "type", "truncate") and (
-            not _is_number(value) or (value <= 0 and key in ("rope_theta", *ROPE_TYPES[kind]))
+            not is_number(value) or (value <= 0 and key in ("rope_theta", *ROPE_TYPES[kind]))
         ):
             raise DogeExportError(f"config.json: rope parameter {key} is {value!r}, not a number above 0.")
     partial = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))

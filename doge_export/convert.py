@@ -23,7 +23,10 @@ from doge_export.tokenizer import copy_tokenizer_files, has_tokenizer
 __all__ = ["add_experts", "convert"]
 
 #: What a config.json may have kept of an earlier format, and what would have transformers run remote code.
-_LEFT_OVER = ("num_cdm", "hidden_bias", "dynamic_mask_ratio", "expert_retrieval_size", "auto_map")
+_LEFT_OVER = (
+    *("num_cdm", "hidden_bias", "dynamic_mask_ratio", "expert_retrieval_size", "auto_map"),
+    *("num_inner_value", "num_value_per_head", "inner_values_", "private_expert_"),
+)
 
 _OF_EXPERTS = ("num_experts", "num_experts_per_tok", "norm_topk_prob")
 

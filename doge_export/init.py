@@ -32,7 +32,7 @@ from doge_export.errors import DogeExportError
 from doge_export.generations import CURRENT, find_generation, stored_name
 from doge_export.presets import config_dict, find
 from doge_export.shapes import parameter_count, tensor_shapes
-from doge_export.tokenizer import Tokenizer, copy_tokenizer_files
+from doge_export.tokenizer import check_vocabulary, copy_tokenizer_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,7 +119,7 @@ def preset_config(preset: str, settings: Sequence[str] = (), generation: str = C
         DogeExportError: as apply_settings; or two settings differ that are one in that generation.
     """
     row = find_generation(generation)
-    return row.write(apply_settings({**config_dict(preset), **row.own}, settings))
+    return row.write(apply_settings({**config_dict(preset), **row.own, **row.fixed}, settings))
 
 
 def init(
@@ -146,7 +146,7 @@ def init(
     raw = preset_config(preset, settings, generation)
     config = DogeConfig.from_dict(raw, generation)
     if tokenizer is not None:
-        _check_tokenizer(tokenizer, config)
+        check_vocabulary(tokenizer, config.vocab_size, "Add --set vocab_size={size}.")
     with new_folder(output, force) as folder:
         write_checkpoint(raw, folder, seed=seed, dtype=dtype, generation=generation, advance=advance)
         if tokenizer is not None:
@@ -221,6 +221,8 @@ def draw_tensor(
     if name.endswith("norm.weight") or name.endswith("_residual"):
         values *= _SPREAD_OF_NORMS
         values += 1
+    elif name.endswith(".dynamic_mask"):  # trained ones are all ones; some zeros, so that it does something
+        values = (values > -1).astype(np.float32)
     elif not name.endswith(".A"):
         values *= np.float32(spread)
     target = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
@@ -250,15 +252,6 @@ def _check(raw: Mapping[str, Any]) -> None:
     for key in _SWITCHES:
         if not isinstance(raw.get(key, False), bool):
             raise DogeExportError(f"{key} is {raw[key]!r}, not true or false.")
-
-
-def _check_tokenizer(folder: Path, config: DogeConfig) -> None:
-    size = Tokenizer.load(folder).vocab_size
-    if size > config.vocab_size:
-        raise DogeExportError(
-            f"The tokenizer has {size} entries, more than the model's vocab_size of {config.vocab_size}.",
-            f"Add --set vocab_size={size}.",
-        )
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

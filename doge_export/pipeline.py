@@ -15,12 +15,14 @@ from doge_export.bundle import DECODE, Bundle, new_folder, write_manifest
 from doge_export.checkpoint import Checkpoint
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
+from doge_export.genai import GENAI_CONFIG, genai_config
 from doge_export.generations import CURRENT
 from doge_export.init import write_checkpoint
+from doge_export.json_file import read_object
 from doge_export.quantize import METHODS, stored_bytes
 from doge_export.recipe import RECIPE, ExportOptions
 from doge_export.shapes import parameter_count, tensor_shapes
-from doge_export.tokenizer import copy_tokenizer_files
+from doge_export.tokenizer import check_vocabulary, copy_tokenizer_files, has_tokenizer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -57,6 +59,8 @@ def plan_export(model: str, options: ExportOptions, adapter: Path | None = None)
         config = checkpoint.config
         if adapter is not None:
             Adapter.open(adapter, checkpoint)
+        own = adapter is not None and has_tokenizer(adapter)
+        _check_tokenizer(adapter if adapter is not None and own else checkpoint.folder, config)
     options.check_model(config)
     _need_ranges(options, None)
     width = {"float32": 4}.get(options.dtype, 2)
@@ -109,6 +113,7 @@ def export_model(
         progress(0, "reading the checkpoint")
         checkpoint = Checkpoint.open(source, options.generation)
         options.check_model(checkpoint.config)
+        _check_tokenizer(source, checkpoint.config)
         round_with = round_with or _rounding(options)
         resolved = _resolved(options, checkpoint.config)
         torch_model = load_model(checkpoint, options.dtype, options.routing, options.kv_cache)
@@ -126,7 +131,7 @@ def export_model(
         )
         progress(0, "writing the weights")
         decode = save_graph(graph, folder, lambda written: progress(written, "writing the weights"))
-        _write_sidecars(checkpoint, folder)
+        _write_sidecars(checkpoint, folder, genai=options.kv_cache == "growing")
         options.write(folder / RECIPE)
         progress(0, "hashing")
         if static is not None:
@@ -253,8 +258,16 @@ def _resolved(options: ExportOptions, config: DogeConfig) -> dict[str, Any]:
     return resolved
 
 
-def _write_sidecars(checkpoint: Checkpoint, folder: Path) -> None:
-    """config.json as it was, generation_config.json or one made of the config, the tokenizer if any."""
+def _check_tokenizer(folder: Path, config: DogeConfig) -> None:
+    if has_tokenizer(folder):
+        check_vocabulary(
+            folder, config.vocab_size, f"Put the tokenizer that the model was trained with into {folder}."
+        )
+
+
+def _write_sidecars(checkpoint: Checkpoint, folder: Path, genai: bool) -> None:
+    """config.json as it was, generation_config.json or one made of the config, the tokenizer if any; with
+    `genai` what onnxruntime-genai loads the bundle by."""
     import json
     import shutil
 
@@ -272,6 +285,9 @@ def _write_sidecars(checkpoint: Checkpoint, folder: Path) -> None:
         text = json.dumps(ids, indent=2, sort_keys=True) + "\n"
         (folder / generation.name).write_text(text, encoding="utf-8")
     copy_tokenizer_files(checkpoint.folder, folder)
+    if genai:
+        made = genai_config(config, read_object(folder / generation.name))
+        (folder / GENAI_CONFIG).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
 
 
 def _manifest(

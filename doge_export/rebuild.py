@@ -30,14 +30,17 @@ class Rebuilt:
 
 
 def rebuild(
-    bundle: Bundle, model: str, progress: Callable[[int, str], None] = lambda steps, stage: None
+    bundle: Bundle,
+    model: str,
+    progress: Callable[[int, str], None] = lambda steps, stage: None,
+    adapter: Path | None = None,
 ) -> Rebuilt:
     """Export `model` (a folder, a fixture's or preset's name, a hub id) once more by the bundle's own recipe,
-    into a temporary folder, and compare the hashes.
+    the `adapter` merged where one is given, into a temporary folder, and compare the hashes.
 
     Raises:
         DogeExportError: the bundle is damaged, has no recipe, or was rounded with a text, which is no part
-            of a recipe.
+            of a recipe; or the adapter does not fit.
     """
     bundle.verify()
     recipe = bundle.path / RECIPE
@@ -51,7 +54,9 @@ def rebuild(
             "Rebuild the bundle it was made from, and quantize that again.",
         )
     with tempfile.TemporaryDirectory(prefix="doge-export-") as folder:
-        again = export_model(model, Path(folder) / "again", options, validate=False, progress=progress)
+        again = export_model(
+            model, Path(folder) / "again", options, validate=False, adapter=adapter, progress=progress
+        )
         manifest = again.bundle.manifest
     before, after = bundle.manifest.files, manifest.files
     differing = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))

@@ -32,6 +32,9 @@ def parameter_count(config: DogeConfig) -> int:
 
 def _layer(config: DogeConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     hidden, ffn, generation = config.hidden_size, config.intermediate_size, GENERATIONS[config.generation]
+    if generation.inner:
+        yield from _first_layer(config)
+        return
     queries = config.num_attention_heads * config.head_dim
     values = config.num_key_value_heads * config.head_dim
     yield "input_layernorm.weight", (hidden,)
@@ -57,14 +60,40 @@ def _layer(config: DogeConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     ):
         yield from _linear(f"mlp.{name}", outputs, inputs, config.mlp_bias)
     if config.is_moe:
-        if generation.queries:
-            size, heads = config.expert_retrieval_size, config.expert_heads
-            yield from _linear("mlp.queries", heads * size, hidden, bias=False)
-            yield "mlp.keys", (heads, config.num_keys, 2, size // 2)
-        else:
-            yield from _linear("mlp.router_gate", 2 * config.num_keys, hidden, bias=False)
-        yield "mlp.down_embed.weight", (config.num_experts, hidden)
-        yield "mlp.up_embed.weight", (config.num_experts, hidden)
+        yield from _experts(config)
+
+
+def _first_layer(config: DogeConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Of generation 1."""
+    hidden, ffn, bias = config.hidden_size, config.intermediate_size, config.attention_bias
+    heads, size = config.num_inner_value_heads, config.inner_values_retrieval_size
+    yield "input_layernorm.weight", (hidden,)
+    for name, outputs in (
+        ("q_proj", hidden),
+        ("k_proj", hidden),
+        ("v_queries", heads * size),
+        ("o_proj", hidden),
+    ):
+        yield from _linear(f"self_attn.{name}", outputs, hidden, bias)
+    yield "self_attn.dynamic_mask", (config.num_attention_heads, config.max_position_embeddings)
+    yield "self_attn.v_keys", (heads, size, config.num_inner_values)
+    yield "self_attn.v_embed.weight", (config.num_inner_values, hidden)
+    yield "post_attention_layernorm.weight", (hidden,)
+    yield from _linear("mlp.up_proj", ffn, hidden, config.mlp_bias)
+    yield from _linear("mlp.down_proj", hidden, ffn, config.mlp_bias)
+    yield from _experts(config)
+
+
+def _experts(config: DogeConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden = config.hidden_size
+    if GENERATIONS[config.generation].queries:
+        size, heads = config.expert_retrieval_size, config.expert_heads
+        yield from _linear("mlp.queries", heads * size, hidden, bias=False)
+        yield "mlp.keys", (heads, config.num_keys, 2, size // 2)
+    else:
+        yield from _linear("mlp.router_gate", 2 * config.num_keys, hidden, bias=False)
+    yield "mlp.down_embed.weight", (config.num_experts, hidden)
+    yield "mlp.up_embed.weight", (config.num_experts, hidden)
 
 
 def _linear(name: str, outputs: int, inputs: int, bias: bool) -> Iterator[tuple[str, tuple[int, ...]]]:

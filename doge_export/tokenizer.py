@@ -1,6 +1,13 @@
 """Text to token ids and back with the `tokenizers` library, giving the ids that transformers gives."""
 
-__all__ = ["TOKENIZER_FILES", "TextStream", "Tokenizer", "copy_tokenizer_files", "has_tokenizer"]
+__all__ = [
+    "TOKENIZER_FILES",
+    "TextStream",
+    "Tokenizer",
+    "check_vocabulary",
+    "copy_tokenizer_files",
+    "has_tokenizer",
+]
 
 import datetime
 import json
@@ -52,6 +59,22 @@ def copy_tokenizer_files(source: Path, target: Path) -> list[str]:
     for name in names:
         shutil.copyfile(source / name, target / name)
     return names
+
+
+def check_vocabulary(folder: Path, vocab_size: int, remedy: str) -> None:
+    """See whether a model with `vocab_size` rows of embedding has one for every id of the tokenizer in
+    `folder`.
+
+    Raises:
+        DogeExportError: it has not, with the `remedy`, in which {size} is how many it needs; or the
+            tokenizer is damaged.
+    """
+    size = max(Tokenizer.load(folder).backend.get_vocab().values(), default=-1) + 1
+    if size > vocab_size:
+        raise DogeExportError(
+            f"The tokenizer has {size} entries, more than the model's vocab_size of {vocab_size}.",
+            remedy.format(size=size),
+        )
 
 
 @dataclass(frozen=True)

@@ -93,8 +93,7 @@ def cell(measured: tuple[float, float] | str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    known = [name for name, row in GENERATIONS.items() if not row.unsupported]
-    parser.add_argument("--generation", action="append", choices=known)
+    parser.add_argument("--generation", action="append", choices=list(GENERATIONS))
     parser.add_argument("--weights", action="append", choices=["random", "trained"])
     parser.add_argument("--steps", type=int, default=60, help="of training")
     parser.add_argument("--json", type=Path)
@@ -106,16 +105,20 @@ def main() -> None:
     print("| generation | weights | " + " | ".join(names) + " |")
     print("|---|---|" + "---|" * len(names))
     results: dict[str, Any] = {}
-    for generation in arguments.generation or known:
+    for generation in arguments.generation or GENERATIONS:
         for weights in arguments.weights or ["random", "trained"]:
             cells: list[str] = []
             with tempfile.TemporaryDirectory() as name:
                 root = Path(name)
-                for what in ("dense", "experts"):
+                always = bool(GENERATIONS[generation].fixed.get("is_moe"))  # experts
+                for what in ("experts",) if always else ("dense", "experts"):
                     made = make(root / what, generation, what == "experts")
                     if weights == "trained":
                         train(made, arguments.steps)
                 for column, (what, kind, routing) in zip(names, columns, strict=True):
+                    if what == "dense" and always:
+                        cells.append("none")
+                        continue
                     measured = measure(root / what, root / column, kind, routing)
                     results[f"{generation}, {weights}, {column}"] = measured
                     cells.append(cell(measured))

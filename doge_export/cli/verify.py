@@ -17,6 +17,7 @@ from doge_export.cli._shared import progress, write_json
 @click.option("--rebuild", is_flag=True, help="Export again by the bundle's recipe and compare every byte.")
 @click.option("--reference", metavar="MODEL",
               help="What to rebuild from: a folder, a fixture's name, or a hub id.")  # fmt: skip
+@click.option("--adapter", type=click.Path(path_type=Path), help="The LoRA adapter it was exported with.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write what was found as JSON.")
 @click.pass_context
 def command(
@@ -25,6 +26,7 @@ def command(
     certificate: Path | None,
     rebuild: bool,
     reference: str | None,
+    adapter: Path | None,
     json_to: str | None,
 ) -> None:
     """Hold BUNDLE's files to its manifest. Exit code 1 where a certificate or a second export says otherwise,
@@ -42,6 +44,8 @@ def command(
         raise DogeExportError(
             "--rebuild exports --reference MODEL again, and so they belong together.", "Give both, or none."
         )
+    if adapter is not None and not rebuild:
+        raise DogeExportError("--adapter is merged by --rebuild alone.", "Give --rebuild too.")
     opened = Bundle.open(bundle)
     opened.verify()
     found: dict[str, Any] = {"files": len(opened.manifest.files), "findings": []}
@@ -55,7 +59,9 @@ def command(
 
         assert reference is not None
         with progress("Rebuilding") as advance:
-            made = again(opened, reference, lambda steps, stage: advance(steps, f"Rebuilding: {stage}"))
+            made = again(
+                opened, reference, lambda steps, stage: advance(steps, f"Rebuilding: {stage}"), adapter
+            )
         found["rebuilt"] = {"differing": made.differing, "versions": made.versions}
         if made.same:
             lines.append(f"rebuilt from {reference}: {made.files} files, the same bytes")

@@ -2,6 +2,7 @@
 
 from doge_export.generations.detect import detect
 from doge_export.generations.names import canonical_names, stored_name
+from doge_export.generations.settings import check_earlier, check_whole, is_number
 from doge_export.generations.table import CURRENT, GENERATIONS, Generation, find_generation
 
 __all__ = [
@@ -9,7 +10,10 @@ __all__ = [
     "GENERATIONS",
     "Generation",
     "canonical_names",
+    "check_earlier",
+    "check_whole",
     "detect",
     "find_generation",
+    "is_number",
     "stored_name",
 ]

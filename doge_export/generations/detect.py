@@ -45,6 +45,12 @@ def _of_tensors(raw: Mapping[str, Any], shapes: _Shapes) -> tuple[frozenset[str]
     converted in its place keeps keys of what it was."""
     parts = {name.split("self_attn.")[-1].split("mlp.")[-1].removesuffix(".weight") for name in shapes}
     for name in _INNER:
+        if name in parts and "v_proj" in parts:
+            raise DogeExportError(
+                f"There are a {name} and a v_proj: attention was so for two days from 8 December 2024 on, "
+                "which is not supported.",
+                "Export a checkpoint of November or of late December 2024.",
+            )
         if name in parts:
             return frozenset({"1"}), f"there is a {name}", True
     if "queries_proj" in parts:

@@ -8,8 +8,16 @@ from doge_export.generations.table import GENERATIONS
 
 __all__ = ["canonical_names", "stored_name"]
 
-#: Part of an old name -> the same of transformers'.
-_NAMES = {
+#: Part of an old name -> the same of transformers': of generation 1, and from December 2024 to June 2025.
+_FIRST = {
+    "model.word_embed.": "model.embed_tokens.",
+    "model.final_layernorm.": "model.norm.",
+    ".in_attn_layernorm.": ".input_layernorm.",
+    ".attn.": ".self_attn.",
+    ".in_ff_layernorm.": ".post_attention_layernorm.",
+    ".feed_forward.": ".mlp.",
+}
+_OLD = {
     "model.word_embed.": "model.embed_tokens.",
     "model.final_layernorm.": "model.norm.",
     ".pre_layernorm.": ".input_layernorm.",
@@ -29,7 +37,7 @@ def canonical_names(stored: Iterable[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     for name in stored:
         ours = name
-        for old, new in _NAMES.items():
+        for old, new in (_FIRST | _OLD).items():
             ours = ours.replace(old, new)
         if ours in names:
             raise DogeExportError(
@@ -43,6 +51,6 @@ def canonical_names(stored: Iterable[str]) -> dict[str, str]:
 def stored_name(name: str, generation: str) -> str:
     """What a checkpoint of `generation` calls the tensor."""
     if GENERATIONS[generation].old_names:
-        for old, new in _NAMES.items():
+        for old, new in (_FIRST if GENERATIONS[generation].inner else _OLD).items():
             name = name.replace(new, old)
     return name

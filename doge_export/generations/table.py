@@ -21,15 +21,17 @@ class Generation:
     """What is known of a generation without its tensors.
 
     `keys`: our names of configuration fields -> what its config.json calls them. `defaults`: its class's, by
-    our names, where they are not transformers'. `own`: settings of its own that `init` writes, by its names,
-    with the values that a random checkpoint gets.
+    our names, where they are not transformers'. `own`: settings of its own that `init` writes, by our names,
+    with the values that a random checkpoint gets. `fixed`: settings that no config.json of it has, since they
+    are always so.
 
-    `per_head`: dt and A have an entry for each query head, not for each kv head. `repeated`: dt is made of
-    the values repeated for each query head. `norms`: queries and keys are normalised. `old_names`: of its
-    tensors (doge_export.generations.names). `queries`: its experts are found by queries and keys, token by
-    token, and not by a router. `whole`: what a query sees depends on all keys of the call, later ones and
-    padding included. `window`: how keep_window_size limits the keys, "row" for each query anew, "text" for
-    all queries alike, None not at all. `unsupported`: why it cannot be exported.
+    `inner`: its values are looked up (inner function attention) and there is no A and dt; its residuals have
+    no weights, and the shared part of its experts no gate. `per_head`: dt and A have an entry for each query
+    head, not for each kv head. `repeated`: dt is made of the values repeated for each query head. `norms`:
+    queries and keys are normalised. `old_names`: of its tensors (doge_export.generations.names). `queries`:
+    its experts are found by queries and keys, token by token, and not by a router. `whole`: what a query sees
+    depends on all keys of the call, later ones and padding included. `window`: how keep_window_size limits
+    the keys, "row" for each query anew, "text" for all queries alike, None not at all.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Generation:
     keys: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     own: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    inner: bool = False
     per_head: bool = True
     repeated: bool = False
     norms: bool = False
@@ -45,24 +49,30 @@ class Generation:
     whole: bool = False
     window: str | None = None
     why_not_bounded: str = ""
-    unsupported: str = ""
 
     def read(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """`raw`, a config.json, with our names and this generation's defaults beside its own."""
         given = {ours: raw[theirs] for ours, theirs in self.keys.items() if theirs in raw}
         if self.old_names:  # some configurations had it, and no model
             given["norm_topk_prob"] = False
-        return {**self.defaults, **raw, **given}
+        return {**self.defaults, **raw, **given, **self.fixed}
 
     def write(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """A current config.json, with this generation's own settings in it, as one of this generation.
 
         Raises:
-            DogeExportError: two settings differ that are one here.
+            DogeExportError: two settings differ that are one here, or one is not as it always is here.
         """
         if self.name == CURRENT:
             return dict(raw)
-        written = {key: value for key, value in raw.items() if key not in _CURRENT_ONLY}
+        for key, value in self.fixed.items():
+            if raw[key] != value:
+                raise DogeExportError(
+                    f"{key} cannot be {raw[key]!r} in generation {self.name}: it is always {value!r}.",
+                    "Leave it out.",
+                )
+        unknown = _CURRENT_ONLY | set(self.fixed)
+        written = {key: value for key, value in raw.items() if key not in unknown}
         for ours, theirs in self.keys.items():
             if ours not in raw:
                 continue
@@ -105,7 +115,37 @@ GENERATIONS: dict[str, Generation] = {
         Generation(
             "1",
             "November 2024, inner function attention",
-            unsupported="inner function attention is not built in this version",
+            keys=_BIASES | _retrieval("cdmmoe") | {"expert_retrieval_size": "private_expert_retrieval_size"},
+            defaults={
+                "intermediate_size": 4096,
+                "num_hidden_layers": 16,
+                "max_position_embeddings": 16384,
+                "pad_token_id": 0,
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+                "num_inner_values": 8,
+                "num_inner_value_heads": 4,
+                "num_value_per_head": 4,
+                "inner_values_retrieval_size": 128,
+                "num_experts": 4096,
+                "expert_heads": 4,
+                "num_experts_per_tok": 8,
+                "expert_retrieval_size": 256,
+            },
+            own={
+                "expert_heads": 2,
+                "expert_retrieval_size": 32,
+                "num_inner_values": 16,
+                "num_inner_value_heads": 2,
+                "num_value_per_head": 4,
+                "inner_values_retrieval_size": 32,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+            fixed={"is_moe": True, "num_key_value_heads": None},
+            inner=True,
+            queries=True,
+            whole=True,
+            why_not_bounded="every key that a head's mask keeps stays, however many they are",
         ),
         Generation(
             "2",

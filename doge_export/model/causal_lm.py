@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from doge_export.config import DogeConfig
+from doge_export.generations import GENERATIONS
 from doge_export.model.feed_forward import MLP
 from doge_export.model.generations import MODULES
 from doge_export.model.norm import RMSNorm
@@ -22,17 +23,22 @@ CACHE_KINDS: dict[str, tuple[str, ...]] = {
 
 
 class DecoderLayer(torch.nn.Module):
-    """Attention and feed-forward, each behind an RMSNorm and a learned residual scale."""
+    """Attention and feed-forward, each behind an RMSNorm and a residual, which is weighed but in generation
+    1."""
 
     def __init__(self, config: DogeConfig, per_token: bool) -> None:
         super().__init__()
-        own = MODULES[config.generation]
+        own, weighed = MODULES[config.generation], not GENERATIONS[config.generation].inner
+
+        def residual() -> torch.nn.Parameter | float:
+            return torch.nn.Parameter(torch.ones(config.hidden_size)) if weighed else 1.0
+
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = own.Attention(config)
-        self.input_residual = torch.nn.Parameter(torch.ones(config.hidden_size))
+        self.input_residual = residual()
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = own.CDMoE(config, per_token) if config.is_moe else MLP(config)
-        self.post_attention_residual = torch.nn.Parameter(torch.ones(config.hidden_size))
+        self.post_attention_residual = residual()
 
     def forward(
         self,

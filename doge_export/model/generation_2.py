@@ -1,5 +1,6 @@
 """Generation 2, December 2024: masked by the sign of A, and experts found by queries and keys."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from doge_export.model.head_attention import HeadAttention
 from doge_export.ops.expert_routing import expert_routing
 from doge_export.ops.sign_mask_attention import sign_mask_attention
 
-__all__ = ["Attention", "CDMoE"]
+__all__ = ["Attention", "CDMoE", "Retrieval"]
 
 
 class Attention(HeadAttention):
@@ -23,9 +24,12 @@ class Attention(HeadAttention):
         return sign_mask_attention(*inputs, *cache, *heads, self.config.head_dim**-0.5)
 
 
-class CDMoE(MLP):
-    """The MLP plus, for each of `expert_heads` retrievals, `num_experts_per_tok` one-row experts. A retrieval
-    scores each half of the product keys by its query; tokens are never mixed."""
+class Retrieval(torch.nn.Module):
+    """Adds to what the next class in line computes, for each of `expert_heads` retrievals,
+    `num_experts_per_tok` one-row experts. A retrieval scores each half of the product keys by its query;
+    tokens are never mixed."""
+
+    activation: Callable[[torch.Tensor], torch.Tensor]
 
     def __init__(self, config: DogeConfig, per_token: bool) -> None:
         super().__init__(config)
@@ -48,7 +52,15 @@ class CDMoE(MLP):
         indices = indices.reshape(-1, heads * config.num_experts_per_tok)
         tokens = hidden_states.reshape(-1, hidden, 1)
         activations = (self.down_embed(indices) @ tokens).squeeze(-1)
-        mixing = self.activation(activations) * weights.reshape(indices.shape)
+        mixing = self.mixing(activations, weights.reshape(indices.shape))
         experts = (mixing.unsqueeze(1) @ self.up_embed(indices)).reshape(hidden_states.shape)
         mixed: torch.Tensor = super().forward(hidden_states) + experts
         return mixed
+
+    def mixing(self, activations: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """What each expert's row is multiplied with: [tokens, experts]."""
+        return self.activation(activations) * weights
+
+
+class CDMoE(Retrieval, MLP):
+    """The MLP and its experts."""

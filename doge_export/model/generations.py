@@ -3,12 +3,20 @@
 from types import ModuleType
 
 from doge_export.generations import CURRENT
-from doge_export.model import current, generation_2, generation_3a, generation_3b, generation_3c
+from doge_export.model import (
+    current,
+    generation_1,
+    generation_2,
+    generation_3a,
+    generation_3b,
+    generation_3c,
+)
 
 __all__ = ["MODULES"]
 
 #: Each has `Attention(config)` and `CDMoE(config, per_token)`.
 MODULES: dict[str, ModuleType] = {
+    "1": generation_1,
     "2": generation_2,
     "3a": generation_3a,
     "3b": generation_3b,

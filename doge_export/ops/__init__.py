@@ -5,6 +5,7 @@ from doge_export.ops import (
     dynamic_mask_attention,
     expert_routing,
     head_mask_attention,
+    place_mask_attention,
     ratio_mask_attention,
     sign_mask_attention,
 )
@@ -19,5 +20,6 @@ OPERATORS: tuple[Operator, ...] = (
     head_mask_attention.OPERATOR,
     ratio_mask_attention.OPERATOR,
     sign_mask_attention.OPERATOR,
+    place_mask_attention.OPERATOR,
     expert_routing.OPERATOR,
 )

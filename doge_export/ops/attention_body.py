@@ -54,7 +54,11 @@ class AttentionBody:
 
     def value(self) -> ir.Value:
         """[batch, kv_heads, sequence, head_dim]"""
-        result: ir.Value = self._b.Transpose(self._split("value", self._kv_heads), perm=[0, 2, 1, 3])
+        return self.as_projected("value")
+
+    def as_projected(self, name: str) -> ir.Value:
+        """Keys or values, neither normalised nor rotated: [batch, kv_heads, sequence, head_dim]"""
+        result: ir.Value = self._b.Transpose(self._split(name, self._kv_heads), perm=[0, 2, 1, 3])
         return result
 
     def key_weight(self, values: ir.Value) -> ir.Value:

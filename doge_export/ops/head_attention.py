@@ -12,6 +12,7 @@ They differ in one thing, how dt becomes the bias of the scores, which each oper
 | cos, sin | [batch, sequence, head_dim / 2] | of the new tokens |
 | dt_weight, dt_bias | [heads, width], [heads] | a bias of zeros is none |
 | A | [heads] | |
+| dynamic_mask | [heads, places] | instead of the three before, where dt is by place |
 | past_dt | [batch, heads, slots] (optional) | static: dt of the cached positions |
 | cache_position | int64 [batch] (optional) | static: the slot of the first new token |
 
@@ -22,7 +23,9 @@ They differ in one thing, how dt becomes the bias of the scores, which each oper
 | present_dt | [batch, heads, keys] | |
 | keep (optional, ONNX only) | bool [batch, heads, sequence, keys] | the keys whose scores stay |
 
-`width` is kv_heads * head_dim, or heads * head_dim where dt is made of the values repeated for each head.
+`width` is kv_heads * head_dim, or heads * head_dim where dt is made of the values repeated for each head. By
+place, dt is what `dynamic_mask` says of a key's place in the cache, padding included, and 1 beyond its end;
+keys are not rotated then.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,10 +44,8 @@ from doge_export.ops.schema import BodyOptions, Operator
 
 __all__ = ["HeadBody", "HeadMask", "define"]
 
-_INPUTS = (
-    *("query", "key", "value", "past_key", "past_value", "attention_mask", "cos", "sin"),
-    *("dt_weight", "dt_bias", "A"),
-)
+_STATES = ("query", "key", "value", "past_key", "past_value", "attention_mask", "cos", "sin")
+_WEIGHTS = ("dt_weight", "dt_bias", "A")
 _CACHE = ("past_dt", "cache_position")
 _OUTPUTS = ("output", "present_key", "present_value", "present_dt", "keep")
 
@@ -60,6 +61,29 @@ class HeadBody(AttentionBody):
         shape = b.Concat(b.const([0]), b.Unsqueeze(self._kv_heads, b.const([0])), b.const([-1]), axis=0)
         shape = b.Concat(shape, b.Shape(bias, start=2, end=4), axis=0)
         result: ir.Value = b.Reshape(bias, shape)
+        return result
+
+    def unless(self, masked: ir.Value, visible: ir.Value) -> ir.Value:
+        """0 where a query may see the key and it is not `masked` [batch, heads, keys], else finfo.min."""
+        b = self._b
+        seen = b.And(b.Unsqueeze(visible, b.const([1])), b.Unsqueeze(b.Not(masked), b.const([2])))
+        result: ir.Value = b.Where(seen, b.const(0, self.numpy), self.lowest)
+        return result
+
+    def place_weight(self, values: ir.Value) -> ir.Value:
+        """dt [batch, heads, n] of the n places that `values` [batch, kv_heads, n, head_dim] take, by
+        dynamic_mask: of all the keys, or, with a static cache, of those from cache_position on."""
+        b, x, axis0 = self._b, self._b.inputs, self._b.const([0])
+        count = b.Squeeze(b.Shape(values, start=2, end=3))
+        place = b.Unsqueeze(b.Range(b.const(0), count, b.const(1)), axis0)
+        if self._options.static:
+            place = b.Add(b.Unsqueeze(x["cache_position"], b.const([1])), place)
+        places = b.Squeeze(b.Shape(x["dynamic_mask"], start=1, end=2))
+        said = b.Gather(x["dynamic_mask"], b.Min(place, b.Sub(places, b.const(1))), axis=1)
+        said = b.Transpose(said, perm=[1, 0, 2])
+        dt = b.Where(b.Unsqueeze(b.Less(place, places), b.const([1])), said, b.const(1, self.numpy))
+        ones = b.const([1, 1])
+        result: ir.Value = b.Expand(dt, b.Concat(b.Shape(values, start=0, end=1), ones, axis=0))
         return result
 
     def repeated(self, values: ir.Value) -> ir.Value:
@@ -81,8 +105,8 @@ class HeadMask:
     operator's other inputs and its attributes by their names, and finfo.min; and in standard operators. Slots
     that do not exist are seen to elsewhere.
 
-    `repeated`: dt is made of the values repeated for each query head. `inputs`: of its own, between A and
-    past_dt, float64 scalars.
+    `repeated`: dt is made of the values repeated for each query head. `by_place`: of no values, but of the
+    key's place. `inputs`: of its own, before past_dt, float64 scalars.
     """
 
     bias: Callable[[CachedKeys, Mapping[str, Any], float], torch.Tensor]
@@ -90,15 +114,17 @@ class HeadMask:
     attributes: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     repeated: bool = False
+    by_place: bool = False
 
 
 def define(name: str, torch_name: str, mask: HeadMask) -> tuple[Callable[..., Any], Operator]:
     """The operator with that mask: as a function of torch, whose arguments are the inputs and attributes of
     the schema in their order, and what the exporter needs of it."""
-    inputs = (*_INPUTS, *mask.inputs, *_CACHE)
+    weights = ("dynamic_mask",) if mask.by_place else _WEIGHTS
+    inputs = (*_STATES, *weights, *mask.inputs, *_CACHE)
     whole = ("num_heads", "num_kv_heads", *mask.attributes)
     attributes: dict[str, type] = dict.fromkeys(whole, int) | {"scale": float}
-    kinds = [*("Tensor" for _ in (*_INPUTS, *mask.inputs)), *("Tensor?" for _ in _CACHE)]
+    kinds = ["Tensor" if each not in _CACHE else "Tensor?" for each in inputs]
     kinds += [*("int" for _ in whole), "float"]
     names = (*inputs, *attributes)
     listed = ", ".join(f"{kind} {each}" for kind, each in zip(kinds, names, strict=True))
@@ -135,10 +161,13 @@ def _attention(mask: HeadMask, x: Mapping[str, Any]) -> tuple[torch.Tensor, ...]
     heads, kv_heads = x["num_heads"], x["num_kv_heads"]
     lowest = torch.finfo(x["query"].dtype).min
     q = rotate(x["query"].view(batch, length, heads, -1).transpose(1, 2), x["cos"], x["sin"])
-    k = rotate(x["key"].view(batch, length, kv_heads, -1).transpose(1, 2), x["cos"], x["sin"])
+    k = x["key"].view(batch, length, kv_heads, -1).transpose(1, 2)
+    k = k if mask.by_place else rotate(k, x["cos"], x["sin"])
     v = x["value"].view(batch, length, kv_heads, -1).transpose(1, 2)
 
     def weigh(values: torch.Tensor) -> torch.Tensor:
+        if mask.by_place:
+            return _by_place(x["dynamic_mask"], values, x["cache_position"])
         if mask.repeated:
             values = values.repeat_interleave(heads // kv_heads, 1)
         return key_weights(values, x["dt_weight"], x["dt_bias"], x["A"])
@@ -148,6 +177,17 @@ def _attention(mask: HeadMask, x: Mapping[str, Any]) -> tuple[torch.Tensor, ...]
     bias = torch.where(held.exists, mask.bias(held, x, lowest), -torch.inf)
     output = attend_heads(q, held, bias, x["scale"])
     return output, held.present_key, held.present_value, held.dt.contiguous()
+
+
+def _by_place(
+    dynamic_mask: torch.Tensor, values: torch.Tensor, cache_position: torch.Tensor | None
+) -> torch.Tensor:
+    """As HeadBody.place_weight."""
+    place, places = torch.arange(values.shape[2])[None], dynamic_mask.shape[1]
+    if cache_position is not None:
+        place = cache_position[:, None] + place
+    said = dynamic_mask[:, place.clamp(max=places - 1)].transpose(0, 1)
+    return torch.where(place[:, None] < places, said, 1.0).expand(values.shape[0], -1, -1)
 
 
 def attend_heads(query: torch.Tensor, held: CachedKeys, bias: torch.Tensor, scale: float) -> torch.Tensor:
@@ -177,9 +217,12 @@ def _body(name: str, inputs: tuple[str, ...], mask: HeadMask, options: BodyOptio
     parts = HeadBody(b, options)
 
     def weigh(values: ir.Value) -> ir.Value:
+        if mask.by_place:
+            return parts.place_weight(values)
         return parts.key_weight(parts.repeated(values) if mask.repeated else values)
 
-    held = cached_keys_body(b, options, parts.length, parts.key(), parts.value(), weigh)
+    key = parts.as_projected("key") if mask.by_place else parts.key()
+    held = cached_keys_body(b, options, parts.length, key, parts.value(), weigh)
     bias = mask.body(parts, b, held)
     if options.static:
         bias = b.Where(held.exists, bias, b.const(-np.inf, options.numpy))

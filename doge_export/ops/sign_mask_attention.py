@@ -28,10 +28,7 @@ def _bias(held: CachedKeys, x: Mapping[str, Any], lowest: float) -> torch.Tensor
 
 
 def _body(parts: HeadBody, b: BodyBuilder, held: CachedKeys) -> ir.Value:
-    masked = b.Less(held.dt, b.const(1, parts.numpy))
-    seen = b.And(b.Unsqueeze(held.visible, b.const([1])), b.Unsqueeze(b.Not(masked), b.const([2])))
-    result: ir.Value = b.Where(seen, b.const(0, parts.numpy), parts.lowest)
-    return result
+    return parts.unless(b.Less(held.dt, b.const(1, parts.numpy)), held.visible)
 
 
 sign_mask_attention, OPERATOR = define(

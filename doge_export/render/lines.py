@@ -31,6 +31,11 @@ def report_lines(report: "Report", every: bool = False) -> Iterator[str]:
             f"window: {report.changed_rows} rows chose other keys or experts than the reference; keys that "
             f"changed places were at most {report.widest_change:.1e} apart ({rounding} is about one rounding)"
         )
+    if report.blind_heads:
+        yield (
+            f"masked: {len(report.blind_heads)} heads mask every key and average over all keys of a call, "
+            f"later ones and padding included, as in the original: {'; '.join(report.blind_heads)}"
+        )
     if report.kernels:
         yield (
             f"native kernels: max abs diff {report.kernels['max_abs_diff']:.1e}, KL "

@@ -18,7 +18,7 @@ from doge_export.validate.cause import with_weights
 from doge_export.validate.consistency import consistency
 from doge_export.validate.decode import Decoding
 from doge_export.validate.figures import compare_logits
-from doge_export.validate.full import add_weights, judge_alone, judge_decode, judge_greedy
+from doge_export.validate.full import add_weights, judge_alone, judge_decode, judge_greedy, note_blind_heads
 from doge_export.validate.kernels import Kernels
 from doge_export.validate.limits import Limits, limits_for
 from doge_export.validate.locate import (
@@ -118,6 +118,8 @@ def validate(
         decoding = Decoding(bundle) if bundle.decode_path is not None else None
         for call in calls:
             run = reference.run(*call)
+            if bundle.config.sees_whole_call:
+                note_blind_heads(report, run)
             for side, opened in zip(ways, both, strict=True):
                 before = len(report.checks)
                 got = opened.run(*call)

@@ -13,13 +13,13 @@ from doge_export.validate.decode import Decoding
 from doge_export.validate.kernels import BestTokens, Kernels
 from doge_export.validate.limits import AT_LEAST, FIGURES, Limits
 from doge_export.validate.locate import Call
-from doge_export.validate.reference import Reference
+from doge_export.validate.reference import Reference, Run
 from doge_export.validate.report import Check, Report
 from doge_export.validate.schedules import Schedule, Tokens, draw_tokens
 from doge_export.validate.sides import best_figures
 from doge_export.validate.weights import OtherWeight, other_weights
 
-__all__ = ["add_weights", "judge_alone", "judge_decode", "judge_greedy"]
+__all__ = ["add_weights", "judge_alone", "judge_decode", "judge_greedy", "note_blind_heads"]
 
 _GREEDY = 32  # tokens
 _ALONE = 8  # tokens of one call
@@ -105,3 +105,16 @@ def judge_greedy(
     same = chosen == ids[0, length:]
     agreed = count if same.all() else int(np.argmin(same))
     report.greedy = {"prompt_tokens": length, "new_tokens": count, "agreed": agreed}
+
+
+def note_blind_heads(report: Report, run: Run) -> None:
+    """Keep in the report those heads that have masked every key in this run of the reference, too."""
+    blind = report.blind_heads
+    for call in run.keys:
+        found = [
+            f"layer {layer}, head {head}"
+            for layer, keep in enumerate(call)
+            for head in np.flatnonzero(~keep.any((0, 2, 3)))
+        ]
+        blind = found if blind is None else [name for name in blind if name in found]
+    report.blind_heads = blind

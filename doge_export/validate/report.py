@@ -38,7 +38,8 @@ class Report:
     `cause`: one sentence, where a check fails. `drift`: part -> how far its result is from the reference's,
     on one `schedule`. `schedules`: all figures of every schedule. `margins`: rows by the distance at the
     boundary of the window (`keys`) and of the experts, in `bins`. `reference`: how far the reference is from
-    itself. `greedy`: how long the greedy continuations agree. `tokenizer`: what was compared."""
+    itself. `greedy`: how long the greedy continuations agree. `tokenizer`: what was compared. `blind_heads`:
+    heads that masked every key for every query of all schedules, as some of generations 1 and 2 do."""
 
     checks: list[Check] = field(default_factory=list)
     max_abs_diff: float = 0.0
@@ -58,6 +59,7 @@ class Report:
     reference: list[dict[str, Any]] = field(default_factory=list)
     greedy: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    blind_heads: list[str] | None = None
     omitted: list[str] = field(default_factory=list)
     subject: Mapping[str, Any] = field(default_factory=dict)
 
@@ -103,6 +105,7 @@ class Report:
             "reference": self.reference,
             "greedy": dict(self.greedy),
             "tokenizer": dict(self.tokenizer),
+            "blind_heads": self.blind_heads or [],
             "kernels": dict(self.kernels),
             "rounding": dict(self.rounding),
             "omitted": self.omitted,

@@ -33,52 +33,27 @@ def open(
 
 
 def _prepare(bundle: Path, target: Path, threads: int, library: str | None, slots: int) -> None:
-    """A folder of the bundle's files with a genai_config.json, and the library, which must lie inside."""
+    """A folder of the bundle's files with a genai_config.json of its own, and the library, which must lie
+    inside."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for path in bundle.iterdir():
+        if path.name == "genai_config.json":
+            continue
         try:
             os.link(path, target / path.name)
         except OSError:
             shutil.copyfile(path, target / path.name)
-    config = json.loads((bundle / "config.json").read_text())
-    cache = json.loads((bundle / "doge_export.json").read_text())["cache"]
+    config = json.loads((bundle / "genai_config.json").read_text())
     session: dict[str, Any] = {"intra_op_num_threads": threads, "log_severity_level": 3}
     if library:
         shutil.copyfile(library, target / Path(library).name)
         session["custom_ops_library"] = Path(library).name
-    decoder = {
-        "session_options": session,
-        "filename": "model.onnx",
-        "head_size": cache["head_dim"],
-        "hidden_size": config["hidden_size"],
-        "num_attention_heads": config["num_attention_heads"],
-        "num_hidden_layers": cache["layers"],
-        "num_key_value_heads": cache["kv_heads"],
-        "inputs": {
-            "input_ids": "input_ids",
-            "attention_mask": "attention_mask",
-            "position_ids": "position_ids",
-            "past_key_names": "past_key_values.%d.key",
-            "past_value_names": "past_key_values.%d.value",
-        },
-        "outputs": {
-            "logits": "logits",
-            "present_key_names": "present.%d.key",
-            "present_value_names": "present.%d.value",
-        },
-    }
-    model = {
-        "type": "decoder",  # it knows no "doge"
-        "vocab_size": config["vocab_size"],
-        "context_length": slots,
-        "bos_token_id": 0,
-        "eos_token_id": config["vocab_size"] - 1,  # one must be named; random weights do not come to it
-        "pad_token_id": 0,
-        "decoder": decoder,
-    }
-    search = {"max_length": slots, "do_sample": False, "past_present_share_buffer": False}
-    (target / "genai_config.json").write_text(json.dumps({"model": model, "search": search}))
+    model = config["model"]
+    model["decoder"]["session_options"] = session
+    model |= {"context_length": slots, "eos_token_id": model["vocab_size"] - 1}  # to which they do not come
+    config["search"] |= {"max_length": slots, "do_sample": False}
+    (target / "genai_config.json").write_text(json.dumps(config))
 
 
 def tokens(prompt: list[int], new_tokens: int) -> base.Tokens:

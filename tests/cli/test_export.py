@@ -43,6 +43,7 @@ def test_export_validates_and_writes_a_whole_bundle(
         "decode.onnx",
         "config.json",
         "generation_config.json",
+        "genai_config.json",
         "doge_export.json",
         "recipe.toml",
     }

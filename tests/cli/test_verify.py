@@ -43,6 +43,8 @@ def test_a_second_export_gives_the_same_bytes(
     assert run(["verify", str(bundle.path), "--rebuild", "--reference", str(checkpoint), "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["findings"] == [] and found["rebuilt"] == {"differing": [], "versions": {}}
+    # onnxruntime-genai loads a growing cache only
+    assert ("genai_config.json" in bundle.manifest.files) == ("kv_cache" not in options)
 
 
 def test_another_checkpoint_gives_others(

@@ -133,12 +133,19 @@ def test_a_merged_adapter_is_the_sum(tmp_path: Path) -> None:
         np.testing.assert_allclose(after[name], before[name] + added, rtol=1e-6, atol=1e-6)
 
 
-def test_export_and_validate_with_an_adapter(tmp_path: Path) -> None:
+def test_export_validate_and_verify_with_an_adapter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base = make(tmp_path / "c", "4")
     lora = adapter(tmp_path / "lora", base)
     bundle = export_model(str(base), tmp_path / "b", adapter=lora, validate=False).bundle
     assert main(["validate", str(bundle.path), "--reference", str(base), "--adapter", str(lora)]) == 0
     assert main(["validate", str(bundle.path), "--reference", str(base)]) == 1
+    rebuilt = ["verify", str(bundle.path), "--reference", str(base), "--adapter", str(lora)]
+    assert main([*rebuilt, "--rebuild"]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(bundle.path), "--adapter", str(lora)]) == 2
+    assert "merged by --rebuild" in capsys.readouterr().err
 
 
 def test_an_adapter_of_an_earlier_generation(tmp_path: Path) -> None:

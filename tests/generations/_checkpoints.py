@@ -11,10 +11,14 @@ from safetensors.numpy import load_file, save_file
 
 from doge_export.init import init
 
-__all__ = ["EARLIER", "SETTINGS", "change_config", "change_tensors", "make"]
+__all__ = ["EARLIER", "KINDS", "SETTINGS", "change_config", "change_tensors", "make"]
 
-#: Generations before transformers' that can be exported.
-EARLIER = ("2", "3a", "3b", "3c")
+#: Generations before transformers'.
+EARLIER = ("1", "2", "3a", "3b", "3c")
+#: Each with and without experts; generation 1 always has them.
+KINDS = tuple(
+    (generation, moe) for generation in EARLIER for moe in (False, True) if moe or generation != "1"
+)
 
 SETTINGS = (
     "vocab_size=257",
@@ -35,7 +39,10 @@ def make(
     folder: Path, generation: str, moe: bool = False, seed: int = 1, settings: Sequence[str] = ()
 ) -> Path:
     preset = "Doge-20M-MoE" if moe else "Doge-20M"
-    init(preset, folder, seed=seed, settings=(*SETTINGS, *settings), generation=generation)
+    asked = (*SETTINGS, *settings)
+    if generation == "1":  # it has as many kv heads as heads
+        asked = tuple(setting for setting in asked if "num_key_value_heads" not in setting)
+    init(preset, folder, seed=seed, settings=asked, generation=generation)
     return folder
 
 

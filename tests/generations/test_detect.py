@@ -9,10 +9,12 @@ import pytest
 from doge_export.checkpoint import Checkpoint
 from doge_export.errors import DogeExportError
 from doge_export.generations import GENERATIONS, stored_name
+from doge_export.init import preset_config
 from doge_export.model import load_model
-from tests.generations._checkpoints import EARLIER, change_config, change_tensors, make
+from tests.generations._checkpoints import EARLIER, KINDS, change_config, change_tensors, make
 
 MHA = ("num_key_value_heads=4",)  # as many kv heads as heads: the shapes of generations are alike
+LATER = EARLIER[1:]  # those that generation 1 is not
 CONFIG_KEYS = ("num_cdm", "dynamic_mask_ratio", "keep_window_size")
 
 
@@ -33,12 +35,13 @@ def in_new_names(name: str) -> str:
         name = name.replace(stored_name(f".{ours}.", "2"), f".{ours}.")
     for ours in ("input_residual", "post_attention_residual"):
         name = name.replace(stored_name(f".{ours}", "2"), f".{ours}")
+    for theirs, ours in (("in_attn", "input"), ("in_ff", "post_attention"), (".attn.", ".self_attn.")):
+        name = name.replace(theirs, ours)
     name = name.replace(".feed_forward.", ".mlp.").replace("word_embed", "embed_tokens")
     return name.replace("model.final_layernorm", "model.norm")
 
 
-@pytest.mark.parametrize("moe", [False, True])
-@pytest.mark.parametrize("generation", [*EARLIER, "4"])
+@pytest.mark.parametrize(("generation", "moe"), [*KINDS, ("4", False), ("4", True)])
 def test_each_is_told_from_the_others(generation: str, moe: bool, tmp_path: Path) -> None:
     folder = make(tmp_path / "c", generation, moe)
     assert found(folder) == generation
@@ -47,7 +50,7 @@ def test_each_is_told_from_the_others(generation: str, moe: bool, tmp_path: Path
 
 @pytest.mark.parametrize("generation", EARLIER)
 def test_names_are_only_names(generation: str, tmp_path: Path) -> None:
-    """Generations 2 to 3b under transformers' names, and 3c under the old ones."""
+    """Generations 1 to 3b under transformers' names, and 3c under the old ones."""
     folder = make(tmp_path / "c", generation, moe=True)
     rename = in_new_names if generation != "3c" else (lambda name: stored_name(name, "2"))
     before = Checkpoint.open(folder)
@@ -76,7 +79,7 @@ def test_3c_and_a_current_one_without_norms_are_asked_about(tmp_path: Path) -> N
     assert "q_norm" in refused(current, "4")
 
 
-@pytest.mark.parametrize("generation", EARLIER)
+@pytest.mark.parametrize("generation", LATER)
 def test_without_its_keys_it_is_asked_about(generation: str, tmp_path: Path) -> None:
     folder = change_config(make(tmp_path / "c", generation, settings=MHA), drop=CONFIG_KEYS)
     message = refused(folder)
@@ -117,7 +120,10 @@ def test_half_of_the_norms_missing_is_no_other_generation(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("generation", EARLIER)
-@pytest.mark.parametrize("lost", ["self_attn.A", "dt_proj", "post_residual", "router", "queries", "down"])
+@pytest.mark.parametrize(
+    "lost",
+    ["self_attn.A", "dt_proj", "post_residual", "router", "queries", "down", "v_embed", "dynamic_mask"],
+)
 def test_a_missing_tensor_is_named(generation: str, lost: str, tmp_path: Path) -> None:
     folder = make(tmp_path / "c", generation, moe=True)
     lost = lost if generation != "3c" else lost.replace("post_residual", "post_attention_residual")
@@ -129,7 +135,7 @@ def test_a_missing_tensor_is_named(generation: str, lost: str, tmp_path: Path) -
 
 
 def test_a_missing_A_everywhere_is_refused(tmp_path: Path) -> None:
-    for generation in EARLIER:
+    for generation in LATER:
         folder = make(tmp_path / generation, generation)
         change_tensors(folder, lambda name: None if name.endswith(".A") else name)
         refused(folder)
@@ -142,12 +148,48 @@ def test_one_tensor_under_both_names(tmp_path: Path) -> None:
     assert "model.final_layernorm.weight" in message and "model.norm.weight" in message
 
 
-@pytest.mark.parametrize("name", ["v_embed.weight", "dynamic_mask", "v_queries.weight"])
-def test_inner_function_attention_is_refused_by_name(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["v_embed.weight", "dynamic_mask"])
+def test_values_of_both_kinds_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    """As they were made for two days: a projection, and what is looked up or a mask by place."""
     folder = make(tmp_path / "c", "2")
     key = f"model__layers__0__self_attn__{name.replace('.', '__')}"
     message = refused(change_tensors(folder, lambda name: name, **{key: np.ones((4, 24), np.float32)}))
-    assert "generation 1" in message and "inner function attention" in message
+    assert "and a v_proj" in message and "8 December 2024" in message
+
+
+def test_generation_1_is_told_by_its_tensors_alone(tmp_path: Path) -> None:
+    """Whatever config.json says; what it does not say are the defaults of its class then."""
+    folder = make(tmp_path / "c", "1")
+    sizes = {"num_inner_values": 16, "num_inner_value_heads": 2, "num_value_per_head": 4}
+    change_config(folder, dynamic_mask_ratio=0.5, keep_window_size=12, is_moe=False, num_key_value_heads=2)
+    assert found(folder) == "1"
+    load_model(Checkpoint.open(folder))
+    change_config(folder, drop=("num_inner", "num_value"))
+    assert "self_attn.v_keys is [2, 32, 16]" in refused(folder)
+    load_model(Checkpoint.open(change_config(folder, **sizes)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"num_value_per_head": 17}, "more than the 16 inner values"),
+        ({"num_inner_values": 0}, "num_inner_values"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "fails on any scaling"),
+        ({"head_dim": 8}, "are not the hidden_size"),
+        ({"private_expert_retrieval_size": 31}, "is odd"),
+    ],
+)
+def test_what_generation_1_cannot_be(changes: dict[str, object], word: str, tmp_path: Path) -> None:
+    assert word in refused(change_config(make(tmp_path / "c", "1"), **changes))
+
+
+def test_what_generation_1_always_is(tmp_path: Path) -> None:
+    for setting in ("is_moe=false", "num_key_value_heads=2"):
+        with pytest.raises(DogeExportError, match=r"cannot be .* in generation 1"):
+            preset_config("Doge-20M", (setting,), "1")
+    written = preset_config("Doge-20M", (), "1")
+    assert not {"is_moe", "num_key_value_heads", "keep_window_size"} & set(written)
+    assert written["private_expert_retrieval_size"] == 32 and written["rope_scaling"] is None
 
 
 def test_experts_of_three_weeks_are_refused_by_name(tmp_path: Path) -> None:
@@ -174,5 +216,5 @@ def test_there_is_no_such_generation(tmp_path: Path) -> None:
 
 def test_the_wrong_one_is_refused_by_the_shapes(tmp_path: Path) -> None:
     folder = make(tmp_path / "c", "2")
-    for generation in set(GENERATIONS) - {"1", "2"}:
+    for generation in set(GENERATIONS) - {"2"}:
         refused(folder, generation)

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
+from transformers.cache_utils import DynamicCache
 
+from doge_export import presets
 from doge_export.bundle import Bundle
 from doge_export.checkpoint import Checkpoint
 from doge_export.cli import main
@@ -22,7 +25,8 @@ from doge_export.validate.pinned import pinned
 from doge_export.validate.reference import Reference
 from doge_export.validate.schedules import Schedule, Tokens, draw_tokens
 from tests.export.test_parity import TABLE
-from tests.generations._checkpoints import EARLIER, make
+from tests.generations._checkpoints import EARLIER, KINDS, SETTINGS, make
+from tests.test_tokenizer import AUTHORS
 
 
 def run_module(folder: Path, schedule: Schedule, tokens: Tokens, kind: str, per_token: bool) -> Any:
@@ -44,8 +48,7 @@ def run_module(folder: Path, schedule: Schedule, tokens: Tokens, kind: str, per_
     return torch.cat(logits, 1).numpy()
 
 
-@pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
-@pytest.mark.parametrize("generation", EARLIER)
+@pytest.mark.parametrize(("generation", "moe"), KINDS)
 def test_module(generation: str, moe: bool, tmp_path: Path) -> None:
     folder = make(tmp_path / "c", generation, moe)
     for per_token in (False, True) if moe else (False,):
@@ -59,7 +62,7 @@ def test_module(generation: str, moe: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"moe": True}], ids=["dense", "experts"])
-@pytest.mark.parametrize("generation", ["2", "3b"])
+@pytest.mark.parametrize("generation", ["1", "2", "3b"])
 def test_biases_heads_and_an_untied_head(generation: str, changes: dict[str, Any], tmp_path: Path) -> None:
     settings = ("attention_bias=true", "mlp_bias=true", "tie_word_embeddings=false", "num_key_value_heads=4")
     folder = make(tmp_path / "c", generation, settings=settings, **changes)
@@ -110,11 +113,24 @@ def test_a_head_that_masks_everything_averages_over_all_keys(tmp_path: Path) -> 
     assert seen.tolist() == (A >= 0).tolist()
 
 
+def test_a_query_whose_keys_are_all_masked_averages_over_all_keys(tmp_path: Path) -> None:
+    """Generation 1, where a head's mask hides the first places: later keys are in the mean too."""
+    folder = make(tmp_path / "c", "1")
+    judge = Reference(folder).model.requires_grad_(False).model.layers[0].self_attn
+    x, mask = torch.randn(1, 5, 64), torch.full((5, 5), torch.finfo(torch.float32).min).triu(1)[None, None]
+    turn = (torch.ones(1, 5, 16), torch.zeros(1, 5, 16))
+    for hidden, same in ((0, False), (1, True)):
+        judge.dynamic_mask[:, :3] = hidden
+        first = judge(x, mask, turn, DynamicCache())[0, 0]
+        x[0, 4] += 1
+        assert torch.equal(judge(x, mask, turn, DynamicCache())[0, 0], first) == same
+
+
 def test_the_certificate_and_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The seed's generation by the command line: init, export, validate, generate, and a judge that finds."""
     folder, bundle = tmp_path / "c", tmp_path / "b"
     assert main(["init", "Doge-20M", "-o", str(folder), "--generation", "2",
-                *(part for each in make_settings() for part in ("--set", each))]) == 0  # fmt: skip
+                *(part for each in SETTINGS for part in ("--set", each))]) == 0  # fmt: skip
     assert main(["export", "-m", str(folder), "-o", str(bundle), "--json", "-"]) == 0
     capsys.readouterr()
     assert main(["validate", str(bundle), "--reference", str(folder), "--json", "-"]) == 0
@@ -123,15 +139,13 @@ def test_the_certificate_and_the_text(tmp_path: Path, capsys: pytest.CaptureFixt
     names = {check["name"] for check in report["checks"]}
     assert any("same keys" in name for name in names) and any("weights of model.onnx" in n for n in names)
     assert any(part.endswith(".attention") for part in report["drift"]["parts"])
+    weights = load_file(folder / "model.safetensors")
+    below = [np.flatnonzero(weights[f"model.layers.{layer}.self_attn.A"] < 0) for layer in (0, 1)]
+    blind = [f"layer {layer}, head {head}" for layer in (0, 1) for head in below[layer]]
+    assert blind and report["blind_heads"] == blind
     other = make(tmp_path / "other", "2", seed=9)
     assert main(["validate", str(bundle), "--reference", str(other), "--json", "-"]) == 1
     assert "not the checkpoint's" in json.loads(capsys.readouterr().out)["cause"]
-
-
-def make_settings() -> list[str]:
-    from tests.generations._checkpoints import SETTINGS
-
-    return list(SETTINGS)
 
 
 @pytest.mark.parametrize("generation", EARLIER)
@@ -151,3 +165,18 @@ def test_a_recipe_remembers_the_generation(tmp_path: Path) -> None:
     again = ExportOptions.resolve(tmp_path / "b" / "recipe.toml")
     assert again.generation == "3c"
     assert Bundle.open(tmp_path / "b").config.generation == "3c"
+
+
+def test_the_first_checkpoints_of_december_2024(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Doge-20M in its shape and its format: 100 tokens after its model card's prompt, by the command line."""
+    folder, bundle = str(tmp_path / "c"), str(tmp_path / "b")
+    tokens = AUTHORS if AUTHORS.is_dir() else presets.models_folder() / "doge-tiny"
+    assert main(["init", "Doge-20M", "-o", folder, "--generation", "2", "--tokenizer", str(tokens)]) == 0
+    assert main(["export", "-m", folder, "-o", bundle, "--no-validate"]) == 0
+    capsys.readouterr()
+    prompt = ["-p", "Hey how are you doing?", "--max-new-tokens", "100", "--temperature", "0"]
+    assert main(["generate", bundle, *prompt, "--json", "-"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    expected = Reference(Path(folder)).greedy(np.array([result["prompt_ids"]]), 100)[0].tolist()
+    assert len(result["ids"]) == 100 and result["finish_reason"] == "length"
+    assert result["prompt_ids"] + result["ids"] == expected

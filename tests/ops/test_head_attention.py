@@ -14,6 +14,7 @@ from doge_export.ops import (
     BodyOptions,
     Operator,
     head_mask_attention,
+    place_mask_attention,
     ratio_mask_attention,
     sign_mask_attention,
 )
@@ -37,6 +38,7 @@ class Kind:
     run: Callable[..., Any]
     rule: Callable[[Array, list[int], int], list[float | None]]
     repeated: bool = False
+    by_place: bool = False
     window: int | None = None  # else the case's
     ratio: float | None = None
 
@@ -56,6 +58,10 @@ def by_sign(dt: Array, seen: list[int], window: int) -> list[float | None]:
     return [0.0 if slot in seen and not np.float32(dt[slot]) < 1 else NOTHING for slot in range(len(dt))]
 
 
+def by_place(dt: Array, seen: list[int], window: int) -> list[float | None]:
+    return [0.0 if slot in seen and dt[slot] != 0 else NOTHING for slot in range(len(dt))]
+
+
 def by_rank(ratio: float) -> Callable[[Array, list[int], int], list[float | None]]:
     def rule(dt: Array, seen: list[int], window: int) -> list[float | None]:
         count = int((len(dt) - window) * ratio) if len(dt) > window else 0
@@ -70,7 +76,9 @@ def by_rank(ratio: float) -> Callable[[Array, list[int], int], list[float | None
 
 
 _RATIO = ratio_mask_attention.ratio_mask_attention
+_PLACE = place_mask_attention.place_mask_attention
 KINDS = {
+    "1": Kind(place_mask_attention.OPERATOR, _PLACE, by_place, by_place=True),
     "3c": Kind(head_mask_attention.OPERATOR, head_mask_attention.head_mask_attention, largest),
     "2": Kind(sign_mask_attention.OPERATOR, sign_mask_attention.sign_mask_attention, by_sign, repeated=True),
     "3a": Kind(ratio_mask_attention.OPERATOR, _RATIO, by_rank(0.3), window=0, ratio=0.3),
@@ -101,6 +109,8 @@ def inputs_of(kind: Kind, case: AttentionCase) -> Inputs:
         "dt_bias": bias.repeat(heads)[:heads],
         "A": A.repeat(heads)[:heads],
         "past_dt": None if past_dt is None else past_dt.repeat(1, heads, 1)[:, :heads],
+        # It ends before the keys do.
+        "dynamic_mask": torch.randint(-1, 2, (heads, max(1, case.total - 2)), generator=rng).float(),
         "ratio": None if kind.ratio is None else torch.tensor(kind.ratio, dtype=torch.float64),
     }
     return {name: given[name] for name in kind.operator.inputs}
@@ -127,12 +137,16 @@ def oracle(kind: Kind, case: AttentionCase, inputs: Inputs) -> tuple[Array, Arra
                     keys[slot, head] = x["past_key"][row, head, slot]
                     values[slot, head] = x["past_value"][row, head, slot]
                 else:
-                    keys[slot, head] = turned(x["key"][row, new, part], x, row, new)
+                    key = x["key"][row, new, part]
+                    keys[slot, head] = key if kind.by_place else turned(key, x, row, new)
                     values[slot, head] = x["value"][row, new, part]
             flat = np.repeat(values[slot], group, 0) if kind.repeated else values[slot]
             for head in range(heads):
                 if case.static and new < 0:
                     dt[row, head, slot] = x["past_dt"][row, head, slot]
+                elif kind.by_place:
+                    places = x["dynamic_mask"].shape[1]
+                    dt[row, head, slot] = x["dynamic_mask"][head, slot] if slot < places else 1
                 else:
                     logit = x["dt_weight"][head] @ flat.reshape(-1) + x["dt_bias"][head]
                     dt[row, head, slot] = np.exp(x["A"][head] * np.logaddexp(0, logit))
@@ -197,7 +211,7 @@ def test_the_share_is_that_of_float64(ratio: float) -> None:
         assert int((~body["keep"]).sum()) == max(int(length * ratio) - 1, 0)
 
 
-@kinds
+@pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if not kind.by_place])
 def test_a_repeated_value_ties_wherever_it_stands(kind: Kind) -> None:
     """Equal keys have equal dt in the body too, so that they stay or go as the rule says."""
     case = AttentionCase("", past=30, length=9, heads=(4, 2))

@@ -7,10 +7,11 @@ import torch
 
 from doge_export.config import DogeConfig
 
-__all__ = ["EarlierAttention"]
+__all__ = ["EarlierAttention", "turned"]
 
 
-def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x [B, heads, S, D], rotated by cos and sin [B, S, D]."""
     half = x.shape[-1] // 2
     other = torch.cat((-x[..., half:], x[..., :half]), -1)
     return x * cos[:, None] + other * sin[:, None]
@@ -46,7 +47,7 @@ class EarlierAttention(torch.nn.Module):
             return projected.view(batch, length, -1, size).transpose(1, 2)
 
         q, k, v = split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))
-        q, k = _turned(q, *rotation), _turned(k, *rotation)
+        q, k = turned(q, *rotation), turned(k, *rotation)
         k, v = cache.update(k, v, self.index)
         k_heads, v_heads = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
         weighed = v_heads if self.repeats_first else v

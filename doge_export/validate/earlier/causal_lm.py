@@ -8,11 +8,13 @@ import torch
 from doge_export.checkpoint import Checkpoint
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
-from doge_export.validate.earlier import generation_2, generation_3
+from doge_export.generations import GENERATIONS
+from doge_export.validate.earlier import generation_1, generation_2, generation_3
 
 __all__ = ["EarlierDoge", "load_earlier"]
 
 _GENERATIONS: dict[str, tuple[Any, Any]] = {
+    "1": (generation_1.Attention, generation_1.Experts),
     "2": (generation_2.Attention, generation_2.Experts),
     "3a": (generation_3.RatioAttention, generation_2.Experts),
     "3b": (generation_3.WindowedRatioAttention, generation_3.Experts),
@@ -50,7 +52,7 @@ class Gated(torch.nn.Module):
 
 
 class Layer(torch.nn.Module):
-    """h = res1 * h + attention(norm h); h = res2 * h + ffn(norm h)"""
+    """h = res1 * h + attention(norm h); h = res2 * h + ffn(norm h); in generation 1 both res are 1"""
 
     def __init__(self, config: DogeConfig, index: int, activation: Any) -> None:
         super().__init__()
@@ -58,11 +60,12 @@ class Layer(torch.nn.Module):
         size, epsilon = config.hidden_size, config.rms_norm_eps
         self.input_layernorm = Norm(size, epsilon)
         self.self_attn = attention(config, index)
-        self.input_residual = torch.nn.Parameter(torch.ones(size))
+        weighed = not GENERATIONS[config.generation].inner
+        self.input_residual = torch.nn.Parameter(torch.ones(size)) if weighed else 1.0
         self.post_attention_layernorm = Norm(size, epsilon)
         gated = Gated(config, activation)
         self.mlp = experts(config, gated) if config.is_moe else gated
-        self.post_attention_residual = torch.nn.Parameter(torch.ones(size))
+        self.post_attention_residual = torch.nn.Parameter(torch.ones(size)) if weighed else 1.0
 
     def forward(self, h: torch.Tensor, mask: torch.Tensor, rotation: Any, cache: Any) -> torch.Tensor:
         h = self.input_residual * h + self.self_attn(self.input_layernorm(h), mask, rotation, cache)

@@ -46,6 +46,13 @@ class Experts(torch.nn.Module):
         numbers = (i[..., :, None] * self.num_keys + j[..., None, :]).flatten(-2)
         best, place = torch.topk(scores, self.top_k, dim=-1)
         e = numbers.gather(-1, place)  # [B, T, heads, k]
-        w = self.gated[0].act((x[:, :, None, None] * self.down_embed(e)).sum(-1)) * best.softmax(-1)
+        w = self.weigh((x[:, :, None, None] * self.down_embed(e)).sum(-1), best.softmax(-1))
         routed = (w[..., None] * self.up_embed(e)).sum((2, 3))
-        return self.gated[0](x) + routed, sim.flatten(1, 3)
+        return self.shared(x) + routed, sim.flatten(1, 3)
+
+    def weigh(self, products: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.gated[0].act(products) * weights
+        return result
+
+    def shared(self, x: torch.Tensor) -> Any:
+        return self.gated[0](x)

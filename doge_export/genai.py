@@ -1,0 +1,62 @@
+"""genai_config.json, by which onnxruntime-genai loads a bundle with a growing cache.
+
+It knows no "doge", but any decoder whose cache grows and whose inputs have the names that loaders expect is
+of the type "decoder" (onnxruntime-genai 0.18). It needs one number each for bos and pad.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from doge_export.config import DogeConfig
+
+__all__ = ["GENAI_CONFIG", "genai_config"]
+
+GENAI_CONFIG = "genai_config.json"
+_SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
+
+
+def genai_config(config: DogeConfig, generation: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file holds; `generation` is generation_config.json, whose tokens win."""
+    ids = {
+        name: generation.get(name, getattr(config, name))
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
+    end = ids["eos_token_id"]
+    end = end if isinstance(end, list) else [] if end is None else [end]
+    first = end[0] if end else 0
+    return {
+        "model": {
+            "type": "decoder",
+            "vocab_size": config.vocab_size,
+            "context_length": config.max_position_embeddings,
+            "bos_token_id": first if ids["bos_token_id"] is None else ids["bos_token_id"],
+            "eos_token_id": end,
+            "pad_token_id": first if ids["pad_token_id"] is None else ids["pad_token_id"],
+            "decoder": {
+                "session_options": {},
+                "filename": "model.onnx",
+                "head_size": config.head_dim,
+                "hidden_size": config.hidden_size,
+                "num_attention_heads": config.num_attention_heads,
+                "num_hidden_layers": config.num_hidden_layers,
+                "num_key_value_heads": config.num_key_value_heads,
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "position_ids": "position_ids",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            "max_length": config.max_position_embeddings,
+            "past_present_share_buffer": False,
+            **{key: generation[key] for key in _SAMPLING if generation.get(key) is not None},
+        },
+    }
