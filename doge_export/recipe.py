@@ -169,6 +169,10 @@ class ExportOptions:
                 f"--target {target.name} runs no {self.kv_cache} cache.",
                 f"Choose --kv-cache {_any(target.caches)}, or leave it out.",
             )
+        if self.rounding != "nearest" and self.stored.nearest_only:
+            raise DogeExportError(
+                f"--precision {self.precision} is rounded to nearest alone.", "Leave rounding out."
+            )
         if self.plugins and not target.plugins:
             raise DogeExportError(
                 f"--target {target.name} takes no plugins of TensorRT.", "Leave --plugins out."

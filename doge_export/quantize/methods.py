@@ -56,7 +56,7 @@ def parse_scheme(scheme: str) -> tuple[str, str]:
     found = [(scheme, "nearest")] if scheme in PRECISIONS else []
     for precision in PRECISIONS:
         method = scheme.removeprefix(f"{precision}-")
-        if method != scheme and method in METHODS and not PRECISIONS[precision].static:
+        if method != scheme and method in METHODS and not PRECISIONS[precision].nearest_only:
             found.append((precision, method))
     if not found or found[0][0] == "fp32":
         known = ", ".join(name for name in PRECISIONS if name != "fp32")

@@ -42,6 +42,11 @@ class Precision:
         types = (self.layers, self.embedding, self.head, *(dtype for _, dtype in self.own))
         return any(dtype not in (None, "fp32") for dtype in types)
 
+    @property
+    def nearest_only(self) -> bool:
+        """Whether the better ways to round, which know integers, cannot make it."""
+        return self.static or self.layers == "fp8"
+
 
 PRECISIONS: dict[str, Precision] = {
     "fp32": Precision(),
@@ -51,6 +56,8 @@ PRECISIONS: dict[str, Precision] = {
     "int8-head4": Precision("int8", "int8", "int4"),
     # What TensorRT takes of int8: a scale an output channel. No kernels of ours read it.
     "int8-row": Precision("int8-row", "int8-row", "int8-row"),
+    # The same in float8 e4m3, which GPUs from 8.9 on have.
+    "fp8": Precision("fp8", "fp8", "fp8"),
     # Stored by passes/quantize_activations.py.
     "w8a8": Precision(static=True),
 }

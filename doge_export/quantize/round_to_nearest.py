@@ -2,7 +2,8 @@
 
 A block is `choose_block` neighbours of a row. int8: scale = largest magnitude / 127, q in -127..127.
 int4: scale = the number of largest magnitude / -8, so that this number is hit on its own side, q in -8..7;
-its scale may be negative. q is rounded with the scale as float16 has it, half to even.
+its scale may be negative. fp8: scale = largest magnitude / 448, q in float8 e4m3. q is rounded with the scale
+as float16 has it, half to even.
 """
 
 from dataclasses import dataclass, replace
@@ -30,13 +31,14 @@ __all__ = [
 
 #: What the kernels read (plugins/kernels/doge_kernels.h).
 LARGEST_BLOCK = 128
+_ROW = 2**31
 
 
 @dataclass(frozen=True)
 class Format:
     """How numbers are stored. `element`: numpy's type, one number an element, of `bits` in the file. A block
     has at most `largest` numbers, a multiple of `step`, which is what kernels read at once. scale = extreme /
-    divisor, q in lowest..highest."""
+    divisor, q in lowest..highest: integers, or, `floating`, the element's own numbers."""
 
     element: Any
     onnx: ir.DataType
@@ -46,15 +48,19 @@ class Format:
     divisor: float
     lowest: int
     highest: int
+    floating: bool = False
 
 
 class _Formats(dict[str, Format]):
-    """By type: "int8", "int4", or with the largest block behind, "int8:32". "int8-row" has one scale a row;
-    no kernel of ours reads it."""
+    """By type: "int8", "int4", or with the largest block behind, "int8:32". "int8-row" and "fp8" have one
+    scale a row; no kernel of ours reads them."""
 
     def __missing__(self, dtype: str) -> Format:
         if dtype == "int8-row":
-            return replace(self["int8"], largest=2**31, step=1)
+            return replace(self["int8"], largest=_ROW, step=1)
+        if dtype == "fp8":
+            e4m3, onnx = ml_dtypes.float8_e4m3fn, ir.DataType.FLOAT8E4M3FN
+            return Format(e4m3, onnx, 8, _ROW, 1, 448.0, -448, 448, floating=True)
         name, _, block = dtype.partition(":")
         if name not in self or not block.isascii() or not block.isdigit():
             raise KeyError(dtype)
@@ -72,7 +78,7 @@ FORMATS: dict[str, Format] = _Formats(
 
 @dataclass(frozen=True)
 class Quantized:
-    """`values` int8 or ml_dtypes.int4 [n, k], `scales` float16 [n, k / block]."""
+    """`values` int8, or ml_dtypes.int4 or float8_e4m3fn, [n, k], `scales` float16 [n, k / block]."""
 
     values: npt.NDArray[Any]
     scales: npt.NDArray[np.float16]
@@ -92,17 +98,22 @@ def quantize(weight: npt.NDArray[Any], dtype: str) -> Quantized:
         DogeExportError: a weight is not finite, or so large that float16 has no scale for it.
     """
     blocks, scales = _blocks_and_scales(weight, dtype)
-    values = block_rows(blocks, scales, dtype).astype(np.int8)
-    return Quantized(values.astype(FORMATS[dtype].element, copy=False).reshape(weight.shape), scales)
+    values, form = block_rows(blocks, scales, dtype), FORMATS[dtype]
+    if not form.floating:
+        values = values.astype(np.int8)
+    return Quantized(values.astype(form.element, copy=False).reshape(weight.shape), scales)
 
 
 def block_rows(
     blocks: npt.NDArray[np.float32], scales: npt.NDArray[np.float16], dtype: str
 ) -> npt.NDArray[np.float32]:
-    """The integers nearest to blocks [n, blocks, block] / scales [n, blocks], as float32."""
+    """The numbers of the type nearest to blocks [n, blocks, block] / scales [n, blocks], as float32."""
     form = FORMATS[dtype]
     step = scales.astype(np.float32)[..., None]
     values = np.divide(blocks, step, out=np.zeros_like(blocks), where=step != 0)
+    if form.floating:
+        np.clip(values, form.lowest, form.highest, out=values)
+        return values.astype(form.element).astype(np.float32)
     np.clip(np.rint(values, out=values), form.lowest, form.highest, out=values)
     return values
 

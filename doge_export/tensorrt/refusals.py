@@ -116,12 +116,17 @@ def builder_refusal(label: str, network: Any, names: Collection[str], log: Log) 
 
 
 def _first_of(network: Any, dtype: str) -> str:
-    """The first layer whose result is of the type that the compiler calls `dtype`: "b16", "fp8_e4m3"."""
+    """The first layer that gives or reads the type that the compiler calls `dtype`: "b16", "fp8_e4m3"."""
     names = {"b16": "BF16", "fp8_e4m3": "FP8", "fp4_e2m1": "FP4"}
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        made_by_node = layer.type.name != "CONSTANT" and layer.num_outputs
-        if made_by_node and layer.get_output(0).dtype.name == names.get(dtype, dtype):
+        if layer.type.name == "CONSTANT":  # what the file stores is no node
+            continue
+        values = [
+            *map(layer.get_output, range(layer.num_outputs)),
+            *map(layer.get_input, range(layer.num_inputs)),
+        ]
+        if any(value is not None and value.dtype.name == names.get(dtype, dtype) for value in values):
             return str(layer.name)
     return ""
 

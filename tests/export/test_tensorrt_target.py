@@ -10,6 +10,7 @@ import pytest
 
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
+from doge_export.quantize import parse_scheme
 from doge_export.recipe import ExportOptions
 from doge_export.validate.candidate import Candidate
 from doge_export.validate.figures import compare_logits
@@ -111,8 +112,16 @@ def test_the_cache_of_a_target(tmp_path: Path) -> None:
         ExportOptions.resolve(recipe, target="tensorrt")
 
 
-@pytest.mark.parametrize("precision", ["int8-row", "int4"])
-@pytest.mark.parametrize("name", ["experts", "heads 4/4, biases, untied"])
+@pytest.mark.parametrize(
+    ("precision", "name"),
+    [
+        ("int8-row", "experts"),
+        ("int8-row", "heads 4/4, biases, untied"),
+        ("int4", "experts"),
+        ("int4", "heads 4/4, biases, untied"),
+        ("fp8", "experts"),
+    ],
+)
 def test_rounded_weights(precision: str, name: str, exported: Any) -> None:
     """Against the reference with the same weights, ties included."""
     checkpoint, bundle = exported({**TENSORRT, "precision": precision}, **CONFIGURATIONS[name])
@@ -124,6 +133,10 @@ def test_rounded_weights(precision: str, name: str, exported: Any) -> None:
 def test_what_other_targets_take(exported: Any) -> None:
     with pytest.raises(DogeExportError, match="--target ort-cpu takes no --precision int8-row"):
         ExportOptions.resolve(precision="int8-row")
+    with pytest.raises(DogeExportError, match="--precision fp8 is rounded to nearest alone"):
+        ExportOptions.resolve(target="tensorrt", precision="fp8", rounding="search")
+    with pytest.raises(DogeExportError, match="There is no scheme 'fp8-search'"):
+        parse_scheme("fp8-search")
     with pytest.raises(DogeExportError, match="--target tensorrt takes no --precision int8:"):
         ExportOptions.resolve(target="tensorrt", precision="int8")
     with pytest.raises(DogeExportError, match="--target tensorrt takes no matrices in types of their own"):

@@ -40,6 +40,23 @@ def test_the_block_is_the_largest_that_divides(dtype: str, width: int, block: in
     assert choose_block(width, dtype) == block
 
 
+@pytest.mark.parametrize("width", [1, 6, 257])
+def test_float8_is_the_nearest_number(width: int) -> None:
+    """One scale a row, whatever its width; against every number that the type has."""
+    weight = np.random.default_rng(width).normal(0, 3, (5, width)).astype(np.float32)
+    weight[2] = 0
+    quantized = quantize(weight, "fp8")
+    assert choose_block(width, "fp8") == width and quantized.scales.shape == (5, 1)
+    assert quantized.values.dtype == ml_dtypes.float8_e4m3fn
+    numbers = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    numbers = numbers[np.isfinite(numbers)]
+    scales = quantized.scales.astype(np.float64)[..., None]
+    least = np.abs(numbers * scales - weight[..., None]).min(-1)
+    np.testing.assert_allclose(np.abs(dequantize(quantized) - weight), least, atol=1e-6)
+    largest = np.abs(quantized.values.astype(np.float32)).max(1)
+    assert (largest[[0, 1, 3, 4]] == 448).all() and largest[2] == 0
+
+
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
 @given(
     seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 5), blocks=st.integers(1, 3), power=st.integers(-8, 8)

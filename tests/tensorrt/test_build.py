@@ -122,6 +122,14 @@ def test_refused_by_the_builder(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_float8(exported: Any, rtx: Opened, tmp_path: Path) -> None:
+    """For GPUs that have it; of others the sentence names what has it in the file."""
+    bundle = exported({"target": "tensorrt", "max_length": 40, "dtype": "float16", "precision": "fp8"})[1]
+    build_engine(bundle.path, tmp_path / "engine", capabilities=["89", "120"])
+    with pytest.raises(DogeExportError, match=r"refuses the node '.*sm80.*fp8_e4m3.*Leave that compute"):
+        build_engine(bundle.path, tmp_path / "other", capabilities=["80"])
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [

@@ -174,7 +174,7 @@ def rounded(exported: Any, precision: str, dtype: str = "float16", **changes: An
     return made
 
 
-@pytest.mark.parametrize(("precision", "stored"), [("int8-row", "INT8"), ("int4", "INT4")])
+@pytest.mark.parametrize(("precision", "stored"), [("int8-row", "INT8"), ("int4", "INT4"), ("fp8", "FP8")])
 def test_rounded_weights(precision: str, stored: str, exported: Any, rtx: Opened) -> None:
     """Each integer matrix once, read by DequantizeLinear alone, which gives the file's type."""
     _, bundle = rounded(exported, precision, is_moe=True)
