@@ -322,6 +322,9 @@ def test_commands(tiny: Any, gpu: FakeGpu, tmp_path: Path, capsys: pytest.Captur
         said.append(json.loads(capsys.readouterr().out)["perplexity"])
     assert said[0] == said[2] and len(said[0]) == 20
     assert said[1] == pytest.approx(said[3], rel=1e-5)
+    run(["doctor", folder])  # its exit code is about the machine
+    said_of = capsys.readouterr().out
+    assert "loads the engine" in said_of and "Toaster 3000, compute capability 8.9" in said_of
     report = tmp_path / "report.json"
     assert run(["validate", folder, "--reference", "doge-tiny", "--json", str(report)]) == 0
     out = capsys.readouterr().out
