@@ -36,8 +36,8 @@ _OURS = "doge"
 
 @dataclass(frozen=True)
 class Parameters:
-    """The tensors of one role and one dtype. `bytes` holds the scales of a quantized one; they are neither
-    tensors nor parameters of the model."""
+    """The tensors of one role and one dtype. `bytes` holds scales and zero points of a quantized one, which
+    are neither tensors nor parameters of the model."""
 
     role: str
     dtype: str
@@ -166,7 +166,8 @@ def _parameters(initializers: "Iterable[onnx.TensorProto]") -> tuple[Parameters,
         dtype, bits = _dtype(tensor.data_type)
         count = math.prod(tensor.dims)
         figures = (1, count, (count * bits + 7) // 8)
-        if (scaled := tensors.get(f"{tensor.name.removesuffix('.scale')}.weight")) is not None:
+        stem, _, part = tensor.name.rpartition(".")
+        if part in ("scale", "zero") and (scaled := tensors.get(f"{stem}.weight")) is not None:
             dtype, _ = _dtype(scaled.data_type)
             figures = (0, 0, figures[-1])
         row = rows.setdefault((_role(tensor), dtype), [0, 0, 0])

@@ -11,6 +11,7 @@ import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from doge_export.requantize import (
     checkpoint_weights,
     judge,
     judged_windows,
+    matrix_inputs,
     quantize_bundle,
     write_rounded,
 )
@@ -185,9 +187,16 @@ def _candidates(
     def say(steps: int, stage: str) -> None:
         progress(0, stage)
 
+    @cache
+    def known_inputs() -> Any:
+        return matrix_inputs(source, text, say)
+
     def single(scheme: str) -> _Candidate:
         def make(folder: Path) -> Any:
-            return quantize_bundle(source.path, folder, scheme, text, force=True, progress=say).divergence
+            known = known_inputs() if parse_scheme(scheme)[1] != "nearest" else None
+            return quantize_bundle(
+                source.path, folder, scheme, text, known_inputs=known, force=True, progress=say
+            ).divergence
 
         return _Candidate(scheme, f"quantize BUNDLE -o DIR --scheme {scheme} --text FILE", make)
 

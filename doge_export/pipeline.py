@@ -114,7 +114,7 @@ def export_model(
         checkpoint = Checkpoint.open(source, options.generation)
         options.check_model(checkpoint.config)
         _check_tokenizer(source, checkpoint.config)
-        round_with = round_with or _rounding(options)
+        round_with = round_with or _rounding(options, checkpoint.config.tie_word_embeddings)
         resolved = _resolved(options, checkpoint.config)
         torch_model = load_model(checkpoint, options.dtype, options.routing, options.kv_cache)
         progress(0, "building the graph")
@@ -233,17 +233,17 @@ def _need_ranges(options: ExportOptions, static: "StaticRanges | None") -> None:
         )
 
 
-def _rounding(options: ExportOptions) -> "Round | None":
+def _rounding(options: ExportOptions, tied: bool) -> "Round | None":
     """What rounds as the options say, where no text is needed for it."""
-    if options.rounding == "nearest":
+    if options.methods == {"nearest"}:
         return None
-    method = METHODS[options.rounding]
-    if method.needs_text:
-        raise DogeExportError(
-            f"Rounding by {options.rounding} learns from a text, which export does not read.",
-            "Export with --precision fp32, and doge-export quantize the result.",
-        )
-    return lambda name, weight, dtype: method.round(weight, dtype, None)
+    for name in sorted(options.methods):
+        if METHODS[name].needs_text:
+            raise DogeExportError(
+                f"Rounding by {name} learns from a text, which export does not read.",
+                "Export with --precision fp32, and doge-export quantize the result.",
+            )
+    return lambda name, weight, dtype: METHODS[options.method_of(name, tied)].round(weight, dtype, None)
 
 
 def _resolved(options: ExportOptions, config: DogeConfig) -> dict[str, Any]:

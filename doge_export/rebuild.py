@@ -47,8 +47,9 @@ def rebuild(
     if not recipe.is_file():
         raise DogeExportError(f"{bundle.path} has no {RECIPE} to export by.", "Export the model again.")
     options = ExportOptions.resolve(recipe)
-    if options.stored.static or METHODS[options.rounding].needs_text:
-        how = options.precision if options.stored.static else f"{options.precision}-{options.rounding}"
+    read = [name for name in sorted(options.methods) if METHODS[name].needs_text]
+    if options.stored.static or read:
+        how = options.precision if options.stored.static else f"{options.precision}-{' and '.join(read)}"
         raise DogeExportError(
             f"{bundle.path} was rounded with a text ({how}), which its recipe does not hold.",
             "Rebuild the bundle it was made from, and quantize that again.",

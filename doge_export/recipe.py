@@ -9,7 +9,16 @@ from typing import Any
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
 from doge_export.generations import CURRENT, find_generation
-from doge_export.quantize import METHODS, PRECISIONS, Precision, check_types, named_precision
+from doge_export.quantize import (
+    METHODS,
+    PRECISIONS,
+    Precision,
+    check_names,
+    check_types,
+    named_precision,
+    own_of,
+    zero_points,
+)
 from doge_export.shapes import tensor_shapes
 from doge_export.targets import OPSETS, TARGETS, Target, get_target
 
@@ -40,7 +49,8 @@ class ExportOptions:
     are stored in; "fp32" leaves them in `dtype`. rounding: how they were rounded to that, "nearest" or what
     `quantize` did, which takes a text and is not to be repeated by a recipe alone. types: what matrices are
     stored in that are not to be as `precision` says, {"v_proj": "int8", "layers.0.o_proj": "int8:32"}
-    (doge_export.quantize.names_of). kv_cache: "growing", "static" or "bounded". routing: "reference" mixes
+    (doge_export.quantize.names_of). roundings: how those were rounded that were not rounded as `rounding`
+    says, {"v_proj": "search"}. kv_cache: "growing", "static" or "bounded". routing: "reference" mixes
     tokens as transformers does, "per-token" does not. max_length: the slots of a static cache; None takes the
     model's max_position_embeddings. plugins: a second graph, whose nodes are plugins of TensorRT. generation:
     of doge_export.generations; None: as the checkpoint shows.
@@ -55,6 +65,7 @@ class ExportOptions:
     max_length: int | None = None
     plugins: bool = False
     types: Mapping[str, str] = field(default_factory=dict)
+    roundings: Mapping[str, str] = field(default_factory=dict)
     generation: str | None = None
 
     @classmethod
@@ -88,6 +99,15 @@ class ExportOptions:
         """The type of each matrix."""
         return named_precision(self.precision, self.types)
 
+    @property
+    def methods(self) -> frozenset[str]:
+        """All that matrices are rounded by, of doge_export.quantize.METHODS."""
+        return frozenset({self.rounding, *self.roundings.values()})
+
+    def method_of(self, name: str, tied: bool) -> str:
+        """What the checkpoint's tensor `name` is rounded by."""
+        return own_of(name, self.roundings, tied) or self.rounding
+
     def check_model(self, config: DogeConfig) -> None:
         """See whether the options fit the model.
 
@@ -98,6 +118,7 @@ class ExportOptions:
         if config.generation != CURRENT:
             self._check_earlier(config.generation)
         check_types(self.types, tensor_shapes(config), config.tie_word_embeddings)
+        check_names(self.roundings, tensor_shapes(config), config.tie_word_embeddings)
         reason = config.why_not_bounded(self.routing) if self.kv_cache == "bounded" else None
         if reason is not None:
             per_token = "--routing per-token or " if "--routing" in reason else ""
@@ -145,9 +166,10 @@ class ExportOptions:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Every option with its resolved value; some only where they say something."""
-        quiet = ("types", "generation", "plugins")
-        return {key: value for key, value in asdict(self).items() if key not in quiet or value}
+        """Every option with its resolved value; those that most bundles do without only where they say
+        something."""
+        rare = ("types", "roundings", "generation", "plugins")
+        return {k: value for k, value in asdict(self).items() if k not in rare or value}
 
     def write(self, path: Path) -> None:
         """Write the options as a recipe file that gives them again."""
@@ -163,6 +185,12 @@ class ExportOptions:
                 raise DogeExportError(f"{name} {value!r} does not exist.", f"Choose {_any(choices)}.")
         if self.generation is not None:
             find_generation(self.generation)
+        for key, method in self.roundings.items():
+            known = [name for name, each in METHODS.items() if not each.scales_channels]
+            if method not in known:
+                raise DogeExportError(
+                    f"{key} cannot be rounded by {method!r}.", f"Choose {_any(tuple(known))}."
+                )
         target = self.target_data
         if self.kv_cache not in target.caches:
             raise DogeExportError(
@@ -183,12 +211,14 @@ class ExportOptions:
                 "onnxruntime's CPU provider has no kernels for it.",
                 f"Choose --dtype {_any(target.dtypes)}, or --target onnx for another runtime.",
             )
-        known = self.precision in target.precisions
-        needed = self.precision
-        if known and not self.stored.static and any(dtype != "fp32" for dtype in self.types.values()):
-            needed = "int8"  # what takes this takes any type
+        needed, what = self.precision, f"--precision {self.precision}"
+        own = [dtype.partition(":")[0] for dtype in self.types.values() if dtype != "fp32"]
+        if own and needed in target.precisions and not self.stored.static:
+            # What takes int8 takes any type without zero points, and none with them.
+            needed, what = "int8", "matrices in types of their own"
+            if asymmetric := next(filter(zero_points, own), None):
+                needed, what = asymmetric, f"matrices in {asymmetric}"
         if needed not in target.precisions:
-            what = f"--precision {self.precision}" if not known else "matrices in types of their own"
             raise DogeExportError(
                 f"--target {target.name} takes no {what}: there are no kernels for it.",
                 f"Leave it out, or choose --target {_any(_targets_with(needed))}.",
@@ -202,6 +232,10 @@ class ExportOptions:
                 raise DogeExportError(
                     f"w8a8 has one form of int8, and {other[0]} cannot be {self.types[other[0]]}.",
                     f"Leave it out, or leave it in float32: --set {other[0]}=fp32.",
+                )
+            if self.roundings:
+                raise DogeExportError(
+                    "w8a8 rounds to nearest, every matrix.", "Leave out what is behind the @."
                 )
             if inside := [key for key, value in self.types.items() if "dt_proj" in key and value == "int8"]:
                 raise DogeExportError(
@@ -240,8 +274,8 @@ def _read(path: Path) -> Mapping[str, Any]:
             raise DogeExportError(
                 f"{path} sets {key!r}, which is no option.", f"Options: {', '.join(names)}."
             )
-        kind = {"max_length": int, "types": dict, "plugins": bool}.get(key, str)
-        whole = key != "types" or not isinstance(value, dict) or all(type(v) is str for v in value.values())
+        kind = {"max_length": int, "types": dict, "roundings": dict, "plugins": bool}.get(key, str)
+        whole = not isinstance(value, dict) or all(type(v) is str for v in value.values())
         if type(value) is not kind or not whole:
             raise DogeExportError(f"{path} sets {key} to {value!r}, which is no {_KINDS[kind]}.")
     return data

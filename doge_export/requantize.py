@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 from doge_export.bundle import Bundle, check_output
 from doge_export.errors import DogeExportError
 from doge_export.pipeline import Exported, export_model
-from doge_export.quantize import METHODS, in_int8, parse_scheme, scale_channels, stored_dtype
+from doge_export.quantize import (
+    METHODS,
+    in_int8,
+    parse_scheme,
+    scale_channels,
+    stored_dtype,
+)
 from doge_export.recipe import ExportOptions
 from doge_export.tokenizer import copy_tokenizer_files
 
@@ -29,6 +35,7 @@ __all__ = [
     "checkpoint_weights",
     "judge",
     "judged_windows",
+    "matrix_inputs",
     "quantize_bundle",
     "write_rounded",
 ]
@@ -54,19 +61,22 @@ def quantize_bundle(
     text: str | None = None,
     *,
     types: Mapping[str, str] | None = None,
+    roundings: Mapping[str, str] | None = None,
     calibration: str | None = None,
     smooth: float | None = None,
+    known_inputs: "Mapping[str, npt.NDArray[np.float32]] | None" = None,
     force: bool = False,
     progress: Callable[[int, str], None] = lambda steps, stage: None,
 ) -> Requantized:
     """Round the weights of `bundle` by `scheme` ("int4-gptq"; doge_export.quantize.parse_scheme) into
     `output`.
 
-    `types` gives matrices a type of their own (ExportOptions.types). "w8a8" rounds activations too:
-    `calibration` and `smooth` are those of doge_export.calibrate.static_ranges, and belong to no other
-    scheme.
+    `types` gives matrices a type of their own, and `roundings` a method (ExportOptions). "w8a8" rounds
+    activations too: `calibration` and `smooth` are those of doge_export.calibrate.static_ranges, and belong
+    to no other scheme.
 
-    The last fifth of `text` is kept back to judge the result by; the rest calibrates. `progress` gets tokens
+    `known_inputs` is what `matrix_inputs` gave for this bundle and text, to spare another reading of it. The
+    last fifth of `text` is kept back to judge the result by; the rest calibrates. `progress` gets tokens
     read or bytes written, and the name of the stage.
 
     Raises:
@@ -76,18 +86,19 @@ def quantize_bundle(
     precision, method = parse_scheme(scheme)
     source = Bundle.open(bundle)
     check_output(Path(output), force)
-    options = changed_options(source, precision=precision, rounding=method, types=types or {})
+    options = changed_options(
+        source, precision=precision, rounding=method, types=types or {}, roundings=roundings or {}
+    )
     _check_static(options, calibration, smooth)
-    if text is None and (METHODS[method].needs_text or options.stored.static):
-        raise DogeExportError(f"{scheme} learns from a text.", "Give one with --text FILE.")
+    if text is None and (options.stored.static or any(METHODS[each].needs_text for each in options.methods)):
+        how = scheme if options.stored.static or METHODS[method].needs_text else "A method of --set"
+        raise DogeExportError(f"{how} learns from a text.", "Give one with --text FILE.")
     source.verify()
     weights = checkpoint_weights(source)
     windows, judged = _split(source, text)
-    known_inputs: dict[str, npt.NDArray[np.float32]] = {}
-    if windows is not None and method != "nearest":
-        from doge_export.calibrate import hessians
-
-        known_inputs = hessians(source, windows, lambda tokens: progress(tokens, "reading the text"))
+    inputs = dict(known_inputs or {})
+    if windows is not None and known_inputs is None and options.methods != {"nearest"}:
+        inputs = _hessians(source, windows, progress)
 
     config, stored = source.config, options.stored
 
@@ -96,11 +107,12 @@ def quantize_bundle(
 
     def round_with(name: str, weight: Any, dtype: str) -> "Quantized":
         progress(0, f"rounding {name.removesuffix('.weight')}")
-        return METHODS[method].round(weight, dtype, known_inputs.get(name))
+        how = METHODS[options.method_of(name, config.tie_word_embeddings)]
+        return how.round(weight, dtype, inputs.get(name))
 
     if METHODS[method].scales_channels:
         progress(0, "scaling channels")
-        known_inputs = scale_channels(weights, known_inputs, dtype_of, METHODS[method].round)
+        inputs = scale_channels(weights, inputs, dtype_of, METHODS[method].round)
     static = None
     if options.stored.static:
         from doge_export.calibrate import static_ranges
@@ -118,6 +130,26 @@ def quantize_bundle(
         source, output, options, round_with, weights, static, force=force, progress=progress
     )
     return Requantized(exported, judge(source, exported.bundle, judged, progress))
+
+
+def matrix_inputs(
+    source: Bundle, text: str, progress: Callable[[int, str], None] = lambda steps, stage: None
+) -> "dict[str, npt.NDArray[np.float32]]":
+    """What `quantize_bundle` learns from a text about the inputs of every matrix of a bundle in full
+    precision (doge_export.calibrate.hessians).
+
+    Raises:
+        DogeExportError: the text is too short.
+    """
+    return _hessians(source, _split(source, text)[0], progress)
+
+
+def _hessians(
+    source: Bundle, windows: Any, progress: Callable[[int, str], None]
+) -> "dict[str, npt.NDArray[np.float32]]":
+    from doge_export.calibrate import hessians
+
+    return hessians(source, windows, lambda tokens: progress(tokens, "reading the text"))
 
 
 def write_rounded(
@@ -228,21 +260,16 @@ def checkpoint_weights(bundle: Bundle) -> dict[str, Any]:
     import numpy as np
     import onnx_ir as ir
 
-    tensors = {
-        name: value.const_value.numpy()
-        for name, value in ir.load(bundle.model_path).graph.initializers.items()
-        if name.startswith(("model.", "lm_head.")) and value.const_value is not None
-    }
+    from doge_export.calibrate import checkpoint_tensors
+
+    tensors = checkpoint_tensors(ir.load(bundle.model_path))
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise DogeExportError(
-                f"{name.removesuffix('.T')} holds numbers that are not finite, which no rounding can store.",
+                f"{name} holds numbers that are not finite, which no rounding can store.",
                 "Export from a checkpoint without them.",
             )
-    return {
-        name.removesuffix(".T"): np.ascontiguousarray(tensor.T) if name.endswith(".T") else tensor
-        for name, tensor in tensors.items()
-    }
+    return tensors
 
 
 def _write_checkpoint(bundle: Bundle, weights: Mapping[str, Any], folder: Path) -> None:

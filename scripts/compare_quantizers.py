@@ -4,12 +4,14 @@
     .venv/bin/python scripts/compare_quantizers.py --model doge-tiny-moe --json build/quantizers.json
 
 The first four fifths of the text calibrate, the rest judges, against the full model. Ours are those of
-`quantize`, on function bodies; a searched mixture is named by its budget and keeps what it measured in
-build/, so that a second run is quick. The stock ones (onnxruntime.quantization.matmul_nbits_quantizer: RTN,
-HQQ and k-quant, 4 bits) quantize the matrix products of the plain ONNX export whose weight is constant. A
-tied head reads the transposed table, so by themselves they leave the whole table in float32; "head too" have
-that table once more as a constant; with "Gather too" they quantize the embedding and the experts as well, and
-have a tied table twice.
+`quantize`, on function bodies, those with zero points of the plain export. A searched mixture is named by its
+budget and keeps what it measured in build/, so that a second run is quick; the budgets are the sizes of the
+single schemes and some between. At the end stands which single scheme no mixture of its size reaches.
+
+The stock ones (onnxruntime.quantization.matmul_nbits_quantizer: RTN, HQQ and k-quant, 4 bits) quantize the
+matrix products of the plain ONNX export whose weight is constant. A tied head reads the transposed table, so
+by themselves they leave the whole table in float32; "head too" have that table once more as a constant; with
+"Gather too" they quantize the embedding and the experts as well, and have a tied table twice.
 """
 
 import argparse
@@ -33,20 +35,19 @@ from doge_export.calibrate.inputs import first_call
 from doge_export.pipeline import export_model
 from doge_export.recipe import ExportOptions
 from doge_export.render.charts import pareto_svg
-from doge_export.requantize import quantize_bundle
+from doge_export.requantize import matrix_inputs, quantize_bundle
 from doge_export.searched import file_bytes, search_bundle
 from doge_export.sensitivity import Study
 from doge_export.validate.figures import compare_logits
 from doge_export.validate.reference import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-#: A mixture by hand, found on this text: the most sensitive matrices in finer blocks.
-FINER = {"v_proj": "int8:8", "embed_tokens": "int8:32"}
 OURS = (
-    *("int8", "int8-search", "int8-gptq", "int8-awq-gptq"),
+    *("int8", "int8-search", "int8-gptq", "int8-awq-gptq", "int8-fine", "int8-fine-gptq"),
     *("int4", "int4-hqq", "int4-search", "int4-gptq", "int4-awq", "int4-awq-gptq"),
 )
-BUDGETS = ("0.15", "0.155", "0.17", "0.2", "0.22", "0.25", "0.28")
+ASYMMETRIC = tuple(f"int{bits}-asym{method}" for bits in (8, 4) for method in ("", "-search", "-gptq"))
+BUDGETS = ("0.17", "0.2", "0.22", "0.25", "0.28")
 
 
 def read(session: Any, bundle: Bundle, ids: npt.NDArray[np.int64]) -> Run:
@@ -115,7 +116,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="doge-tiny")
     parser.add_argument("--text", type=Path, default=ROOT / "models" / "heldout.txt")
-    parser.add_argument("--budgets", nargs="*", default=BUDGETS, help="of searched mixtures, shares of fp32")
+    parser.add_argument("--budgets", nargs="*", default=BUDGETS, help="of more mixtures, shares of fp32")
+    parser.add_argument("--only", nargs="*", metavar="SCHEME", help="these of ours, no search, nothing stock")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path, help="draw what has at most 0.3 of fp32")
     arguments = parser.parse_args()
@@ -140,23 +142,26 @@ def main() -> None:
         def row(found: Run, bytes_: int) -> dict[str, Any]:
             return {**compare_logits(base, found, real), "bytes": bytes_, "of_fp32": bytes_ / size}
 
-        for scheme in OURS:
+        known = matrix_inputs(full, text)
+        for scheme in arguments.only or (*OURS, *ASYMMETRIC):
             print(f"ours, {scheme}", file=sys.stderr)
-            made = quantize_bundle(full.path, folder / scheme, scheme, text).exported.bundle
+            source = plain if "asym" in scheme else full
+            made = quantize_bundle(
+                source.path, folder / scheme, scheme, text, known_inputs=known
+            ).exported.bundle
             results[f"ours, {scheme}"] = row(read(opened(made.model_path), made, ids), file_bytes(made))
-        made = quantize_bundle(full.path, folder / "finer", "int8-gptq", text, types=FINER).exported.bundle
-        label = "ours, int8-gptq, " + ", ".join(f"{key}={value}" for key, value in FINER.items())
-        results[label] = row(read(opened(made.model_path), made, ids), file_bytes(made))
         (ROOT / "build").mkdir(exist_ok=True)
         study = Study(full, text, journal=ROOT / "build" / f"{arguments.model}.search")
-        for budget in arguments.budgets:
-            print(f"ours, searched, {budget}", file=sys.stderr)
-            most = int(float(budget) * size)
-            made = search_bundle(study, folder / budget, text, max_bytes=most).exported.bundle
-            results[f"ours, searched, {budget}"] = row(
-                read(opened(made.model_path), made, ids), file_bytes(made)
-            )
-        for label, content in stock(plain).items():
+        singles = {name: found for name, found in results.items() if "asym" not in name}
+        budgets = {found["bytes"] for found in singles.values()}
+        budgets |= {int(float(budget) * size) for budget in arguments.budgets}
+        for budget in () if arguments.only else sorted(budgets):
+            label = f"ours, searched, {budget / size:.3f}"
+            print(label, file=sys.stderr)
+            made = search_bundle(study, folder / f"{budget}", text, max_bytes=budget).exported.bundle
+            results[label] = row(read(opened(made.model_path), made, ids), file_bytes(made))
+        searched = [found for name, found in results.items() if "searched" in name]
+        for label, content in ({} if arguments.only else stock(plain)).items():
             print(label, file=sys.stderr)
             results[label] = row(read(opened(content), plain, ids), len(content))
     print(f"{arguments.model}, {ids.size:,} tokens of {arguments.text.name}\n")
@@ -165,6 +170,11 @@ def main() -> None:
     for label, found in results.items():
         shares = f"{found['top1_agreement']:.2%} | {found['bytes']:,} | {found['of_fp32']:.3f}"
         print(f"| {label} | {found['kl_divergence']:.2e} | {shares} |")
+    for label, single in singles.items() if searched else ():
+        fitting = [found for found in searched if found["bytes"] <= single["bytes"]]
+        least = min((found["kl_divergence"] for found in fitting), default=float("inf"))
+        if least > single["kl_divergence"]:
+            print(f"\n{label} has {single['kl_divergence']:.2e}, mixtures of its size {least:.2e}")
     if arguments.svg:
         points = [
             {"name": label.removeprefix("ours, "), "named": "searched" not in label, **found}

@@ -1,6 +1,6 @@
 """The inputs of every matrix of a graph, window by window of a text that it reads."""
 
-__all__ = ["MatrixInputs", "first_call"]
+__all__ = ["MatrixInputs", "checkpoint_tensors", "first_call"]
 
 from collections.abc import Iterator
 from typing import Any
@@ -67,6 +67,19 @@ def _inputs(graph: ir.Graph) -> dict[str, ir.Value]:
                 if other is not None and place == 1:
                     found[name.removesuffix(".T")] = other
     return found
+
+
+def checkpoint_tensors(model: ir.Model) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of the checkpoint that a graph in full precision is of, by their names there."""
+    tensors = {
+        name: value.const_value.numpy()
+        for name, value in model.graph.initializers.items()
+        if name.startswith(("model.", "lm_head.")) and value.const_value is not None
+    }
+    return {
+        name.removesuffix(".T"): np.ascontiguousarray(tensor.T) if name.endswith(".T") else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def first_call(bundle: Bundle, ids: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:

@@ -26,7 +26,7 @@ from doge_export.cli._shared import progress, write_json
 )
 @click.option(
     "--precision",
-    metavar="fp32|int8|int4|int8-head4",
+    metavar="fp32|int8|int8-fine|int4|int8-head4",
     help="What the matrices are stored in; fp32 leaves them in --dtype.  [default: fp32]",
 )
 @click.option(

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", required=True)
 @click.option("--scheme", metavar="SCHEME", required=True,
-              help="int8, int4, int8-head4; better with -search, -hqq, -gptq or -awq behind it. searched: "
-              "the best mixture within --max-bytes or --max-kl. w8a8: activations too.")  # fmt: skip
-@click.option("--set", "settings", metavar="MATRIX=TYPE", multiple=True,
+              help="int8, int8-fine, int4, int8-head4; better with -search, -hqq, -gptq or -awq behind it. "
+              "int8-asym, int4-asym: with zero points, of a bundle of --target onnx. searched: the best "
+              "mixture within --max-bytes or --max-kl. w8a8: activations too.")  # fmt: skip
+@click.option("--set", "settings", metavar="MATRIX=TYPE[@METHOD]", multiple=True,
               help="fp32, int8, int4, or int8:32 for blocks of at most 32, of a role, a layer, both, or one "
-              "matrix: v_proj=int8, layers.0=int8, layers.0.v_proj=fp32. The closest wins.")  # fmt: skip
+              "matrix: v_proj=int8, layers.0=int8, layers.0.v_proj=fp32. The closest wins. A method behind "
+              "it rounds it otherwise than the scheme: v_proj=int8@search, v_proj=@search.")  # fmt: skip
 @click.option("--max-bytes", metavar="N|SHARE",
               help="searched: of model.onnx and its weights; up to 1, a share of BUNDLE's.")  # fmt: skip
 @click.option("--max-kl", type=float, metavar="X", help="searched: mean KL in nats, on text searched by.")
@@ -60,6 +62,7 @@ def command(
     """
     from doge_export.errors import DogeExportError
     from doge_export.evaluate import read_sample
+    from doge_export.quantize import split_setting
     from doge_export.requantize import quantize_bundle
     from doge_export.searched import searched_method
 
@@ -74,13 +77,15 @@ def command(
         return
     if max_bytes is not None or max_kl is not None:
         raise DogeExportError("--max-bytes and --max-kl belong to --scheme searched.", "Leave them out.")
+    parts = {key: split_setting(value) for key, value in pairs(settings, "--set").items()}
     with progress("Quantizing") as advance:
         made = quantize_bundle(
             bundle,
             output,
             scheme,
             content,
-            types=pairs(settings, "--set"),
+            types={key: dtype for key, (dtype, _) in parts.items() if dtype},
+            roundings={key: method for key, (_, method) in parts.items() if method},
             calibration=calibration,
             smooth=smooth,
             force=force,

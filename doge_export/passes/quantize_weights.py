@@ -1,4 +1,5 @@
-"""Store the large matrices in int8 or int4 with float16 scales, and dequantize them where they are read."""
+"""Store the large matrices in int8 or int4 with float16 scales, and zero points where they have some, and
+dequantize them where they are read."""
 
 from collections.abc import Callable
 
@@ -32,9 +33,9 @@ def quantize_weights(
     bare_integers: bool = True,
 ) -> None:
     """Replace each matrix that `precision` rounds by its values, under its own name, and its scales, under
-    the name with `scale` in the place of `weight`. Done when the file is written, one tensor at a time; or
-    now, by `round_with`, which is given a weight's name, its values and the type. What the kernels read as
-    floats gets its rounded numbers as floats, now.
+    the name with `scale` in the place of `weight`; zero points have `zero` there. Done when the file is
+    written, one tensor at a time; or now, by `round_with`, which is given a weight's name, its values and the
+    type. What the kernels read as floats gets its rounded numbers as floats, now.
 
     The matrices are as the checkpoint has them, [outputs, inputs], read by Transpose and by Gather. Without
     `bare_integers` both read what one DequantizeLinear makes of the whole matrix, with scales of the file's
@@ -67,10 +68,11 @@ def _quantize(
     assert name is not None
     block = choose_block(int(tensor.shape.numpy()[1]), dtype)
     assert block is not None
-    stored_tensors = quantized_tensors(tensor, dtype, name, f"{name.removesuffix('.weight')}.scale", made)
+    stored_tensors = quantized_tensors(tensor, dtype, name.removesuffix(".weight"), made)
     if not bare_integers:
+        assert len(stored_tensors) == 2  # no target without them has zero points
         stored_tensors = (stored_tensors[0], _scales_for_dequantize(stored_tensors[1], tensor.dtype))
-    values, scales = (
+    values, scales, *zeros = (
         ir.Value(
             name=stored.name,
             type=ir.TensorType(stored.dtype),
@@ -84,18 +86,19 @@ def _quantize(
         if not bare_integers:
             node.replace_input_with(place, reader.dequantized(values, scales))
         elif node.op_type == "Gather":
-            ir.convenience.replace_all_uses_with(node.outputs[0], reader.rows(values, scales))
+            ir.convenience.replace_all_uses_with(node.outputs[0], reader.rows(values, scales, *zeros))
             graph.remove(node, safe=True)
         else:
             assert node.op_type == "Transpose", f"{name} is read by {node.op_type}"
-            node.replace_input_with(place, reader.matrix(values, scales))
+            node.replace_input_with(place, reader.matrix(values, scales, *zeros))
     # The values in the weight's place, the scales after all that is wider: so the file has no padding, and
     # still every number at a multiple of its size, for a kernel that reads it there.
     stored = list(graph.initializers.values())
     graph.initializers.clear()
     for value in stored:
         graph.initializers.add(values if value is weight else value)
-    graph.initializers.add(scales)
+    for value in (scales, *zeros):
+        graph.initializers.add(value)
 
 
 def _scales_for_dequantize(scales: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
@@ -118,7 +121,7 @@ class _Reader:
         self._node, self._emit = node, Emitter(node)
         self._block, self._dtype = block, dtype
 
-    def matrix(self, values: ir.Value, scales: ir.Value) -> ir.Value:
+    def matrix(self, values: ir.Value, scales: ir.Value, zeros: ir.Value | None = None) -> ir.Value:
         """All of it, [n, k].
 
         Not by DequantizeLinear, which onnxruntime does not fold: it would compute the matrix in every step,
@@ -129,9 +132,14 @@ class _Reader:
         shape = self._emit("Shape", scales, dtype=ir.DataType.INT64)
         shape = self._emit("Concat", shape, self._shape(-1), dtype=ir.DataType.INT64, axis=0)
         blocks = self._emit("Reshape", self._cast(values, ir.DataType.FLOAT), shape)
-        scales = self._emit("Reshape", self._cast(scales, ir.DataType.FLOAT), self._shape(0, -1, 1))
-        matrix = self._emit("Reshape", self._emit("Mul", blocks, scales), self._shape(0, -1))
+        if zeros is not None:
+            blocks = self._emit("Sub", blocks, self._by_block(zeros))
+        matrix = self._emit("Reshape", self._emit("Mul", blocks, self._by_block(scales)), self._shape(0, -1))
         return self._cast(matrix, self._dtype)
+
+    def _by_block(self, numbers: ir.Value) -> ir.Value:
+        """[n, blocks] as [n, blocks, 1], float32."""
+        return self._emit("Reshape", self._cast(numbers, ir.DataType.FLOAT), self._shape(0, -1, 1))
 
     def dequantized(self, values: ir.Value, scales: ir.Value) -> ir.Value:
         """All of it, [n, k], in one step: a scale of a block, or of a row."""
@@ -139,16 +147,23 @@ class _Reader:
         blocks = {"axis": 1, "block_size": self._block} if len(scales.shape) == 2 else {"axis": 0}
         return self._emit("DequantizeLinear", values, scales, dtype=self._dtype, **blocks)
 
-    def rows(self, values: ir.Value, scales: ir.Value) -> ir.Value:
+    def rows(self, values: ir.Value, scales: ir.Value, zeros: ir.Value | None = None) -> ir.Value:
         """Those that `node`, a Gather, wants. onnxruntime gathers no int4; it widens a constant at load."""
-        ids = self._node.inputs[1]
-        if values.dtype == ir.DataType.INT4:
-            values = self._cast(values, ir.DataType.INT8)
-        values = self._emit("Gather", values, ids, dtype=ir.DataType.INT8, axis=0)
-        scales = self._emit("Gather", scales, ids, dtype=ir.DataType.FLOAT16, axis=0)
-        scales = self._cast(scales, ir.DataType.FLOAT)
-        rows = self._emit("DequantizeLinear", values, scales, axis=-1, block_size=self._block)
+        integers = [self._gathered(self._wide(each)) for each in (values, zeros) if each is not None]
+        scales = self._cast(self._gathered(scales), ir.DataType.FLOAT)
+        rows = self._emit(
+            "DequantizeLinear", integers[0], scales, *integers[1:], axis=-1, block_size=self._block
+        )
         return self._cast(rows, self._dtype)
+
+    def _gathered(self, table: ir.Value) -> ir.Value:
+        assert table.dtype is not None
+        return self._emit("Gather", table, self._node.inputs[1], dtype=table.dtype, axis=0)
+
+    def _wide(self, integers: ir.Value) -> ir.Value:
+        wider = {ir.DataType.INT4: ir.DataType.INT8, ir.DataType.UINT4: ir.DataType.UINT8}
+        assert integers.dtype is not None
+        return self._cast(integers, wider.get(integers.dtype, integers.dtype))
 
     def _cast(self, value: ir.Value, to: ir.DataType) -> ir.Value:
         return value if value.dtype == to else self._emit("Cast", value, dtype=to, to=int(to))

@@ -2,18 +2,21 @@
 
 from doge_export.quantize.awq import scale_channels
 from doge_export.quantize.folds import apply_fold, folds
-from doge_export.quantize.methods import METHODS, Method, parse_scheme
+from doge_export.quantize.methods import METHODS, Method, parse_scheme, split_setting
 from doge_export.quantize.precisions import (
     PRECISIONS,
     Precision,
+    check_names,
     check_types,
     in_int8,
     named_precision,
     names_of,
+    own_of,
     role_of,
     stays_float,
     stored_bytes,
     stored_dtype,
+    zero_points,
 )
 from doge_export.quantize.round_to_nearest import (
     Quantized,
@@ -30,6 +33,7 @@ __all__ = [
     "Precision",
     "Quantized",
     "apply_fold",
+    "check_names",
     "check_types",
     "choose_block",
     "dequantize",
@@ -37,12 +41,15 @@ __all__ = [
     "in_int8",
     "named_precision",
     "names_of",
+    "own_of",
     "parse_scheme",
     "quantize",
     "quantized_tensors",
     "role_of",
     "scale_channels",
+    "split_setting",
     "stays_float",
     "stored_bytes",
     "stored_dtype",
+    "zero_points",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from doge_export.quantize.round_to_nearest import FORMATS, Quantized, choose_block, quantize
-from doge_export.quantize.scale_search import best_scales
+from doge_export.quantize.scale_search import best_grid
 
 __all__ = ["gptq"]
 
@@ -18,7 +18,7 @@ _DAMPING = 0.01  # of the Hessian's mean diagonal: what the text did not show is
 
 
 def gptq(weight: npt.NDArray[np.float32], dtype: str, hessian: npt.NDArray[np.floating]) -> Quantized:
-    """`weight` [n, k] in "int8" or "int4"; `hessian` [k, k]. Stored as `quantize` stores it.
+    """`weight` [n, k] in a type of FORMATS; `hessian` [k, k]. Stored as `quantize` stores it.
 
     Raises:
         DogeExportError: a weight is not finite, or so large that float16 has no scale for it.
@@ -34,23 +34,25 @@ def gptq(weight: npt.NDArray[np.float32], dtype: str, hessian: npt.NDArray[np.fl
     # it.
     upper = np.linalg.cholesky(np.linalg.inv(whole)).T
     costs = np.diag(whole).astype(np.float32)
-    values = np.empty((rows, width), np.int8)
+    values = np.empty((rows, width), np.int16)
     scales = np.empty((rows, width // block), np.float16)
+    zeros = np.zeros((rows, width // block), np.int16)
     for number, first in enumerate(range(0, width, block)):
         part = slice(first, first + block)
         own = left[:, part].astype(np.float32)
-        nearest = quantize(own, dtype).scales[:, :1]
-        found = best_scales(own[:, None], dtype, costs[None, part], nearest)[:, 0]
-        scales[:, number] = found
-        step = found.astype(np.float64)
+        grid = best_grid(own[:, None], dtype, costs[None, part])
+        scales[:, number] = grid.scales[:, 0]
+        if grid.zeros is not None:
+            zeros[:, number] = grid.zeros[:, 0]
+        step, zero = grid.scales[:, 0].astype(np.float64), zeros[:, number]
         errors = np.zeros((rows, block))
         for column in range(block):
             at = first + column
             wanted = left[:, at]
             near = np.divide(wanted, step, out=np.zeros(rows), where=step != 0)
-            near = np.clip(np.rint(near), form.lowest, form.highest)
-            values[:, at] = near
+            near = np.clip(np.rint(near), form.lowest - zero, form.highest - zero)
+            values[:, at] = near + zero
             errors[:, column] = (wanted - near * step) / upper[at, at]
             left[:, at + 1 : part.stop] -= np.outer(errors[:, column], upper[at, at + 1 : part.stop])
         left[:, part.stop :] -= errors @ upper[part, part.stop :]
-    return Quantized(values.astype(form.element, copy=False), scales)
+    return Quantized(values.astype(form.element), scales, zeros.astype(form.element) if form.zeros else None)

@@ -2,16 +2,25 @@
 
 Source: Badri & Shaji, "Half-Quadratic Quantization of Large Machine Learning Models" (2023,
 https://mobiusml.github.io/hqq_blog/). Weights have heavy tails, so the error is measured by the sum of
-|error|^p with p < 1. Published: the scale stays, and the zero point is optimized. What is stored here has no
-zero point, so the *scale* of each block is optimized, by the same two steps: with the integers fixed, take
-from the errors what shrinkage says is outlier, and fit the scale to the rest by least squares; then round
-again. Errors are counted in steps of the nearest rounding, so that the penalty means the same everywhere.
+|error|^p with p < 1. Published: the scale stays, and the zero point, a float, is optimized. What is stored
+here has no zero point or a whole one, so the *scale* of each block is optimized, by the same two steps: with
+the integers fixed, take from the errors what shrinkage says is outlier, and fit the scale to the rest by
+least squares; then round again. Errors are counted in steps of the nearest rounding, so that the penalty
+means the same everywhere.
 """
 
 import numpy as np
 import numpy.typing as npt
 
-from doge_export.quantize.round_to_nearest import FORMATS, Quantized, block_rows, choose_block, quantize
+from doge_export.quantize.round_to_nearest import (
+    FORMATS,
+    Grid,
+    Quantized,
+    block_rows,
+    choose_block,
+    nearest_grid,
+    on_grid,
+)
 
 __all__ = ["POWER", "hqq"]
 
@@ -29,53 +38,54 @@ def hqq(weight: npt.NDArray[np.float32], dtype: str) -> Quantized:
     form, block = FORMATS[dtype], choose_block(weight.shape[1], dtype)
     assert block is not None
     blocks = weight.astype(np.float32).reshape(len(weight), -1, block)
-    nearest = quantize(weight, dtype).scales
+    nearest, zeros = nearest_grid(blocks, dtype)
     unit = np.abs(nearest.astype(np.float32))[..., None]
-    best, least = nearest.copy(), _loss(blocks, nearest, dtype, unit)
+    best, least = nearest.copy(), _loss(blocks, Grid(nearest, zeros), dtype, unit)
     # An int4 has one number more on one side: the largest of a block at 7, not -8, is a start of its own.
     # No others: many starts get the sum lower by clipping what is large, and the model worse (docs).
     for start in (1.0, form.lowest / form.highest) if form.divisor < 0 else (1.0,):
         scales, penalty = (nearest.astype(np.float32) * np.float32(start)).astype(np.float16), _PENALTY
         for _ in range(_ROUNDS):
-            error = _loss(blocks, scales, dtype, unit)
+            grid = Grid(scales, zeros)
+            error = _loss(blocks, grid, dtype, unit)
             better = error < least
             best[better], least[better] = scales[better], error[better]
-            fitted = _refit(blocks, scales, dtype, unit, penalty)
+            fitted = _refit(blocks, grid, dtype, unit, penalty)
             if (fitted == scales).all():
                 break
             scales, penalty = fitted, penalty * _GROWTH
-    values = block_rows(blocks, best, dtype).astype(np.int8).astype(form.element, copy=False)
-    return Quantized(values.reshape(weight.shape), best)
+    return on_grid(blocks, Grid(best, zeros), dtype)
 
 
 def _refit(
     blocks: npt.NDArray[np.float32],
-    scales: npt.NDArray[np.float16],
+    grid: Grid,
     dtype: str,
     unit: npt.NDArray[np.float32],
     penalty: float,
 ) -> npt.NDArray[np.float16]:
     """The scales that fit the integers best once the outliers among the errors are taken away."""
-    integers = block_rows(blocks, scales, dtype)
-    errors = blocks - integers * scales.astype(np.float32)[..., None]
+    integers = block_rows(blocks, grid, dtype)
+    steps = grid.scales.astype(np.float32)
+    errors = blocks - integers * steps[..., None]
     size = np.divide(np.abs(errors), unit, out=np.zeros_like(errors), where=unit > 0)
     shrunk = np.zeros_like(size)  # argmin over x of |x|^p + beta / 2 (x - size)^2, approximately
     np.power(size, POWER - 1, out=shrunk, where=size > 0)
     shrunk = np.maximum(size - shrunk / np.float32(penalty), 0)
     wanted = blocks - np.sign(errors) * shrunk * unit
     above, below = (wanted * integers).sum(-1), np.square(integers).sum(-1)
-    fitted: npt.NDArray[np.float32] = np.divide(above, below, out=scales.astype(np.float32), where=below > 0)
+    fitted: npt.NDArray[np.float32] = np.divide(above, below, out=steps, where=below > 0)
     return fitted.astype(np.float16)
 
 
 def _loss(
     blocks: npt.NDArray[np.float32],
-    scales: npt.NDArray[np.float16],
+    grid: Grid,
     dtype: str,
     unit: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float32]:
     """Sum of |error|^p of each block, errors in units [n, blocks, 1]."""
-    errors = np.abs(blocks - block_rows(blocks, scales, dtype) * scales.astype(np.float32)[..., None])
+    errors = np.abs(blocks - block_rows(blocks, grid, dtype) * grid.scales.astype(np.float32)[..., None])
     steps = np.divide(errors, unit, out=np.zeros_like(errors), where=unit > 0)
     result: npt.NDArray[np.float32] = np.power(steps, np.float32(POWER)).sum(-1)
     return result

@@ -13,7 +13,7 @@ from doge_export.quantize.precisions import PRECISIONS
 from doge_export.quantize.round_to_nearest import Quantized, quantize
 from doge_export.quantize.scale_search import search
 
-__all__ = ["METHODS", "Method", "parse_scheme"]
+__all__ = ["METHODS", "Method", "parse_scheme", "split_setting"]
 
 Hessian = npt.NDArray[np.float32]
 
@@ -65,3 +65,10 @@ def parse_scheme(scheme: str) -> tuple[str, str]:
             f"There is no scheme {scheme!r}.", f"Choose {known}, alone or with {better} behind."
         )
     return found[0]
+
+
+def split_setting(setting: str) -> tuple[str, str]:
+    """Of "int8:32@search": "int8:32", what a matrix is stored in, and "search", what it is rounded by; either
+    may be empty."""
+    dtype, _, method = setting.partition("@")
+    return dtype, method

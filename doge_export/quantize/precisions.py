@@ -10,27 +10,32 @@ from doge_export.quantize.round_to_nearest import FORMATS, LARGEST_BLOCK, choose
 __all__ = [
     "PRECISIONS",
     "Precision",
+    "check_names",
     "check_types",
     "in_int8",
     "named_precision",
     "names_of",
+    "own_of",
     "role_of",
     "stays_float",
     "stored_bytes",
     "stored_dtype",
+    "zero_points",
 ]
 
 
 @dataclass(frozen=True)
 class Precision:
     """The type of the matrices of the layers, experts included, of the embedding and of the head; None
-    leaves them in the file's dtype. A tied table is stored once, as a head. `own`: pairs of one of a
+    leaves them in the file's dtype. A tied table is stored once, as a head. `roles`: pairs of a matrix's role
+    and its type, where that is not `layers`. `own`: pairs of one of a
     matrix's names (`names_of`) and its type, "fp32" for the file's dtype. `static`: all matrices are int8
     with a scale a channel, and their inputs int8 by ranges that a text gave."""
 
     layers: str | None = None
     embedding: str | None = None
     head: str | None = None
+    roles: tuple[tuple[str, str], ...] = ()
     own: tuple[tuple[str, str], ...] = ()
     static: bool = False
 
@@ -52,8 +57,16 @@ PRECISIONS: dict[str, Precision] = {
     "fp32": Precision(),
     "int8": Precision("int8", "int8", "int8"),
     "int4": Precision("int4", "int4", "int4"),
+    # Finer blocks where they tell most; queries, keys and experts bear coarse ones.
+    "int8-fine": Precision(
+        *("int8", "int8:32", "int8:32"),
+        roles=tuple((f"{role}_proj", "int8:32") for role in ("v", "o", "gate", "up", "down")),
+    ),
     # The head is most of a small model's bytes, and rounding it touches one product only.
     "int8-head4": Precision("int8", "int8", "int4"),
+    # With zero points, which no kernels of ours read.
+    "int8-asym": Precision("int8-asym", "int8-asym", "int8-asym"),
+    "int4-asym": Precision("int4-asym", "int4-asym", "int4-asym"),
     # What TensorRT takes of int8: a scale an output channel. No kernels of ours read it.
     "int8-row": Precision("int8-row", "int8-row", "int8-row"),
     # The same in float8 e4m3, which GPUs from 8.9 on have.
@@ -88,6 +101,12 @@ def stays_float(name: str) -> bool:
     return role_of(name) in _FLOATS
 
 
+def zero_points(dtype: str) -> bool:
+    """Whether the type, perhaps with a block behind, has zero points."""
+    name = dtype.partition(":")[0]
+    return name in FORMATS and FORMATS[name].zeros
+
+
 def names_of(name: str, tied: bool) -> tuple[str, ...]:
     """By what a matrix may be called to give it a type, the most particular first: its name in the
     checkpoint, "layers.3.v_proj", "v_proj", "layers.3". A tied table is `embed_tokens` and `lm_head`. Empty
@@ -108,24 +127,18 @@ def check_types(types: Mapping[str, str], names: Iterable[str], tied: bool) -> N
     Raises:
         DogeExportError: a type does not exist, or a key names no matrix of the model.
     """
-    known = [each for name in names for each in names_of(name, tied)]
     for key, dtype in types.items():
         if dtype != "fp32" and dtype not in FORMATS:
             try:
                 if FORMATS[dtype].largest > LARGEST_BLOCK:
                     raise KeyError(dtype)
             except KeyError:
-                steps = " or ".join(f"{name}:N with N a multiple of {FORMATS[name].step}" for name in FORMATS)
+                blocks = f"a multiple of 4 (int8) or 8 (int4), at most {LARGEST_BLOCK}"
                 raise DogeExportError(
                     f"{key} cannot be stored in {dtype!r}.",
-                    f"Choose fp32, {', '.join(FORMATS)}, or {steps}, at most {LARGEST_BLOCK}.",
+                    f"Choose fp32, {', '.join(FORMATS)}, or one of the last with :N behind, N {blocks}.",
                 ) from None
-        if key not in known:
-            short = dict.fromkeys(each for each in known if "." not in each)
-            raise DogeExportError(
-                f"{key!r} names no matrix of the model.",
-                f"Choose {', '.join(short)}, layers.0, layers.0.v_proj, or the name of a tensor.",
-            )
+    check_names(types, names, tied)
     if tied and len({types[table] for table in _TABLES if table in types}) > 1:
         raise DogeExportError(
             "embed_tokens and lm_head are one table in this model, and cannot have two types.",
@@ -133,9 +146,28 @@ def check_types(types: Mapping[str, str], names: Iterable[str], tied: bool) -> N
         )
 
 
+def check_names(keys: Iterable[str], names: Iterable[str], tied: bool) -> None:
+    """See whether each of `keys` is one of `names_of` a tensor of the model, whose tensors are `names`.
+
+    Raises:
+        DogeExportError: one names no matrix of the model.
+    """
+    known = [each for name in names for each in names_of(name, tied)]
+    if wrong := next((key for key in keys if key not in known), None):
+        short = dict.fromkeys(each for each in known if "." not in each)
+        raise DogeExportError(
+            f"{wrong!r} names no matrix of the model.",
+            f"Choose {', '.join(short)}, layers.0, layers.0.v_proj, or the name of a tensor.",
+        )
+
+
+def own_of(name: str, given: Mapping[str, str], tied: bool) -> str | None:
+    """What is `given` for the checkpoint's tensor `name`, by the most particular of its names."""
+    return next((given[each] for each in names_of(name, tied) if each in given), None)
+
+
 def _own_type(name: str, precision: Precision, tied: bool) -> str | None:
-    own = dict(precision.own)
-    return next((own[each] for each in names_of(name, tied) if each in own), None)
+    return own_of(name, dict(precision.own), tied)
 
 
 def in_int8(name: str, precision: Precision, tied: bool) -> bool:
@@ -161,7 +193,7 @@ def stored_dtype(name: str, shape: tuple[int, ...], precision: Precision | str, 
     elif role == "lm_head":
         dtype = scheme.head
     elif role in _MATRICES:
-        dtype = scheme.layers
+        dtype = dict(scheme.roles).get(role, scheme.layers)
     return dtype if dtype is not None and choose_block(shape[-1], dtype) is not None else None
 
 
@@ -178,5 +210,7 @@ def stored_bytes(
         else:
             block = choose_block(shape[-1], dtype)
             assert block is not None
-            total += count * FORMATS[dtype].bits // 8 + count // block * 2
+            form, blocks = FORMATS[dtype], count // block
+            total += count * form.bits // 8 + blocks * 2
+            total += -(-blocks * form.bits // 8) if form.zeros else 0
     return total

@@ -2,17 +2,29 @@
 weighted squared error.
 
 The idea is that of llama.cpp's k-quants: the largest number of a block need not be hit exactly if the others
-are hit better. Candidates are scales around both that put the largest number at an end of the range; the best
-is refined by least squares for its own integers, and kept if it gained. `importance` says how much an error
-of each input column costs: the mean square of what the matrix is multiplied with.
+are hit better. Candidates are scales around both that put the largest number at an end of the range, or, with
+zero points, ranges around the whole one; the best is refined by least squares for its own integers, and kept
+if it gained. `importance` says how much an error of each input column costs: the mean square of what the
+matrix is multiplied with.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-from doge_export.quantize.round_to_nearest import FORMATS, Quantized, block_rows, choose_block, quantize
+from doge_export.quantize.round_to_nearest import (
+    FORMATS,
+    Grid,
+    Quantized,
+    block_rows,
+    choose_block,
+    grid_between,
+    nearest_grid,
+    on_grid,
+)
 
-__all__ = ["best_scales", "search"]
+__all__ = ["best_grid", "search"]
 
 _FACTORS = np.linspace(0.65, 1.1, 28, dtype=np.float32)
 
@@ -20,7 +32,7 @@ _FACTORS = np.linspace(0.65, 1.1, 28, dtype=np.float32)
 def search(
     weight: npt.NDArray[np.float32], dtype: str, importance: npt.NDArray[np.floating] | None = None
 ) -> Quantized:
-    """`weight` [n, k] in "int8" or "int4", `importance` [k]; stored as `quantize` stores it.
+    """`weight` [n, k] in a type of FORMATS, `importance` [k]; stored as `quantize` stores it.
 
     Raises:
         DogeExportError: a weight is not finite, or so large that float16 has no scale for it.
@@ -29,62 +41,62 @@ def search(
     assert block is not None
     blocks = weight.astype(np.float32).reshape(len(weight), -1, block)
     costs = np.ones(weight.shape[1], np.float32) if importance is None else importance.astype(np.float32)
-    scales = best_scales(blocks, dtype, costs.reshape(-1, block), quantize(weight, dtype).scales)
-    form = FORMATS[dtype]
-    values = block_rows(blocks, scales, dtype).astype(np.int8).astype(form.element, copy=False)
-    return Quantized(values.reshape(weight.shape), scales)
+    return on_grid(blocks, best_grid(blocks, dtype, costs.reshape(-1, block)), dtype)
 
 
-def best_scales(
-    blocks: npt.NDArray[np.float32],
-    dtype: str,
-    costs: npt.NDArray[np.float32],
-    nearest: npt.NDArray[np.float16],
-) -> npt.NDArray[np.float16]:
-    """float16 [n, blocks] for blocks [n, blocks, block] whose columns cost `costs` [blocks, block]; never
-    worse than `nearest`, the scales to beat."""
-    form = FORMATS[dtype]
-    best = nearest.copy()
+def best_grid(blocks: npt.NDArray[np.float32], dtype: str, costs: npt.NDArray[np.float32]) -> Grid:
+    """For blocks [n, blocks, block] whose columns cost `costs` [blocks, block]; of no block worse than
+    that of rounding to nearest.
+
+    Raises:
+        DogeExportError: a weight is not finite, or so large that float16 has no scale for it.
+    """
+    nearest = nearest_grid(blocks, dtype)
+    best = Grid(nearest.scales.copy(), None if nearest.zeros is None else nearest.zeros.copy())
     least = _error(blocks, best, dtype, costs)
+    for grid in _candidates(blocks, nearest, dtype):
+        _improve(grid, blocks, dtype, costs, best, least)
+    integers = block_rows(blocks, best, dtype)
+    above, below = (costs * blocks * integers).sum(-1), (costs * integers * integers).sum(-1)
+    fitted = np.divide(above, below, out=best.scales.astype(np.float32), where=below > 0)
+    _improve(Grid(fitted.astype(np.float16), best.zeros), blocks, dtype, costs, best, least)
+    return best
+
+
+def _candidates(blocks: npt.NDArray[np.float32], nearest: Grid, dtype: str) -> Iterator[Grid]:
+    form = FORMATS[dtype]
+    if form.zeros:
+        lowest, highest = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
+        for factor in _FACTORS:  # each end by itself: what is far out is so on one side
+            for lower, upper in ((factor, factor), (factor, 1), (1, factor)):
+                yield grid_between(lowest * np.float32(lower), highest * np.float32(upper), dtype)
+        return
     # The other end of the range: an int4 has one number more on one side.
     ends = {1.0, abs(form.lowest) / form.highest * -1.0} if form.divisor < 0 else {1.0}
     for end in sorted(ends):
         for factor in _FACTORS:
-            _improve(
-                (nearest.astype(np.float32) * (end * factor)).astype(np.float16),
-                blocks,
-                dtype,
-                costs,
-                best,
-                least,
-            )
-    integers = block_rows(blocks, best, dtype)
-    above, below = (costs * blocks * integers).sum(-1), (costs * integers * integers).sum(-1)
-    fitted = np.divide(above, below, out=best.astype(np.float32), where=below > 0)
-    _improve(fitted.astype(np.float16), blocks, dtype, costs, best, least)
-    return best
+            yield Grid((nearest.scales.astype(np.float32) * (end * factor)).astype(np.float16))
 
 
 def _improve(
-    scales: npt.NDArray[np.float16],
+    grid: Grid,
     blocks: npt.NDArray[np.float32],
     dtype: str,
     costs: npt.NDArray[np.float32],
-    best: npt.NDArray[np.float16],
+    best: Grid,
     least: npt.NDArray[np.float32],
 ) -> None:
-    """Take those of `scales` that are better than what there is."""
-    error = _error(blocks, scales, dtype, costs)
+    """Take those blocks of `grid` that are better than what there is."""
+    error = _error(blocks, grid, dtype, costs)
     better = error < least
-    best[better], least[better] = scales[better], error[better]
+    best.scales[better], least[better] = grid.scales[better], error[better]
+    if best.zeros is not None and grid.zeros is not None:
+        best.zeros[better] = grid.zeros[better]
 
 
 def _error(
-    blocks: npt.NDArray[np.float32],
-    scales: npt.NDArray[np.float16],
-    dtype: str,
-    costs: npt.NDArray[np.float32],
+    blocks: npt.NDArray[np.float32], grid: Grid, dtype: str, costs: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
-    off = blocks - block_rows(blocks, scales, dtype) * scales.astype(np.float32)[..., None]
+    off = blocks - block_rows(blocks, grid, dtype) * grid.scales.astype(np.float32)[..., None]
     result: npt.NDArray[np.float32] = (costs * off * off).sum(-1)
     return result

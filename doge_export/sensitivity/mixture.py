@@ -4,8 +4,9 @@ The costs of single matrices very nearly add up, for those of different matrices
 best mixture within a budget is a knapsack of one type a matrix. (A price of a byte, Lagrange's multiplier,
 finds only those on the convex hull: a small model's table is so large a step that whole ranges of budgets lie
 between.) The sum is an estimate, so whole mixtures are measured: the knapsack's, that with one type a role,
-all matrices in one type, and then neighbours of the best, knapsacks whose costs are multiplied, role by role,
-with a random factor (a (1+1) evolution strategy). What decides is Effect.typical_kl.
+all matrices in one type or as a precision has them, and then neighbours of the best, knapsacks whose costs
+are multiplied, role by role, with a random factor (a (1+1) evolution strategy). What decides is
+Effect.typical_kl.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from doge_export.errors import DogeExportError
-from doge_export.quantize import role_of
+from doge_export.quantize import PRECISIONS, role_of, stored_dtype
 from doge_export.sensitivity.costs import TYPES, Costs, Option
 from doge_export.sensitivity.probe import Effect
 from doge_export.sensitivity.study import Study
@@ -92,7 +93,8 @@ def _scaled(costs: Costs, logarithms: np.ndarray) -> Costs:
 
 
 def _least_kl(study: Study, costs: Costs, max_bytes: int) -> Mixture:
-    """Of the knapsack by matrices, the one by roles, and all matrices in one type."""
+    """Of the knapsack by matrices, the one by roles, and what there is without a search: all matrices in one
+    type, or as a precision has them."""
     types = _best(study, costs, max_bytes)
     if types is None:
         smallest = {name: min(options, key=lambda each: each.bytes).dtype for name, options in costs.items()}
@@ -104,11 +106,14 @@ def _least_kl(study: Study, costs: Costs, max_bytes: int) -> Mixture:
     candidates = [types]
     if (alike := _best_by_role(study, costs, max_bytes)) is not None:
         candidates.append(alike)
-    for dtype in TYPES:
-        one = dict.fromkeys(costs, dtype)
-        fits = all(any(option.dtype == dtype for option in options) for options in costs.values())
-        if fits and study.bytes(one) <= max_bytes:
-            candidates.append(one)
+    singles = [dict.fromkeys(costs, dtype) for dtype in TYPES]
+    for precision in PRECISIONS:
+        stored = {name: stored_dtype(name, study.shapes[name], precision, study.tied) for name in costs}
+        singles.append({name: dtype or "fp32" for name, dtype in stored.items()})
+    for single in singles:
+        known = all(any(each.dtype == single[name] for each in options) for name, options in costs.items())
+        if known and single not in candidates and study.bytes(single) <= max_bytes:
+            candidates.append(single)
     return min((_mixture(study, each) for each in candidates), key=lambda each: each.effect.typical_kl)
 
 

@@ -57,7 +57,7 @@ TARGETS: dict[str, Target] = {
             kernels=frozenset(
                 {DECODER_LAYER, DECODE_TOKENS, LM_HEAD, ROTARY_ANGLES, TOP_TOKENS, TOKEN_EMBEDDING}
             ),
-            precisions=("fp32", "int8", "int4", "int8-head4"),
+            precisions=("fp32", "int8", "int8-fine", "int4", "int8-head4"),
         ),
         # TensorRT builds both branches of an If, and a top-k of the whole window fails in a short context.
         Target(
@@ -65,7 +65,7 @@ TARGETS: dict[str, Target] = {
             dtypes=("float32", "float16", "bfloat16"),
             branches=False,
             float64=True,
-            precisions=("fp32", "w8a8"),
+            precisions=("fp32", "int8-asym", "int4-asym", "w8a8"),
         ),
         # Networks are strongly typed: what the file says is what is computed. Of TensorRT-RTX 1.7.1: its
         # types have no float64, and "K exceeds the maximum value allowed (3840)".

@@ -172,10 +172,10 @@ def _stored(bundle: Bundle, precision: Precision) -> tuple[Mapping[str, Any] | N
     options = bundle.manifest.options
     if precision.static:
         return stored_weights(bundle, folded=options.get("smooth") is not None), stored_activations(bundle)
-    rounding = str(options.get("rounding", "nearest"))
-    if rounding == "nearest":
+    methods = {str(options.get("rounding", "nearest")), *options.get("roundings", {}).values()}
+    if methods == {"nearest"}:
         return None, {}
-    return stored_weights(bundle, rounding in METHODS and METHODS[rounding].scales_channels), {}
+    return stored_weights(bundle, any(METHODS[each].scales_channels for each in methods & set(METHODS))), {}
 
 
 def _note(missed: dict[str, list[Call]], report: Report, before: int, call: Call) -> None:

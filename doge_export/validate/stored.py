@@ -48,7 +48,8 @@ class Stored:
             return np.asarray(values, np.float32)
         if scales.ndim == 1:
             return np.asarray(values.astype(np.float32) * scales[:, None])
-        return dequantize(Quantized(values, scales))
+        zeros = self._tensors.get(f"{name.removesuffix('.weight')}.zero")
+        return dequantize(Quantized(values, scales, None if zeros is None else zeros.numpy()))
 
 
 def stored_weights(bundle: Bundle, folded: bool = False) -> dict[str, npt.NDArray[np.float32]]:

@@ -12,7 +12,7 @@ from doge_export import presets
 from doge_export.bundle import Bundle
 from doge_export.cli.app import run
 from doge_export.pipeline import export_model, validate_bundle
-from doge_export.quantize import stored_bytes
+from doge_export.quantize import METHODS, dequantize, stored_bytes
 from doge_export.recipe import ExportOptions
 from doge_export.requantize import checkpoint_weights as weights
 from doge_export.shapes import tensor_shapes
@@ -244,9 +244,36 @@ def test_a_mixture_by_hand(source: Any, tmp_path: Path, capsys: pytest.CaptureFi
     assert "is rounded to int4 already" in capsys.readouterr().err
 
 
+def test_a_method_of_its_own(source: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """q_proj by search, the rest to nearest: so in the file, in the recipe, and to the judge."""
+    full, output = source("doge-tiny"), tmp_path / "out"
+    arguments = ["quantize", str(full.path), "-o", str(output), "--scheme", "int4"]
+    assert run([*arguments, "--set", "q_proj=@search", "--set", "layers.0.q_proj=int8@nearest"]) == 0
+    made = Bundle.open(output)
+    options = made.manifest.options
+    assert options["roundings"] == {"q_proj": "search", "layers.0.q_proj": "nearest"}
+    assert options["types"] == {"layers.0.q_proj": "int8"} and options["rounding"] == "nearest"
+    stored = stored_weights(made)
+    for name, weight in weights(full).items():
+        if name in stored:
+            method = "search" if "q_proj" in name and "layers.0" not in name else "nearest"
+            dtype = "int8" if "layers.0.self_attn.q_proj" in name else "int4"
+            wanted = dequantize(METHODS[method].round(weight, dtype, None))
+            assert (stored[name] == wanted).all(), name
+    assert run(["verify", str(output), "--rebuild", "--reference", "doge-tiny"]) == 0
+    report = validate(made, presets.models_folder() / "doge-tiny", quick=True)
+    assert report.passed, [check.name for check in report.checks if not check.passed]
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
+        ("v_proj=int8@gptq", "A method of --set learns from a text"),
+        ("v_proj=@hq", "v_proj cannot be rounded by 'hq'"),
+        ("v_proj=@awq", "v_proj cannot be rounded by 'awq'"),
+        ("v_prj=@search", "'v_prj' names no matrix"),
+        ("v_proj=int8-asym", "--target ort-cpu takes no matrices in int8-asym"),
         ("v_proj", "is not key=value"),
         ("v_prj=int8", "'v_prj' names no matrix"),
         ("v_proj=int5", "cannot be stored in 'int5'"),

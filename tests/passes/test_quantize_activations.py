@@ -25,14 +25,15 @@ PLAIN = {"target": "onnx", "routing": "per-token"}
 
 @pytest.fixture(scope="module")
 def made(exported: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """made(changes, types) -> (checkpoint, bundle in w8a8), with ranges of random tokens."""
+    """made(changes, types, cache) -> (checkpoint, bundle in w8a8), with ranges of random tokens."""
     done: dict[str, Any] = {}
 
-    def make(changes: dict[str, Any], types: dict[str, str] | None = None) -> Any:
-        if (key := repr((changes, types))) not in done:
-            checkpoint, full = exported(PLAIN, **changes)
+    def make(changes: dict[str, Any], types: dict[str, str] | None = None, cache: str = "growing") -> Any:
+        if (key := repr((changes, types, cache))) not in done:
+            plain = PLAIN if cache == "growing" else PLAIN | {"kv_cache": cache}
+            checkpoint, full = exported(plain, **changes)
             ids = np.random.default_rng(0).integers(0, 257, (4, 24))
-            options = ExportOptions.resolve(**PLAIN, precision="w8a8", types=types or {})
+            options = ExportOptions.resolve(**plain, precision="w8a8", types=types or {})
             tied, weights = full.config.tie_word_embeddings, checkpoint_weights(full)
             keep = {name for name in weights if not in_int8(name, options.stored, tied)}
             ranges = static_ranges(full, weights, ids, "min-max", None, keep)
@@ -99,6 +100,19 @@ def test_judged_against_the_same_rounding(
     for wrong in ({**scales, name: scales[name] * 1.5}, {}):
         monkeypatch.setattr(compare, "stored_activations", lambda bundle, wrong=wrong: wrong)
         assert not validate(bundle, checkpoint, quick=True).passed
+
+
+@pytest.mark.parametrize("cache", ["static", "bounded"])
+@pytest.mark.parametrize("changes", [DENSE, EXPERTS], ids=["dense", "experts"])
+def test_other_caches_are_judged_too(changes: dict[str, Any], cache: str, made: Any) -> None:
+    """The ranges are read through that cache, and every schedule of it holds to the same rounding."""
+    checkpoint, bundle = made(changes, cache=cache)
+    assert bundle.manifest.cache.kind == cache and len(stored_activations(bundle)) == 2 * 7 + 1
+    _, growing = made(changes)
+    assert stored_activations(bundle) == pytest.approx(stored_activations(growing), rel=1e-4)
+    report = validate(bundle, checkpoint, quick=True)
+    assert report.passed, [check for check in report.checks if not check.passed]
+    assert report.rounding["kl_divergence"] > 0
 
 
 def test_what_is_kept(made: Any) -> None:

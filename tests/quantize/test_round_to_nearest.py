@@ -11,6 +11,7 @@ from doge_export.errors import DogeExportError
 from doge_export.quantize import choose_block, dequantize, quantize, quantized_tensors
 
 LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}
+UNSIGNED = {"int8-asym": (128, 255), "int4-asym": (32, 15)}  # the largest block and number
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,28 @@ def test_no_number_is_further_off_than_half_a_step(
     assert (error <= step * np.where(cut, 1.01, 0.5001)).all()
 
 
+@pytest.mark.parametrize("dtype", UNSIGNED)
+@given(seed=st.integers(0, 2**32 - 1), power=st.integers(-8, 8), shift=st.sampled_from([-4, -0.5, 0, 1, 4]))
+def test_with_zero_points_nothing_is_further_off_than_half_a_step(
+    dtype: str, seed: int, power: int, shift: float
+) -> None:
+    """The zero is whole, so that a range is cut by up to half a step, and float16's scale ends a little
+    before it."""
+    size, highest = UNSIGNED[dtype]
+    weight = (np.random.default_rng(seed).normal(shift, 1, (3, 2 * size)) * 2.0**power).astype(np.float32)
+    quantized = quantize(weight, dtype)
+    assert quantized.zeros is not None and quantized.zeros.shape == quantized.scales.shape == (3, 2)
+    values, step = quantized.values.astype(int), quantized.scales.astype(np.float64)[..., None]
+    assert values.min() >= 0 and values.max() <= highest
+    error = np.abs(dequantize(quantized).astype(np.float64) - weight).reshape(3, 2, size)
+    cut = np.isin(values, (0, highest)).reshape(error.shape)
+    assert (error <= step * np.where(cut, 1.15, 0.5001)).all()
+    # Of numbers on one side of 0, that side has all the steps.
+    if abs(shift) == 4:
+        symmetric = quantize(weight, dtype.removesuffix("-asym"))
+        assert np.square(error).sum() < 0.5 * np.square(dequantize(symmetric) - weight).sum()
+
+
 def test_the_extreme_takes_the_extreme_value() -> None:
     weight = np.zeros((2, 32), np.float32)
     weight[0, 3], weight[0, 4], weight[1, 5], weight[1, 6] = 2.0, -1.0, -4.0, 4.0
@@ -89,7 +112,7 @@ def test_the_extreme_takes_the_extreme_value() -> None:
 
 
 def test_zeros_stay_zeros() -> None:
-    for dtype in LIMITS:
+    for dtype in (*LIMITS, *UNSIGNED):
         quantized = quantize(np.zeros((3, 64), np.float32), dtype)
         assert not quantized.values.astype(np.int8).any()
         assert not quantized.scales.view(np.uint16).any(), "no negative zero"
@@ -118,7 +141,7 @@ def test_half_precision_is_rounded_as_its_float32(source: object) -> None:
 def test_what_has_no_scale_is_refused(wrong: float) -> None:
     weight = np.ones((2, 32), np.float32)
     weight[1, 7] = wrong
-    for dtype in LIMITS:
+    for dtype in (*LIMITS, *UNSIGNED):
         with pytest.raises(DogeExportError, match=f"cannot be stored in {dtype}"):
             quantize(weight, dtype)
 
@@ -126,9 +149,9 @@ def test_what_has_no_scale_is_refused(wrong: float) -> None:
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
 def test_the_tensors_are_made_when_read_and_packed_low_nibble_first(dtype: str) -> None:
     weight = np.random.default_rng(2).normal(size=(3, 40)).astype(np.float32)
-    values, scales = quantized_tensors(ir.tensor(weight), dtype, "w", "s")
+    values, scales = quantized_tensors(ir.tensor(weight), dtype, "w")
     expected = quantize(weight, dtype)
-    assert (values.name, scales.name) == ("w", "s")
+    assert (values.name, scales.name) == ("w.weight", "w.scale")
     assert list(values.shape.numpy()) == [3, 40]
     assert list(scales.shape.numpy()) == list(expected.scales.shape)
     assert scales.tobytes() == expected.scales.tobytes()
@@ -138,3 +161,16 @@ def test_the_tensors_are_made_when_read_and_packed_low_nibble_first(dtype: str) 
     assert values.dtype == ir.DataType.INT4 and values.nbytes == 60
     nibbles = expected.values.astype(np.int8).reshape(-1, 2) & 15
     assert values.tobytes() == (nibbles[:, 0] | nibbles[:, 1] << 4).astype(np.uint8).tobytes()
+
+
+@pytest.mark.parametrize("dtype", UNSIGNED)
+def test_zero_points_are_made_when_read_too(dtype: str) -> None:
+    weight = np.random.default_rng(3).normal(size=(3, 40)).astype(np.float32)
+    expected = quantize(weight, dtype)
+    assert expected.zeros is not None
+    for made in (None, expected):
+        values, scales, zeros = quantized_tensors(ir.tensor(weight), dtype, "w", made)
+        assert (values.name, scales.name, zeros.name) == ("w.weight", "w.scale", "w.zero")
+        assert values.dtype == zeros.dtype == {"int8-asym": ir.DataType.UINT8}.get(dtype, ir.DataType.UINT4)
+        assert list(zeros.shape.numpy()) == list(scales.shape.numpy()) == list(expected.scales.shape)
+        assert (zeros.numpy() == expected.zeros).all() and (values.numpy() == expected.values).all()

@@ -24,6 +24,8 @@ KINDS = ("int4", "int8", "fp32")
 class Additive:
     """A study whose KL is the sum of what each matrix costs, by itself."""
 
+    tied = True
+
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
         self.shapes = {name: (int(rng.integers(1, 9)) * 8, 64) for name in NAMES} | {
