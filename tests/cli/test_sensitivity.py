@@ -11,11 +11,12 @@ from doge_export import presets
 from doge_export.bundle import Bundle
 from doge_export.calibrate import windows
 from doge_export.cli.app import run
-from doge_export.pipeline import export_model, validate_bundle
+from doge_export.pipeline import export_model
 from doge_export.quantize import dequantize, quantize
 from doge_export.recipe import ExportOptions
 from doge_export.searched import file_bytes, parse_budget, search_bundle
 from doge_export.sensitivity import Probe, Study, costs, mixture, parts_of
+from doge_export.validate import validate
 
 HELDOUT = presets.models_folder() / "heldout.txt"
 
@@ -88,7 +89,7 @@ def test_a_searched_mixture_beats_one_type_in_its_bytes(
     for module in (costs, mixture):
         monkeypatch.setattr(module, "TYPES", ("int4", "int8"))
     monkeypatch.setitem(Study.__init__.__kwdefaults__, "most", 2)
-    monkeypatch.setitem(search_bundle.__kwdefaults__, "neighbours", 3)
+    monkeypatch.setitem(search_bundle.__kwdefaults__, "neighbours", 1)
     study = Study(source, HELDOUT.read_text(), method="search")
     assert not np.isin(windows(source, parts_of(HELDOUT.read_text())[2], 4), study._ids).all()
     arguments = ["quantize", str(source.path), "--text", str(HELDOUT), "--json", "-"]
@@ -100,7 +101,7 @@ def test_a_searched_mixture_beats_one_type_in_its_bytes(
     assert set(mixed["types"].values()) > {"int4"} and not list(tmp_path.glob(".*"))
     assert run([*arguments, "--scheme", "int4-search", "-o", str(tmp_path / "alike")]) == 0
     assert mixed["kl_divergence"] < 0.5 * json.loads(capsys.readouterr().out)["kl_divergence"]
-    assert validate_bundle(made.path, "doge-tiny").passed
+    assert validate(made, presets.models_folder() / "doge-tiny", quick=True).passed
     assert run([*searched, str(tmp_path / "small"), "--max-bytes", "0.05"]) == 2
     assert "No mixture of types is that small" in capsys.readouterr().err
 
