@@ -102,10 +102,11 @@ def validate(
                 runs = list(runs)  # before its other graph is asked for the first time
             for call, run, got in zip(calls, expected, runs, strict=True):
                 before = len(report.checks)
+                release_memory()  # what onnxruntime took for a long call, before as much is taken to compare
                 judge(report, side, opened, *call, run, got, allowed)
                 _note(missed, report, before, call)
                 advance(1, call[0].name + side.suffix)
-            del opened, runs
+            del opened, runs, run, got
         if report.passed:
             del expected
         else:
