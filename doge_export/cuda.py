@@ -16,6 +16,7 @@ from typing import Any
 from doge_export.errors import DogeExportError
 
 LIBRARY = "libcuda.so.1"
+_WITHOUT = "Without one, run the bundle that the engine was built from."
 
 _OUT_OF_MEMORY = 2  # CUresult
 _CAPABILITY = (75, 76)  # CUdevice_attribute: major and minor
@@ -66,7 +67,7 @@ class Cuda:
         if code := library.cuInit(0):
             raise DogeExportError(
                 f"The NVIDIA driver finds no GPU here: {self._said(code)}.",
-                "Without one, run the bundle that the engine was built from.",
+                _WITHOUT,
             )
         number, device, context, stream = c_int(), c_int(), c_void_p(), c_void_p()
         self._call("cuDriverGetVersion", byref(number))
@@ -98,7 +99,7 @@ class Cuda:
         except OSError:
             raise DogeExportError(
                 f"There is no NVIDIA driver here ({LIBRARY}), and an engine runs on a GPU alone.",
-                "Without one, run the bundle that the engine was built from.",
+                _WITHOUT,
             ) from None
         try:
             return cls(library)

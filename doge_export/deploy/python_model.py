@@ -57,7 +57,7 @@ class TritonPythonModel:
         self._tokenizer = Tokenizer.load(self._bundle.path)
         self._defaults = GenerationDefaults.of(self._bundle)
         self._session = Session.open(self._bundle, _threads(config))
-        self._session.load(tokens=self._session.candidates > 0)
+        self._session.load_for_text()
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Answer each request with as many responses as it asks for, or with one error. Nothing is raised:

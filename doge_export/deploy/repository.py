@@ -147,8 +147,7 @@ def _lay_python(
     Tokenizer.load(bundle.path)
     GenerationDefaults.of(bundle)
     if not bundle.compiled:
-        session = Session.open(bundle, threads)
-        session.load(tokens=session.candidates > 0)
+        Session.open(bundle, threads).load_for_text()
     manifest = ENGINE_MANIFEST if bundle.compiled else MANIFEST
     _copy(bundle.path, (*bundle.files, manifest), model / "bundle")
     shutil.copyfile(python_model.__file__, model / "model.py")

@@ -56,4 +56,4 @@ class Attention(Projections):
             scale,
             epsilon,
         )
-        return self.o_proj(output), LayerCache(key, value, None if past.dt is None else dt)
+        return self.o_proj(output), past.after(key, value, dt)

@@ -56,7 +56,7 @@ class Attention(torch.nn.Module):
             *(past.key, past.value, attention_mask, cos, sin, self.dynamic_mask, past.dt, cache_position),
             *(config.num_attention_heads, config.num_key_value_heads, config.head_dim**-0.5),
         )
-        return self.o_proj(output), LayerCache(key, value, None if past.dt is None else dt)
+        return self.o_proj(output), past.after(key, value, dt)
 
 
 class Shared(torch.nn.Module):

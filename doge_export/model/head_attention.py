@@ -38,4 +38,4 @@ class HeadAttention(Projections):
         )
         heads = (config.num_attention_heads, config.num_key_value_heads)
         output, key, value, dt = self.operator(inputs, (past.dt, cache_position), heads)
-        return self.o_proj(output), LayerCache(key, value, None if past.dt is None else dt)
+        return self.o_proj(output), past.after(key, value, dt)

@@ -18,6 +18,10 @@ class LayerCache(NamedTuple):
     dt: torch.Tensor | None = None
     position: torch.Tensor | None = None
 
+    def after(self, key: torch.Tensor, value: torch.Tensor, dt: torch.Tensor) -> "LayerCache":
+        """The cache after a call that gave these; dt is kept where it was before."""
+        return LayerCache(key, value, None if self.dt is None else dt)
+
 
 class Projections(torch.nn.Module):
     """q_proj, k_proj, v_proj, A, dt_proj and o_proj; dt_proj reads `dt_width` numbers, the values of all kv

@@ -71,6 +71,14 @@ class Session(ABC):
             DogeExportError: it cannot be loaded.
         """
 
+    def load_for_text(self) -> None:
+        """Load the graph that `generate` runs where it can, so that the first text does not wait for it.
+
+        Raises:
+            DogeExportError: it cannot be loaded.
+        """
+        self.load(tokens=self.candidates > 0)
+
     def decoder(self, batch: int) -> TokenDecoder:
         """A new conversation of `batch` rows on the graph that gives the best tokens alone.
 

@@ -4,7 +4,6 @@ __all__ = ["Server"]
 
 import asyncio
 import contextlib
-import logging
 import signal
 import socket
 from collections.abc import Callable, Generator
@@ -13,8 +12,6 @@ from doge_export.bundle import Bundle
 from doge_export.errors import DogeExportError
 from doge_export.runtime import Session
 from doge_export.tokenizer import Tokenizer
-
-_log = logging.getLogger(__name__)
 
 _MISSING = "It needs starlette and uvicorn: pip install 'doge-export[serve]'."
 _PATIENCE = 5  # seconds that answers under way have to end
@@ -47,7 +44,7 @@ class Server:
         self._parallel, self._bundle = parallel, bundle
         self._tokenizer = Tokenizer.load(bundle.path)
         self._session = Session.open(bundle, threads)
-        self._session.load(tokens=self._session.candidates > 0)  # the first client does not wait for it
+        self._session.load_for_text()  # the first client does not wait for it
 
     @property
     def url(self) -> str:

@@ -35,7 +35,7 @@ class TextService:
     """
 
     def __init__(self, session: Session, tokenizer: Tokenizer, parallel: int = 4, waiting: int = 64) -> None:
-        self.session, self.tokenizer, self.parallel = session, tokenizer, parallel
+        self.session, self.tokenizer = session, tokenizer
         self._most = parallel + waiting
         self._threads = ThreadPoolExecutor(parallel, thread_name_prefix="generate")
         self._runs: set[TextRun] = set()

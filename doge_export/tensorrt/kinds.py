@@ -1,6 +1,6 @@
 """The two TensorRTs: which is installed here, and which GPUs each builds for."""
 
-__all__ = ["KINDS", "Kind", "Opened", "open_kind"]
+__all__ = ["KINDS", "Kind", "Opened", "how_to_get", "open_kind"]
 
 import importlib
 import importlib.util
@@ -104,9 +104,7 @@ def open_kind(name: str) -> Opened:
         raise DogeExportError(f"There is no runtime {name!r}.", f"Choose {' or '.join(KINDS)}.")
     kind = KINDS[name]
     if kind.module is None:
-        others = [other.name for other in KINDS.values() if other.module is not None]
-        instead = f", or choose --runtime {others[0]}, which is installed" if others else ""
-        raise DogeExportError(f"{kind.label} is not installed here.", f"{kind.install}{instead}.")
+        raise DogeExportError(f"{kind.label} is not installed here.", how_to_get(kind, "choose"))
     try:
         return Opened(kind, importlib.import_module(kind.module))
     except (ImportError, OSError, RuntimeError) as error:
@@ -115,6 +113,12 @@ def open_kind(name: str) -> Opened:
             f"{kind.label} is installed and cannot be loaded: {reason}.",
             f"Install it again: {kind.install}.",
         ) from error
+
+
+def how_to_get(kind: Kind, verb: str) -> str:
+    """What to do where `kind` is not installed: install it, or `verb` the other one, if that is there."""
+    others = [other.name for other in KINDS.values() if other.module is not None]
+    return kind.install + (f", or {verb} --runtime {others[0]}, which is installed." if others else ".")
 
 
 def _known(trt: Any) -> tuple[str, ...]:

@@ -14,10 +14,11 @@ from doge_export.validate.compiled import Compiled
 from doge_export.validate.consistency import consistency
 from doge_export.validate.figures import compare_logits
 from doge_export.validate.full import judge_greedy
-from doge_export.validate.limits import AT_LEAST, FIGURES, NEAR_BEST
+from doge_export.validate.limits import NEAR_BEST
 from doge_export.validate.reference import Reference
-from doge_export.validate.report import Check, Report
+from doge_export.validate.report import Report
 from doge_export.validate.schedules import draw_tokens, plan
+from doge_export.validate.sides import hold
 from doge_export.validate.tokenizers import compare_tokenizers
 
 
@@ -70,10 +71,7 @@ def validate_engine(
         expected, got = reference.run(schedule, tokens), opened.run(schedule, tokens)
         figures = compare_logits(expected, got, schedule.compared(tokens), NEAR_BEST.get(dtype, 0.0))
         report.add_figures(figures)
-        for name, limit in allowed.items():
-            label = f"{schedule.name}: {FIGURES[name]}"
-            report.checks.append(Check(label, figures[name], limit, name in AT_LEAST))
-        report.schedules.append({"name": schedule.name, **figures})
+        hold(report, schedule.name, figures, allowed)
         advance(1, schedule.name)
     judge_greedy(report, reference, opened, prompt_of(bundle, seed))
     checks, report.tokenizer = compare_tokenizers(bundle.path, reference_folder, text)

@@ -14,7 +14,7 @@ from doge_export.validate.reference import MARGINS, Run
 from doge_export.validate.report import Check, Report
 from doge_export.validate.schedules import Schedule, Tokens
 
-__all__ = ["Side", "best_figures", "judge", "sides"]
+__all__ = ["Side", "best_figures", "hold", "judge", "sides"]
 
 _EMULATED = (
     "bfloat16 arithmetic on hardware: it was emulated, in float32 with every result rounded to bfloat16, "
@@ -78,10 +78,15 @@ def judge(
         report.tie_rows += expected.ties.tied
         report.nearest_margin = min(report.nearest_margin, expected.ties.nearest)
         report.add_margins(MARGINS, expected.ties.counts.tolist(), expected.expert_ties.counts.tolist())
+    hold(report, f"{schedule.name}{side.suffix}", figures, limits)
+
+
+def hold(report: Report, schedule: str, figures: Mapping[str, float], limits: Mapping[str, float]) -> None:
+    """Add the figures of one schedule, and a check for each that has a limit."""
     for name, limit in limits.items():
-        label = f"{schedule.name}{side.suffix}: {FIGURES[name]}"
+        label = f"{schedule}: {FIGURES[name]}"
         report.checks.append(Check(label, figures[name], limit, name in AT_LEAST))
-    report.schedules.append({"name": f"{schedule.name}{side.suffix}", **figures})
+    report.schedules.append({"name": schedule, **figures})
 
 
 def best_figures(got: Run, best: BestTokens, schedule: Schedule, limits: Limits) -> dict[str, float]:

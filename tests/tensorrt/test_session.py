@@ -20,7 +20,7 @@ from doge_export.errors import DogeExportError
 from doge_export.pipeline import export_model
 from doge_export.recipe import ExportOptions
 from doge_export.runtime import GenerationOptions, Session, generate
-from doge_export.runtime.tensorrt import TensorRTSession, loading
+from doge_export.runtime.tensorrt import TensorRTSession
 from doge_export.tensorrt import KINDS, Engine, build_engine
 from tests.tensorrt._gpu import FakeContext, FakeEngine, FakeGpu, FakeOptions, FakeRuntime, write_engine
 
@@ -259,8 +259,8 @@ def test_another_tensorrt(engine: Engine, gpu: FakeGpu, monkeypatch: pytest.Monk
     assert "was built by crystal, which this version does not know" in refusal(changed(kind="crystal"))
 
     def installed(**modules: tuple[str, ...]) -> None:
-        made = {name: replace(kind, modules=modules[name.replace("-", "_")]) for name, kind in KINDS.items()}
-        monkeypatch.setattr(loading, "KINDS", made)
+        for name, kind in list(KINDS.items()):
+            monkeypatch.setitem(KINDS, name, replace(kind, modules=modules[name.replace("-", "_")]))
 
     installed(tensorrt=("no_such_module",), tensorrt_rtx=("no_such_module",))
     found = refusal(changed())

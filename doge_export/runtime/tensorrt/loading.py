@@ -8,7 +8,7 @@ from typing import Any
 from doge_export.cuda import Cuda
 from doge_export.errors import DogeExportError
 from doge_export.tensorrt.folder import Engine
-from doge_export.tensorrt.kinds import KINDS, Opened, open_kind
+from doge_export.tensorrt.kinds import KINDS, Opened, how_to_get, open_kind
 from doge_export.tensorrt.profiles import PROFILES
 from doge_export.tensorrt.refusals import Log, engine_refusal, new_log
 
@@ -102,11 +102,9 @@ def _open(engine: Engine) -> Opened:
         )
     kind = KINDS[engine.runtime]
     if kind.module is None:
-        others = [other.name for other in KINDS.values() if other.module is not None]
-        instead = f", or build it again with --runtime {others[0]}, which is installed" if others else ""
         raise DogeExportError(
             f"{engine.path} was built by {kind.label}, which is not installed here.",
-            f"{kind.install}{instead}.",
+            how_to_get(kind, "build it again with"),
         )
     opened = open_kind(kind.name)
     here = str(opened.trt.__version__)
