@@ -29,10 +29,11 @@ from doge_export.validate.locate import (
     locate_kernels,
     simplest,
 )
+from doge_export.validate.near_ties import MOST_SETTLED
 from doge_export.validate.reference import Reference, Run
-from doge_export.validate.report import Report
+from doge_export.validate.report import Check, Report
 from doge_export.validate.schedules import Schedule, draw_tokens, plan
-from doge_export.validate.sides import judge, sides
+from doge_export.validate.sides import chose_otherwise, judge, nearer, sides
 from doge_export.validate.stored import stored_activations, stored_weights
 from doge_export.validate.tokenizers import SAMPLES, compare_tokenizers
 
@@ -94,21 +95,25 @@ def validate(
     if quick:  # what it runs is small: keep it, and have one model in memory at a time
         expected = [reference.run(*call) for call in calls]
         del reference
+        settled: dict[int, Run] = {}
         for side in ways:
             _release()
             opened = side.open()
             runs: Iterable[Run] = (opened.run(*call) for call in calls)
             if isinstance(opened, Kernels):
                 runs = list(runs)  # before its other graph is asked for the first time
-            for call, run, got in zip(calls, expected, runs, strict=True):
+            for at, (call, got) in enumerate(zip(calls, runs, strict=True)):
                 before = len(report.checks)
                 release_memory()  # what onnxruntime took for a long call, before as much is taken to compare
+                if isinstance(opened, Candidate) and chose_otherwise(side, call, expected[at], got):
+                    settled |= _settled(report, open_reference(), call, got, at)
+                run = nearer(call, got, expected[at], settled.get(at))
                 judge(report, side, opened, *call, run, got, allowed)
                 _note(missed, report, before, call)
                 advance(1, call[0].name + side.suffix)
             del opened, runs, run, got
         if report.passed:
-            del expected
+            del expected, settled
         else:
             _release()
             reference = open_reference()
@@ -118,12 +123,15 @@ def validate(
         both = [side.open() for side in ways]
         decoding = Decoding(bundle) if bundle.decode_path is not None else None
         for call in calls:
-            run = reference.run(*call)
+            first, other = reference.run(*call), {}
             if bundle.config.sees_whole_call:
-                note_blind_heads(report, run)
+                note_blind_heads(report, first)
             for side, opened in zip(ways, both, strict=True):
                 before = len(report.checks)
                 got = opened.run(*call)
+                if isinstance(opened, Candidate) and chose_otherwise(side, call, first, got):
+                    other = _settled(report, reference, call, got)
+                run = nearer(call, got, first, other.get(0))
                 judge(report, side, opened, *call, run, got, allowed)
                 if decoding is not None and isinstance(opened, Candidate) and len(call[0].steps) > 1:
                     judge_decode(report, decoding, *call, got, allowed)
@@ -145,6 +153,9 @@ def validate(
         _locate(report, bundle, reference, missed, weights, precision.rounds)
         if not report.drift:
             _drift(report, bundle, reference, calls)
+    if report.settled_rows:
+        share = report.settled_rows / report.boundary_rows
+        report.checks.append(Check("rows whose keys rounding decides", share, MOST_SETTLED))
     if precision.rounds:
         report.rounding = _rounding(Reference(reference_folder, dtype, per_token), Candidate(bundle), calls)
     return report
@@ -177,6 +188,15 @@ def _stored(bundle: Bundle, precision: Precision) -> tuple[Mapping[str, Any] | N
     if methods == {"nearest"}:
         return None, {}
     return stored_weights(bundle, any(METHODS[each].scales_channels for each in methods & set(METHODS))), {}
+
+
+def _settled(report: Report, reference: Reference, call: Call, got: Run, at: int = 0) -> dict[int, Run]:
+    """The reference with the choices of `got` where only rounding is between them, under `at`; empty where it
+    is so nowhere."""
+    run = reference.run(*call, follow=got)
+    report.settled_rows += run.settled.rows
+    report.widest_settled = max(report.widest_settled, run.settled.widest)
+    return {at: run} if run.settled.rows else {}
 
 
 def _note(missed: dict[str, list[Call]], report: Report, before: int, call: Call) -> None:

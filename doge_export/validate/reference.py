@@ -22,6 +22,7 @@ from doge_export.model.load import DTYPES
 from doge_export.ops.topk import stable_topk
 from doge_export.quantize import Precision, dequantize, quantize, stored_dtype
 from doge_export.validate.earlier import load_earlier
+from doge_export.validate.near_ties import NearTies
 from doge_export.validate.pinned import pinned
 from doge_export.validate.schedules import Schedule, Tokens
 from doge_export.validate.watch import watching
@@ -76,7 +77,8 @@ class Run:
     (bool [batch, kv_heads, sequence, keys]), their weights dt (float32 [batch, kv_heads, keys], of the
     reference only) and experts (int64 [tokens, per token]). `trace`: per call, what goes from part to part,
     by the names of passes/expose_hidden.py, and the cache, `N.key` and `N.value` [batch, kv_heads, keys,
-    head_dim]. `stopped`: which call onnxruntime refused, and its words."""
+    head_dim]. `stopped`: which call onnxruntime refused, and its words. `settled`: where the reference
+    followed another run, since only rounding was between them."""
 
     logits: npt.NDArray[np.float32]
     keys: list[list[npt.NDArray[np.bool_]]] = field(default_factory=list)
@@ -86,6 +88,7 @@ class Run:
     expert_ties: Ties = field(default_factory=Ties)
     trace: list[dict[str, npt.NDArray[Any]]] = field(default_factory=list)
     stopped: str | None = None
+    settled: NearTies = field(default_factory=NearTies)
 
 
 class Reference:
@@ -120,7 +123,8 @@ class Reference:
         self._keys: list[npt.NDArray[np.bool_]] = []
         self._experts: list[npt.NDArray[np.int64]] = []
         self._weights: list[npt.NDArray[np.float32]] = []
-        self._ties, self._expert_ties = Ties(), Ties()
+        self._ties, self._expert_ties, self._settled = Ties(), Ties(), NearTies()
+        self._follow: list[npt.NDArray[np.bool_]] | None = None
         self._record = False
         for layer in self.model.model.layers:
             self._watch_attention(layer.self_attn)
@@ -135,9 +139,11 @@ class Reference:
         tokens: Tokens,
         record: bool = True,
         trace: Container[str] | None = None,
+        follow: Run | None = None,
     ) -> Run:
         """The schedule, from a fresh cache and a fresh history of the dynamic rope. `trace`: the parts whose
-        results are recorded."""
+        results are recorded. `follow`: a run of the same schedule whose keys are taken where nothing but
+        rounding is between its choice and this one (doge_export.validate.near_ties)."""
         from transformers.cache_utils import DynamicCache
 
         model, self._record = self.model, record
@@ -145,14 +151,15 @@ class Reference:
         cache = DynamicCache(config=model.config)
         logits, at = [], 0
         run = Run(np.empty(0, np.float32))
-        self._ties, self._expert_ties = run.ties, run.expert_ties
+        self._ties, self._expert_ties, self._settled = run.ties, run.expert_ties, run.settled
         ids, mask, positions = (
             torch.from_numpy(array)
             for array in (tokens.input_ids, tokens.attention_mask, tokens.position_ids)
         )
         with torch.inference_mode(), pinned(), watching(model, trace) as seen:
-            for count in schedule.steps:
+            for call, count in enumerate(schedule.steps):
                 self._keys, self._experts, self._weights = [], [], []
+                self._follow = None if follow is None else follow.keys[call]
                 part = slice(at, at + count)
                 at += count
                 kept = torch.from_numpy(schedule.kept(count))
@@ -170,6 +177,7 @@ class Reference:
                 run.weights.append(self._weights)
                 if trace is not None:
                     run.trace.append({**seen, **_cache_parts(cache, trace)})
+        self._follow = None
         run.logits = np.concatenate(logits, 1)
         return run
 
@@ -207,17 +215,26 @@ class Reference:
     def _watch_attention(self, attention: Any) -> None:
         original = attention.prepare_dynamic_mask
         window = self.config.keep_window_size if _keeps_by_row(self.config) else None
+        values = torch.empty(0)
+
+        def keep(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            nonlocal values
+            values = inputs[0]
 
         def prepare(**arguments: Any) -> torch.Tensor:
             mask: torch.Tensor = original(**arguments)
+            dt = arguments["dt_states"].float()
+            if self._follow is not None and window is not None:
+                visible = arguments["attention_mask"][:, 0, :, : dt.shape[-1]] == 0
+                mask = self._settled.settle(mask, dt, values, visible, self._follow[len(self._keys)])
             if self._record:
-                dt = arguments["dt_states"].float()
                 self._weights.append(dt.numpy())
                 self._keys.append((mask > torch.finfo(mask.dtype).min).numpy())
                 if window is not None:
                     self._ties.add(_boundary(dt, arguments["attention_mask"], window))
             return mask
 
+        attention.dt_proj.register_forward_pre_hook(keep)
         attention.prepare_dynamic_mask = prepare
 
     def _watch_experts(self, module: Any, inputs: Any, output: Any) -> None:

@@ -29,7 +29,8 @@ class Report:
     """All checks of one validation. `tie_rows` of `boundary_rows` had equal keys on both sides of the
     window's boundary; of the others the nearest were `nearest_margin` apart, relative to their size.
     `changed_rows` chose other keys or experts than the reference; keys that changed places were at most
-    `widest_change` apart: some 1e-7 is the rounding of dt, more is a wrong choice. `kernels`
+    `widest_change` apart: some 1e-7 is the rounding of dt, more is a wrong choice. In `settled_rows` it was
+    rounding, of keys at most `widest_settled` apart, and the reference was given their choice. `kernels`
     has the worst `max_abs_diff`, `kl_divergence` and `top1_agreement` of the native kernels against the
     reference; the figures beside it are of the graph in plain onnxruntime. `rounding` says what a
     precision costs, without a limit: on one `schedule`, the `kl_divergence` and `top1_agreement` of the
@@ -50,6 +51,8 @@ class Report:
     nearest_margin: float = float("inf")
     changed_rows: int = 0
     widest_change: float = 0.0
+    settled_rows: int = 0
+    widest_settled: float = 0.0
     kernels: dict[str, float] = field(default_factory=dict)
     rounding: Mapping[str, Any] = field(default_factory=dict)
     cause: str | None = None
@@ -97,6 +100,8 @@ class Report:
                 "nearest_margin": self.nearest_margin,
                 "changed_rows": self.changed_rows,
                 "widest_change": self.widest_change,
+                "settled_rows": self.settled_rows,
+                "widest_settled": self.widest_settled,
             },
             "cause": self.cause,
             "drift": dict(self.drift),

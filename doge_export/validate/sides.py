@@ -14,7 +14,7 @@ from doge_export.validate.reference import MARGINS, Run
 from doge_export.validate.report import Check, Report
 from doge_export.validate.schedules import Schedule, Tokens
 
-__all__ = ["Side", "best_figures", "hold", "judge", "sides"]
+__all__ = ["Side", "best_figures", "chose_otherwise", "hold", "judge", "nearer", "sides"]
 
 _EMULATED = (
     "bfloat16 arithmetic on hardware: it was emulated, in float32 with every result rounded to bfloat16, "
@@ -41,6 +41,22 @@ def sides(bundle: Bundle, limits: Limits, omitted: list[str], quick: bool) -> li
     else:
         found.append(Side(lambda: Kernels(bundle, one_graph=quick), limits.kernels, ", kernels"))
     return found
+
+
+def chose_otherwise(side: Side, call: tuple[Schedule, Tokens], expected: Run, got: Run) -> bool:
+    """Whether a graph that is held to the reference's choices made another one."""
+    schedule, tokens = call
+    if "selection" not in side.limits or got.stopped is not None:
+        return False
+    return compare_selection(expected, got, tokens, schedule.steps).share < 1
+
+
+def nearer(call: tuple[Schedule, Tokens], got: Run, expected: Run, settled: Run | None) -> Run:
+    """Of the reference and the reference with the graph's choices (near_ties), the one nearer to `got`."""
+    if settled is None:
+        return expected
+    real = call[0].compared(call[1])
+    return min(expected, settled, key=lambda run: compare_logits(run, got, real)["kl_divergence"])
 
 
 def judge(
