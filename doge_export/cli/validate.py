@@ -20,7 +20,7 @@ from doge_export.cli._shared import pairs, progress, write_json, write_text
     "--tolerance", type=float, help="Largest absolute difference of float32 logits.  [default: 1e-4]"
 )
 @click.option("--limit", "limits", multiple=True, metavar="FIGURE=X",
-              help="Hold max_abs_diff, relative_error, kl_divergence, top1_agreement, top5_agreement, "
+              help="Hold max_abs_diff, relative_error, kl_divergence, kl_98, top1_agreement, top5_agreement, "
               "selection, best or tokens to another limit, or to one at all.")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), metavar="FILE",
               help="UTF-8: to compare the tokenizers on, in the place of samples.")  # fmt: skip

@@ -22,8 +22,9 @@ _TOLERANCES: dict[str, dict[str, float]] = {
 _ROUNDED_LIMIT = 1e-3
 
 #: What the native kernels may differ by there: they multiply such weights with activations of 16 bits, so
-#: that a near-tie may fall to the other side of the boundary.
-_ROUNDED_KERNELS = {"kl_divergence": 1e-4, "top1_agreement": 0.98}
+#: that a near-tie may fall to the other side of the boundary, and one token be another (measured: one with
+#: a KL of 0.2 among 529 whose median is 6e-9). The rest of them has the limit, and the mean that of _STATIC.
+_ROUNDED_KERNELS = {"kl_98": 1e-4, "kl_divergence": 2e-3, "top1_agreement": 0.98}
 
 #: What a graph may differ by that rounds activations to int8, from a reference that rounds them so too: one
 #: at the border of two integers may fall to the other side, and a near-tie of keys with it
@@ -46,6 +47,7 @@ FIGURES = {
     "relative_error": "relative error of logits",
     "selection": "same keys and experts",
     "kl_divergence": "KL divergence",
+    "kl_98": "KL divergence of 98 % of the tokens",
     "top1_agreement": "top-1 agreement",
     "top5_agreement": "top-5 agreement",
     "best": "tokens of decode.onnx",
