@@ -13,6 +13,7 @@ from doge_export.pipeline import Exported, export_model
 from doge_export.quantize import (
     METHODS,
     in_int8,
+    output_metrics,
     parse_scheme,
     scale_channels,
     stored_dtype,
@@ -108,11 +109,12 @@ def quantize_bundle(
     def round_with(name: str, weight: Any, dtype: str) -> "Quantized":
         progress(0, f"rounding {name.removesuffix('.weight')}")
         how = METHODS[options.method_of(name, config.tie_word_embeddings)]
-        return how.round(weight, dtype, inputs.get(name))
+        return how.round(weight, dtype, inputs.get(name), metrics.get(name))
 
     if METHODS[method].scales_channels:
         progress(0, "scaling channels")
         inputs = scale_channels(weights, inputs, dtype_of, METHODS[method].round)
+    metrics = output_metrics(weights, inputs)
     static = None
     if options.stored.static:
         from doge_export.calibrate import static_ranges

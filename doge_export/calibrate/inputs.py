@@ -23,7 +23,7 @@ class MatrixInputs:
     """A bundle's graph on function bodies, whose products' inputs are outputs too.
 
     `inputs`: weight's name in the checkpoint -> name of what is multiplied with it. `gathered`: the weights
-    that are also read row by row.
+    that are also read row by row. `weights`: all by their names in the checkpoint.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -42,6 +42,7 @@ class MatrixInputs:
             if name in model.graph.initializers
             and any(node.op_type == "Gather" for node, _ in model.graph.initializers[name].uses())
         }
+        self.weights = checkpoint_tensors(model)
         self._session = plain_session(model, bundle.path)
 
     def read(self, ids: npt.NDArray[np.int64]) -> Iterator[dict[str, npt.NDArray[np.float32]]]:

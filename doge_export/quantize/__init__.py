@@ -25,6 +25,7 @@ from doge_export.quantize.round_to_nearest import (
     quantize,
     quantized_tensors,
 )
+from doge_export.quantize.selection import embedding_metric, output_metrics
 
 __all__ = [
     "METHODS",
@@ -37,10 +38,12 @@ __all__ = [
     "check_types",
     "choose_block",
     "dequantize",
+    "embedding_metric",
     "folds",
     "in_int8",
     "named_precision",
     "names_of",
+    "output_metrics",
     "own_of",
     "parse_scheme",
     "quantize",

@@ -1,7 +1,7 @@
 """How `quantize --scheme` rounds: one row a method, and the grammar of a scheme."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,31 +16,61 @@ from doge_export.quantize.scale_search import search
 __all__ = ["METHODS", "Method", "parse_scheme", "split_setting"]
 
 Hessian = npt.NDArray[np.float32]
+Outputs = npt.NDArray[np.float64] | None
+
+
+class Round(Protocol):
+    """Takes a matrix [n, k], its type, the mean of x x^T [k, k] of what it is multiplied with, or None where
+    nothing is known of that, and the metric [n, n] of what comes out (doge_export.quantize.selection)."""
+
+    def __call__(
+        self,
+        weight: npt.NDArray[np.float32],
+        dtype: str,
+        hessian: Hessian | None,
+        outputs: Outputs = None,
+        /,
+    ) -> Quantized: ...
 
 
 @dataclass(frozen=True)
 class Method:
-    """`round` takes a matrix [n, k], its type, and the mean of x x^T [k, k] of what it is multiplied with, or
-    None where nothing is known of that. `needs_text`: without a calibration text there is no point.
+    """`round` is how a matrix is rounded. `needs_text`: without a calibration text there is no point.
     `scales_channels`: AWQ's scales are folded in first, so that norms and up_proj are others too."""
 
-    round: Callable[[npt.NDArray[np.float32], str, Hessian | None], Quantized]
+    round: Round
     needs_text: bool = False
     scales_channels: bool = False
 
 
-def _search(weight: npt.NDArray[np.float32], dtype: str, hessian: Hessian | None) -> Quantized:
+def _nearest(
+    weight: npt.NDArray[np.float32], dtype: str, hessian: Hessian | None, outputs: Outputs = None
+) -> Quantized:
+    return quantize(weight, dtype)
+
+
+def _hqq(
+    weight: npt.NDArray[np.float32], dtype: str, hessian: Hessian | None, outputs: Outputs = None
+) -> Quantized:
+    return hqq(weight, dtype)
+
+
+def _search(
+    weight: npt.NDArray[np.float32], dtype: str, hessian: Hessian | None, outputs: Outputs = None
+) -> Quantized:
     return search(weight, dtype, None if hessian is None else np.diag(hessian))
 
 
-def _gptq(weight: npt.NDArray[np.float32], dtype: str, hessian: Hessian | None) -> Quantized:
-    return search(weight, dtype) if hessian is None else gptq(weight, dtype, hessian)
+def _gptq(
+    weight: npt.NDArray[np.float32], dtype: str, hessian: Hessian | None, outputs: Outputs = None
+) -> Quantized:
+    return search(weight, dtype) if hessian is None else gptq(weight, dtype, hessian, outputs)
 
 
 METHODS: dict[str, Method] = {
-    "nearest": Method(lambda weight, dtype, hessian: quantize(weight, dtype)),
+    "nearest": Method(_nearest),
     "search": Method(_search),
-    "hqq": Method(lambda weight, dtype, hessian: hqq(weight, dtype)),
+    "hqq": Method(_hqq),
     "gptq": Method(_gptq, needs_text=True),
     "awq": Method(_search, needs_text=True, scales_channels=True),
     "awq-gptq": Method(_gptq, needs_text=True, scales_channels=True),

@@ -6,7 +6,8 @@ finds only those on the convex hull: a small model's table is so large a step th
 between.) The sum is an estimate, so whole mixtures are measured: the knapsack's, that with one type a role,
 all matrices in one type or as a precision has them, and then neighbours of the best, knapsacks whose costs
 are multiplied, role by role, with a random factor (a (1+1) evolution strategy). What decides is
-Effect.typical_kl.
+Effect.typical_kl, and the mean KL must not be worse for it: what is taken in place of a single type has to be
+better by both.
 """
 
 from collections.abc import Callable, Mapping
@@ -61,9 +62,14 @@ def choose(
         types = _best(study, _scaled(costs, tried), max_bytes)
         assert types is not None
         found = _mixture(study, types)
-        if found.effect.typical_kl < best.effect.typical_kl:
+        if _better(found, best):
             best, factors = found, tried
     return best
+
+
+def _better(found: Mixture, best: Mixture) -> bool:
+    one, other = found.effect, best.effect
+    return one.typical_kl < other.typical_kl and one.kl_divergence <= other.kl_divergence
 
 
 def compressed(types: Mapping[str, str]) -> dict[str, str]:
@@ -103,18 +109,28 @@ def _least_kl(study: Study, costs: Costs, max_bytes: int) -> Mixture:
             f"and {max(max_bytes, 0):,} are left for them.",
             "Give a larger --max-bytes.",
         )
-    candidates = [types]
+    mixtures = [types]
     if (alike := _best_by_role(study, costs, max_bytes)) is not None:
-        candidates.append(alike)
-    singles = [dict.fromkeys(costs, dtype) for dtype in TYPES]
+        mixtures.append(alike)
+    singles = [_mixture(study, each) for each in _singles(study, costs) if study.bytes(each) <= max_bytes]
+    first, *others = (_mixture(study, each) for each in mixtures)
+    best = min(singles, key=lambda each: each.effect.typical_kl, default=first)
+    for mixture in (first, *others):
+        best = mixture if _better(mixture, best) else best
+    return best
+
+
+def _singles(study: Study, costs: Costs) -> list[dict[str, str]]:
+    """All matrices in one type, or as a precision has them, where their costs are known."""
+    found = [dict.fromkeys(costs, dtype) for dtype in TYPES]
     for precision in PRECISIONS:
         stored = {name: stored_dtype(name, study.shapes[name], precision, study.tied) for name in costs}
-        singles.append({name: dtype or "fp32" for name, dtype in stored.items()})
-    for single in singles:
-        known = all(any(each.dtype == single[name] for each in options) for name, options in costs.items())
-        if known and single not in candidates and study.bytes(single) <= max_bytes:
-            candidates.append(single)
-    return min((_mixture(study, each) for each in candidates), key=lambda each: each.effect.typical_kl)
+        found.append({name: dtype or "fp32" for name, dtype in stored.items()})
+    return [
+        types
+        for types in found
+        if all(any(each.dtype == types[name] for each in options) for name, options in costs.items())
+    ]
 
 
 def _best_by_role(study: Study, costs: Costs, max_bytes: int) -> dict[str, str] | None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from doge_export.bundle import Bundle
-from doge_export.calibrate import hessians, windows
+from doge_export.calibrate import checkpoint_tensors, hessians, windows
 from doge_export.errors import DogeExportError
 from doge_export.journal import Journal
 from doge_export.quantize import (
@@ -20,6 +21,7 @@ from doge_export.quantize import (
     Quantized,
     dequantize,
     named_precision,
+    output_metrics,
     quantize,
     role_of,
     stored_bytes,
@@ -31,6 +33,7 @@ from doge_export.shapes import tensor_shapes
 __all__ = ["Study", "parts_of"]
 
 _CALIBRATION = 64  # windows
+_ROUNDING = 2  # grows where a method gives other numbers: what was measured of older ones is forgotten
 _WIDTHS = {"float32": 4, "float16": 2}
 
 
@@ -80,6 +83,7 @@ class Study:
             "weights": {name: each.sha256 for name, each in bundle.manifest.files.items() if "onnx" in name},
             "text": hashlib.sha256(text.encode()).hexdigest(),
             "method": method,
+            "rounding": _ROUNDING,
             "windows": len(self._ids),
             "figures": [field.name for field in fields(Effect)],
         }
@@ -109,7 +113,8 @@ class Study:
         """The matrix by the study's method."""
         if (name, dtype) not in self._rounded:
             weight = self._probe.weights[name]
-            self._rounded[name, dtype] = METHODS[self.method].round(weight, dtype, self._hessians.get(name))
+            known = self._hessians.get(name), self._metrics.get(name)
+            self._rounded[name, dtype] = METHODS[self.method].round(weight, dtype, *known)
         return self._rounded[name, dtype]
 
     def squared_error(self, name: str, dtype: str) -> float:
@@ -139,3 +144,7 @@ class Study:
         if self.method == "nearest":
             return {}
         return hessians(self.bundle, self._calibration, lambda tokens: self._progress(0, "calibrating"))
+
+    @cached_property
+    def _metrics(self) -> Mapping[str, npt.NDArray[np.float64]]:
+        return output_metrics(checkpoint_tensors(ir.load(self.bundle.model_path)), self._hessians)

@@ -1,5 +1,7 @@
 """Rounding better than to nearest: never worse by its own measure, and stored as the kernels read it."""
 
+import importlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -88,9 +90,10 @@ def test_gptq_loses_less(seed: int) -> None:
 
 
 @sizes
-def test_gptq_is_the_obvious_loop(dtype: str) -> None:
+def test_gptq_is_the_obvious_loop(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the algorithm as it is derived: after each column the best of what is left, by solving for
     it."""
+    monkeypatch.setattr(importlib.import_module("doge_export.quantize.gptq"), "_PASSES", 0)
     weight, inputs = drawn(1, rows=3, width=32, tokens=200)
     hessian = inputs.T @ inputs / len(inputs)
     found = gptq(weight, dtype, hessian)
@@ -110,6 +113,53 @@ def test_gptq_is_the_obvious_loop(dtype: str) -> None:
             if column < 31:
                 left[rest] += np.linalg.solve(damped[rest, rest], damped[rest, column] * off)
         assert found.values[row].astype(int).tolist() == integers
+
+
+@sizes
+def test_the_passes_after_it_gain_until_no_number_alone_can_be_better(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("doge_export.quantize.gptq")
+    weight, inputs = drawn(6, rows=12)
+    hessian = inputs.T @ inputs / len(inputs)
+    losses = []
+    for passes in (0, 1, 3, 60):
+        monkeypatch.setattr(module, "_PASSES", passes)
+        found = gptq(weight, dtype, hessian)
+        losses.append(loss(weight, dequantize(found), inputs))
+    assert losses[0] > losses[1] > losses[2] >= losses[3] and losses[2] < 0.98 * losses[0]
+    damped = hessian.astype(np.float64) + np.eye(96) * 0.01 * np.diag(hessian).mean()
+    off = dequantize(found).astype(np.float64) - weight
+    steps = np.abs(np.repeat(found.scales.astype(np.float64), 96 // found.scales.shape[1], axis=1))
+    inside = np.isin(found.values.astype(int), LIMITS[dtype], invert=True)
+    # What one step up or down would change of the loss: 2 s g + s^2 h >= 0
+    slopes = 2 * np.abs(off @ damped) - steps * np.diag(damped)
+    assert (slopes[inside] <= 1e-6).all()
+
+
+@sizes
+def test_gptq_with_a_metric_of_outputs_is_gptq_of_the_kronecker_product(dtype: str) -> None:
+    """The matrix, column by column, as one row whose Hessian is the product of both, with the same grid."""
+    weight, inputs = drawn(4, rows=5, width=16, tokens=100)
+    hessian = (inputs.T @ inputs / len(inputs)).astype(np.float64)
+    mixed = np.random.default_rng(5).normal(size=(5, 5))
+    metric = mixed @ mixed.T + 0.1 * np.eye(5)
+    found = gptq(weight, dtype, hessian, metric)
+    zeros = np.zeros(found.scales.shape) if found.zeros is None else found.zeros.astype(np.float64)
+    inner = hessian + np.eye(16) * 0.01 * np.diag(hessian).mean()
+    outer = metric + np.eye(5) * 1e-4 * np.diag(metric).mean()
+    whole = np.kron(inner, outer)
+    left = weight.T.astype(np.float64).ravel()
+    lowest, highest = LIMITS[dtype]
+    for at in range(left.size):
+        column, row = divmod(at, 5)
+        block = column // (16 // found.scales.shape[1])
+        step, zero = float(found.scales[row, block]), zeros[row, block]
+        integer = int(np.clip(np.rint(left[at] / step) + zero, lowest, highest))
+        assert found.values[row, column].astype(int) == integer, (row, column)
+        off, rest = left[at] - (integer - zero) * step, slice(at + 1, None)
+        if at + 1 < left.size:
+            left[rest] += np.linalg.solve(whole[rest, rest], whole[rest, at] * off)
 
 
 @sizes

@@ -89,6 +89,23 @@ def test_neighbours_mend_a_wrong_estimate() -> None:
     assert best.effect.typical_kl <= after.effect.typical_kl < before.effect.typical_kl
 
 
+def test_a_mixture_has_to_be_better_by_both_measures() -> None:
+    """A few tokens make the mean: a mixture that is better but for them is not taken for a single type."""
+    study: Any = Additive(2)
+    budget = (3 * study.bytes(dict.fromkeys(NAMES, "int8")) + study.bytes({})) // 4
+    plain = study.effect
+
+    def effect(types: dict[str, str]) -> Any:
+        found = plain(types)
+        mixed = len(set(types.values())) > 1
+        return SimpleNamespace(kl_divergence=found.kl_divergence + mixed, typical_kl=found.typical_kl - mixed)
+
+    assert len(set(choose(study, study.costs, max_bytes=budget).types.values())) > 1
+    study.effect = effect
+    found = choose(study, study.costs, max_bytes=budget, neighbours=10)
+    assert found.types == dict.fromkeys(NAMES, "int8")
+
+
 def test_types_are_said_shortly() -> None:
     types = {name: "int8" for name in NAMES} | {NAMES[0]: "int4", "model.embed_tokens.weight": "int4"}
     short = compressed(types)
