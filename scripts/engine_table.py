@@ -1,65 +1,97 @@
-"""Build engines of presets and fixtures for each compute capability, and print their sizes and build times.
+"""Build engines of presets and fixtures, for each compute capability and in each type, and print a table of
+their sizes and build times.
 
-`.venv/bin/python scripts/engine_table.py --folder build/engines`; what is there already is not built again.
+    .venv/bin/python scripts/engine_table.py --folder build/engines
+    .venv/bin/python scripts/engine_table.py --folder build/engines --sm 80+86+89+120 --models doge-tiny
+    .venv/bin/python scripts/engine_table.py --folder build/engines --sm 89,120 \
+        --models doge-tiny,doge-tiny-moe,Doge-20M --types float32,bfloat16,float16/int8-row,float16/fp8
+
+A type is a --dtype, or that and a --precision. What is built already is not built again: the figures lie in
+the folder, and the bundles, which may be deleted once their engines are built. Engines are not kept.
 """
 
 import json
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import onnx_ir as ir
 
 from doge_export.bundle import Bundle
+from doge_export.errors import DogeExportError
 from doge_export.pipeline import export_model
 from doge_export.recipe import ExportOptions
+from doge_export.requantize import quantize_bundle
 from doge_export.tensorrt import build_engine
 
+ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("Doge-20M", "Doge-60M", "Doge-160M", "Doge-20M-MoE", "Doge-120M-MoE", "doge-tiny", "doge-tiny-moe")
 CAPABILITIES = ("80", "86", "89", "120")
+REFUSED = "refused"
 _LARGE = 4096  # numbers
 _PIECE = 48  # bytes from the middle of a tensor
 
 
-def bundle_of(model: str, folder: Path, dtype: str) -> Bundle:
+def bundle_of(model: str, kind: str, folder: Path) -> Bundle:
+    """The export of `model` in the type `kind`, made where it is not in `folder` yet. w8a8 takes the ranges
+    of activations from models/heldout.txt: that needs a tokenizer, which presets do not have."""
+    dtype, _, precision = kind.partition("/")
     if not folder.exists():
-        options = ExportOptions.resolve(target="tensorrt", dtype=dtype)
-        export_model(model, folder, options, validate=False)
+        static = precision == "w8a8"
+        options = ExportOptions.resolve(
+            target="tensorrt", dtype=dtype, precision="fp32" if static else precision or None
+        )
+        if not static:
+            export_model(model, folder, options, validate=False)
+        else:
+            with tempfile.TemporaryDirectory(prefix="doge-export-") as plain:
+                export_model(model, Path(plain) / "bundle", options, validate=False)
+                text = (ROOT / "models" / "heldout.txt").read_text(encoding="utf-8")
+                quantize_bundle(Path(plain) / "bundle", folder, precision, text)
     return Bundle.open(folder)
 
 
-def figures(bundle: Bundle, folder: Path, capability: str) -> dict[str, float]:
-    """Bytes of the engine for one capability, or for several ("80+89"), seconds of its build, layers of its
-    network, and `copies`."""
+def figures(model: str, kind: str, capability: str, folder: Path) -> dict[str, Any]:
+    """Bytes of the bundle's weights and of the engine for one capability, or for several ("80+89"), seconds
+    of its build, layers of its network, and `copies`; or the sentence by which it is refused."""
     path = folder / f"{capability}.json"
     if not path.exists():
-        built = build_engine(
-            bundle.path, folder / f"engine-{capability}", capabilities=capability.split("+"), force=True
-        )
-        size = built.engine.model_path.stat().st_size
-        found = {"bytes": size, "seconds": built.seconds, "layers": built.layers["count"]}
-        found |= copies(bundle, built.engine.model_path)
+        bundle = bundle_of(model, kind, folder / "bundle")
+        output = folder / f"engine-{capability}"
+        try:
+            built = build_engine(bundle.path, output, capabilities=capability.split("+"), force=True)
+        except DogeExportError as error:
+            return {REFUSED: str(error)}
+        found = {
+            "weights": (bundle.path / "model.onnx.data").stat().st_size,
+            "bytes": built.engine.model_path.stat().st_size,
+            "seconds": built.seconds,
+            "layers": built.layers["count"],
+            **copies(bundle, built.engine.model_path),
+        }
         path.write_text(json.dumps(found))
         built.engine.model_path.unlink()
-    read: dict[str, float] = json.loads(path.read_text())
+    read: dict[str, Any] = json.loads(path.read_text())
     return read
 
 
-def copies(bundle: Bundle, engine: Path) -> dict[str, float]:
+def copies(bundle: Bundle, engine: Path) -> dict[str, int]:
     """Of the bundle's large tensors: how many the engine has once, several times, and not at all as they are
     or transposed; and the bytes of all copies after the first."""
     content = engine.read_bytes()
-    found: dict[str, float] = {"once": 0, "several": 0, "elsewhere": 0, "repeated_bytes": 0}
+    found = {"once": 0, "several": 0, "elsewhere": 0, "repeated_bytes": 0}
     for value in ir.load(bundle.model_path).graph.initializers.values():
         assert value.const_value is not None
         weight = value.const_value.numpy()
         if weight.size < _LARGE:
             continue
-        ways = {weight.tobytes(), np.ascontiguousarray(weight.T).tobytes()}
+        ways = {ir.tensor(each).tobytes() for each in (weight, np.ascontiguousarray(weight.T))}
         number = sum(content.count(way[len(way) // 2 :][:_PIECE]) for way in ways)
         found["once" if number == 1 else "several" if number else "elsewhere"] += 1
-        found["repeated_bytes"] += max(number - 1, 0) * weight.nbytes
+        found["repeated_bytes"] += max(number - 1, 0) * value.const_value.nbytes
     return found
 
 
@@ -67,29 +99,38 @@ def _shown(capability: str) -> str:
     return " and ".join(f"{each[:-1]}.{each[-1]}" for each in capability.split("+"))
 
 
+def _row(model: str, kind: str, capabilities: list[str], folder: Path) -> str:
+    cells, layers, weights, copied = [], "", "", set()
+    for capability in capabilities:
+        found = figures(model, kind, capability, folder)
+        print(f"{model} {kind} {capability}: {found}", file=sys.stderr)
+        if REFUSED in found:
+            cells.append(REFUSED)
+            continue
+        layers, weights = f"{found['layers']:,}", f"{found['weights'] / 1e6:,.1f} MB"
+        copied.add(f"{found['once']} / {found['several']} / {found['elsewhere']}")
+        cells.append(f"{found['bytes'] / 1e6:,.1f} MB, {found['seconds']:.0f} s")
+    return "| " + " | ".join([model, kind, weights, layers, *cells, ", ".join(sorted(copied))]) + " |"
+
+
 @click.command()
 @click.option("--folder", type=click.Path(path_type=Path), required=True, help="Bundles and figures.")
-@click.option("--dtype", default="float16", show_default=True)
+@click.option("--types", default="float16", show_default=True, help="float16, or float16/int8-row, or more.")
 @click.option("--models", default=",".join(MODELS), show_default=True)
 @click.option(
     "--sm", default=",".join(CAPABILITIES), show_default=True, help="An engine each; 80+89 is one for both."
 )
-def main(folder: Path, dtype: str, models: str, sm: str) -> None:
+def main(folder: Path, types: str, models: str, sm: str) -> None:
+    """Print a row for each model and type: its weights, the layers of its network, each engine with the
+    seconds of its build, and how many large tensors the engines have once, more often, or not as they are."""
     capabilities = sm.split(",")
-    print(f"| {dtype} | weights | layers | " + " | ".join(map(_shown, capabilities)) + " |")
-    print("|" + "---|" * (3 + len(capabilities)))
+    names = ["model", "type", "weights", "layers", *map(_shown, capabilities), "copies"]
+    print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
     for model in models.split(","):
-        place = folder / f"{model}-{dtype}"
-        place.mkdir(parents=True, exist_ok=True)
-        bundle = bundle_of(model, place / "bundle", dtype)
-        stored = (bundle.path / "model.onnx.data").stat().st_size
-        cells, layers = [], 0.0
-        for capability in capabilities:
-            found = figures(bundle, place, capability)
-            layers = found["layers"]
-            cells.append(f"{found['bytes'] / 1e6:,.1f} MB, {found['seconds']:.0f} s")
-            print(f"{model} {capability}: {cells[-1]}, {found}", file=sys.stderr)
-        print(f"| {model} | {stored / 1e6:,.1f} MB | {layers:,.0f} | " + " | ".join(cells) + " |", flush=True)
+        for kind in types.split(","):
+            place = folder / "-".join([model, *kind.split("/")])
+            place.mkdir(parents=True, exist_ok=True)
+            print(_row(model, kind, capabilities, place), flush=True)
 
 
 if __name__ == "__main__":

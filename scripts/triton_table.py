@@ -1,17 +1,18 @@
-"""Registers, spills and shared memory of every Triton kernel, as compiled for each GPU generation.
+"""Registers, spills and shared memory of every Triton kernel in every type, as compiled for GPU generations.
 
-    .venv/bin/python scripts/triton_table.py --into docs/triton.md
+    .venv/bin/python scripts/triton_table.py --cache build/triton-table --into docs/triton.md
+    .venv/bin/python scripts/triton_table.py --plugins SplitAttention --dtypes float32 --sm 80
 
-No GPU takes part: Triton compiles to PTX, and the ptxas in its package assembles that.
+No GPU takes part: Triton compiles to PTX, and the ptxas in its package assembles that. A row has the most
+that any generation takes.
 """
 
 import argparse
+import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from doge_export.triton.plugin import Plugin, Shapes
 from doge_export.triton.ptx import CAPABILITIES, Compiled, compile_launch
@@ -26,7 +27,8 @@ ATTRIBUTES = {
     **{"per_token": 0, "norm_topk_prob": 0, "activation": "silu"},
 }
 
-
+#: A thread's registers, the bytes that it spills, a block's bytes of shared memory.
+FIGURES = ("registers", "spills", "shared")
 MARKS = ("<!-- table of scripts/triton_table.py -->", "<!-- end of the table -->")
 
 
@@ -106,17 +108,24 @@ def assembled(kernel: Compiled, capability: int) -> dict[str, int]:
     }
 
 
-def rows(names: list[str], dtypes: list[str], capabilities: list[int]) -> Iterator[dict[str, Any]]:
-    for name in names:
-        for number, tactic in enumerate(PLUGINS[name].tactics, 1):
-            for dtype in dtypes:
-                found = {
-                    capability: assembled(
-                        compiled(PLUGINS[name], dict(tactic), dtype, capability), capability
-                    )
-                    for capability in capabilities
-                }
-                yield {"name": name, "tactic": number, "dtype": dtype, "found": found}
+def figures(name: str, number: int, dtype: str, capability: int, cache: Path | None) -> dict[str, int]:
+    """Of the kernel with its tactic `number`; compiled where no file in `cache` says it."""
+    file = cache / f"{name}-{number}-{dtype}-{capability}.json" if cache else None
+    if file is not None and file.exists():
+        known: dict[str, int] = json.loads(file.read_text())
+        return known
+    tactic = dict(PLUGINS[name].tactics[number - 1])
+    found = assembled(compiled(PLUGINS[name], tactic, dtype, capability), capability)
+    if file is not None:
+        file.write_text(json.dumps(found))
+    return found
+
+
+def cell(found: dict[int, dict[str, int]]) -> str:
+    """The most that any capability takes, and behind it which ones spill, where not all do."""
+    shown = " / ".join(str(max(each[key] for each in found.values())) for key in FIGURES)
+    spilling = [f"sm_{capability}" for capability, each in found.items() if each["spills"]]
+    return shown + (f" ({', '.join(spilling)})" if 0 < len(spilling) < len(found) else "")
 
 
 def main() -> None:
@@ -124,18 +133,21 @@ def main() -> None:
     parser.add_argument("--plugins", nargs="+", default=list(PLUGINS), choices=list(PLUGINS))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "float16", "bfloat16"])
     parser.add_argument("--sm", nargs="+", type=int, default=list(CAPABILITIES))
+    parser.add_argument("--cache", type=Path, help="a folder: what it has is not compiled again")
     parser.add_argument("--into", type=Path, help="put the table between the marks of this file")
     options = parser.parse_args()
-    lines = [
-        "| kernel | tactic | type | " + " | ".join(f"sm_{sm}" for sm in options.sm) + " |",
-        "|---|---|---|" + "---|" * len(options.sm),
-    ]
-    for row in rows(options.plugins, options.dtypes, options.sm):
-        cells = [
-            f"{found['registers']} / {found['spills']} / {found['shared']}" for found in row["found"].values()
-        ]
-        lines.append(f"| {row['name']} | {row['tactic']} | {row['dtype']} | " + " | ".join(cells) + " |")
-        print(lines[-1], flush=True)
+    if options.cache:
+        options.cache.mkdir(parents=True, exist_ok=True)
+    lines = [f"| kernel | tactic | {' | '.join(options.dtypes)} |", "|---" * (2 + len(options.dtypes)) + "|"]
+    print("\n".join(lines))
+    for name in options.plugins:
+        for number in range(1, len(PLUGINS[name].tactics) + 1):
+            cells = [
+                cell({sm: figures(name, number, dtype, sm, options.cache) for sm in options.sm})
+                for dtype in options.dtypes
+            ]
+            lines.append(f"| {name} | {number} | {' | '.join(cells)} |")
+            print(lines[-1], flush=True)
     if options.into:
         before, rest = options.into.read_text().split(MARKS[0])
         table = "\n".join(["", *lines, ""])

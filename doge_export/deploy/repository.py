@@ -16,7 +16,7 @@ from doge_export.deploy.pbtxt import pbtxt
 from doge_export.errors import DogeExportError
 from doge_export.plugins import plugin_library
 from doge_export.runtime import GenerationDefaults, Session, open_folder
-from doge_export.targets import TARGETS
+from doge_export.targets import OPSETS, TARGETS
 from doge_export.tensorrt.folder import Engine
 from doge_export.tokenizer import Tokenizer
 
@@ -75,7 +75,7 @@ def deploy_triton(
         else:
             config = _lay_onnxruntime(opened, model, name, instances, threads)
         (model.parent / "config.pbtxt").write_text(pbtxt(config), encoding="utf-8")
-        start.write(folder, name, backend, run_options)
+        start.write(folder, name, backend, run_options, OPSETS[opened.manifest.cache.kind])
         made = Deployment(Path(output), name, backend, instances, f"{output}/{start.RUN}")
         _write_manifest(folder, made, opened)
     return made

@@ -94,19 +94,23 @@ token and the cache are the client's. `call` in the bundle's doge_export.json sa
 _NOTES = {
     "python": "",
     "onnxruntime": """
-**This was never run**: Triton's onnxruntime backend was not at hand. The cache goes over the network with
-every token; `--backend python` keeps it in the server.
+It needs onnxruntime {least_onnxruntime}, which Triton has from {least_triton} on. It was run on a CPU, with a
+backend built from Triton's sources; NVIDIA's containers were not at hand. The cache goes over the network
+with every token; `--backend python` keeps it in the server.
 """,
     "tensorrt": """
 **This was never run, and TensorRT may refuse it.** The engine updates its cache in place: TensorRT wants each
 `past_key_values` and its `present` to be one buffer, and Triton's TensorRT backend gives each its own.
 """,
 }
+#: The opset of a graph -> the first onnxruntime that runs it, and the first Triton that has this one: see
+#: `ort_version` in build.py of triton-inference-server/server.
+_SINCE = {23: ("1.23", "25.09"), 24: ("1.24", "26.02")}
 
 
-def write(folder: Path, name: str, backend: str, options: Sequence[str]) -> None:
+def write(folder: Path, name: str, backend: str, options: Sequence[str], opset: int) -> None:
     """Write both beside the model `name`. `options`: more words of the server's command line, as a shell
-    reads them; `$here` is the repository."""
+    reads them; `$here` is the repository. `opset`: of its graph."""
     command = " ".join(['exec "$server"', '"--model-repository=$here"', *options, '"$@"'])
     script = folder / RUN
     script.write_text(
@@ -116,8 +120,10 @@ def write(folder: Path, name: str, backend: str, options: Sequence[str]) -> None
     call = _CALL_TEXT if backend == "python" else _CALL_TENSORS
     others = [f"`{each}`" for each in INPUTS if each != TEXT]
     called = call.format(name=name, options=f"{', '.join(others[:-1])} and {others[-1]}")
+    least_onnxruntime, least_triton = _SINCE[opset]
+    notes = _NOTES[backend].format(least_onnxruntime=least_onnxruntime, least_triton=least_triton)
     (folder / README).write_text(
         f"# {name}\n\nA model repository of Triton Inference Server, {backend} backend. `./{RUN}` starts\n"
-        f"the server and says what it needs; more options go to tritonserver.\n\n{called}{_NOTES[backend]}",
+        f"the server and says what it needs; more options go to tritonserver.\n\n{called}{notes}",
         encoding="utf-8",
     )

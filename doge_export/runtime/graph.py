@@ -109,7 +109,7 @@ def _register(options: Any, bundle: Bundle) -> Path | None:
         raise DogeExportError(
             f"onnxruntime {onnxruntime.__version__} cannot use the native library {library}: "
             f"{_first_line(error)}.",
-            "`make setup` builds it again; it needs onnxruntime 1.17 or newer.",
+            "`make setup` builds it again; it needs onnxruntime 1.23 or newer.",
         ) from error
     return library
 

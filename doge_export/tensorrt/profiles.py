@@ -12,8 +12,12 @@ from doge_export.errors import DogeExportError
 PROFILES = ("prefill", "decode")
 #: Tokens of a prompt that prefill is tuned for.
 _USUAL_PROMPT = 512
-#: Of the decode profile's largest shape.
-_LEAST_ROWS = 2
+#: Rows that the largest shapes of the two profiles have at least, by the bundle's precision. TensorRT for RTX
+#: (1.7.1) multiplies in one way where there can be but one row and in another where there can be more, for
+#: prefill and decode, and for each type, differently. Where the two profiles do not agree, most matrices are
+#: in the engine twice. Found by building all four pairs; scripts/engine_table.py counts copies.
+_LEAST_ROWS = {"int8-row": (1, 1), "fp8": (1, 1), "int4": (2, 2)}
+_USUAL_LEAST_ROWS = (1, 2)
 
 #: The least, the usual and the largest shape of an input.
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -28,9 +32,8 @@ class Profile:
 
 
 def profiles(manifest: Manifest, max_batch: int) -> tuple[Profile, ...]:
-    """Prefill takes 1 to all slots of the cache in tokens, decode one token; both 1 to `max_batch` rows, and
-    one row is the usual number. Decode takes two at least: where it can have but one row, TensorRT for RTX
-    multiplies in another way than in prefill, and the engine has most matrices a second time, transposed.
+    """Prefill takes 1 to all slots of the cache in tokens, decode one token; both 1 to `max_batch` rows, or
+    to two where that keeps every matrix in the engine once. One row is the usual number.
 
     Raises:
         DogeExportError: `max_batch` is not positive.
@@ -40,7 +43,8 @@ def profiles(manifest: Manifest, max_batch: int) -> tuple[Profile, ...]:
     slots = manifest.cache.max_length
     assert slots is not None, "the target has static caches only"
     lengths = {"prefill": (1, min(_USUAL_PROMPT, slots), slots), "decode": (1, 1, 1)}
-    rows = {"prefill": max_batch, "decode": max(max_batch, _LEAST_ROWS)}
+    least = _LEAST_ROWS.get(str(manifest.options.get("precision")), _USUAL_LEAST_ROWS)
+    rows = {name: max(max_batch, number) for name, number in zip(PROFILES, least, strict=True)}
     return tuple(
         Profile(name, {spec.name: _shapes(spec.shape, rows[name], lengths[name]) for spec in manifest.inputs})
         for name in PROFILES

@@ -69,7 +69,7 @@ EXPERT_PLUGINS = (
         attributes={"num_keys": int, "num_experts_per_tok": int, "per_token": int, "norm_topk_prob": int},
         shapes=_routed,
         launch=_launch_routing,
-        tactics=({"warps": 8}, {"warps": 4}),
+        tactics=({"warps": 8}, {"warps": 16}),  # with 4, 16,384 experts spill registers
         types={"indices": "int64"},
     ),
     Plugin(

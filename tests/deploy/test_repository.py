@@ -25,7 +25,7 @@ from doge_export.runtime import open_folder
 from doge_export.tensorrt.folder import ENGINE, write_engine_folder
 from doge_export.tensorrt.kinds import KINDS, Opened
 from doge_export.tensorrt.profiles import profiles
-from tests.deploy._triton import model_config_pb2, new_environment
+from tests.deploy._triton import SERVER, model_config_pb2, new_environment
 from tests.runtime._toy import write_toy_bundle
 
 ROUNDED = {"target": "tensorrt", "max_length": 40, "dtype": "float16", "precision": "int8-row"}
@@ -88,7 +88,7 @@ def test_text_format() -> None:
     ("options", "kernels"),
     [
         ({"kv_cache": "bounded"}, True),
-        ({"target": "onnx", "dtype": "bfloat16"}, False),
+        ({"target": "onnx", "dtype": "bfloat16", "kv_cache": "static"}, False),
     ],
 )
 def test_onnxruntime_backend(
@@ -114,6 +114,8 @@ def test_onnxruntime_backend(
     }
     libraries = list(config.model_operations.op_library_filename)
     assert bool(libraries) == kernels == (group.kind == group.KIND_CPU)
+    since = "1.24, which Triton has from 26.02" if options["kv_cache"] == "static" else "1.23, which"
+    assert f"It needs onnxruntime {since}" in (made.path / "README.md").read_text()
     if options.get("dtype") == "bfloat16":
         return  # nothing for the CPU
     monkeypatch.chdir(made.path)  # as run.sh does
@@ -162,6 +164,37 @@ def test_tensorrt_backend(engines: dict[str, Path], tmp_path: Path) -> None:
     ]
     assert [Path(path).read_bytes() for path in paths] == [b"one.so", b"two.so"]
     assert "was never run" in (repository / "README.md").read_text()
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
+def test_the_server_takes_the_configuration(
+    backend: str, engines: dict[str, Path], toy: Bundle, tmp_path: Path
+) -> None:
+    """Read as the server reads it; what is missing is the backend, which nvidia-pytriton does not have."""
+
+    def refusal() -> str:
+        environment = os.environ | {"TRITONSERVER": str(SERVER / "pytriton/tritonserver/bin/tritonserver")}
+        options = ["--backend-directory", str(tmp_path), "--disable-auto-complete-config", "--http-port=0"]
+        done = subprocess.run(
+            [tmp_path / "r/run.sh", *options], env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 1
+        return done.stderr
+
+    source = engines["tensorrt"] if backend == "tensorrt" else toy.path
+    deploy_triton(source, tmp_path / "r", backend=backend, name="m", instances=2)
+    assert f"unable to find backend library for backend '{backend}'" in refusal()
+    file = tmp_path / "r/m/config.pbtxt"
+    whole = file.read_text()
+    for right, wrong, said in (
+        ("data_type: TYPE_INT64", "data_type: TYPE_LONG", "Unknown enumeration value"),
+        ("data_type: TYPE_INT64", "data_kind: TYPE_INT64", 'has no field named "data_kind"'),
+        ("dims: [-1, -1]", "dims: [-1, 0]", "dimension must be integer >= 1, or -1"),
+    ):
+        assert right in whole
+        file.write_text(whole.replace(right, wrong, 1))
+        found = refusal()
+        assert said in found and "unable to find backend" not in found, found
 
 
 def test_python_backend(toy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

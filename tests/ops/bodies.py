@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -13,6 +12,7 @@ import torch
 
 from doge_export.ops import DOMAIN, VERSION, BodyOptions, Operator
 from doge_export.passes import attach_bodies
+from tests.ops.cases import as_numpy
 
 __all__ = ["one_node_model", "run_body", "run_model"]
 
@@ -106,7 +106,9 @@ def run_model(
         parts = session.get_provider_graph_assignment_info()
         assert [node.domain for part in parts for node in part.get_nodes()] == [DOMAIN]
     names = [output.name for output in session.get_outputs()]
-    feed = {name: _numpy(tensor) for name, tensor in inputs.items() if tensor is not None}
+    feed = {
+        name: np.ascontiguousarray(as_numpy(tensor)) for name, tensor in inputs.items() if tensor is not None
+    }
     return dict(zip(names, session.run(names, feed), strict=True))
 
 
@@ -119,9 +121,3 @@ def run_body(
 ) -> dict[str, npt.NDArray[Any]]:
     """Outputs by name."""
     return run_model(one_node_model(operator, options, inputs, attributes), inputs, **settings)
-
-
-def _numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return np.ascontiguousarray(tensor.numpy())

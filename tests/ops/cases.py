@@ -7,11 +7,21 @@ that are small multiples of a power of two, so that equal keys have equal dt wha
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import ml_dtypes
+import numpy.typing as npt
 import torch
 
-__all__ = ["ATTENTION_CASES", "ROUTING_CASES", "AttentionCase", "RoutingCase", "draw"]
+__all__ = ["ATTENTION_CASES", "ROUTING_CASES", "AttentionCase", "RoutingCase", "as_numpy", "draw"]
 
 ATTRIBUTES = ("num_heads", "num_kv_heads", "keep_window_size", "sliding_window", "scale", "epsilon")
+
+
+def as_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """The tensor's own memory; bfloat16, which numpy lacks, as that of ml_dtypes."""
+    if tensor.dtype == torch.bfloat16:
+        bits: npt.NDArray[Any] = tensor.view(torch.int16).numpy()
+        return bits.view(ml_dtypes.bfloat16)
+    return tensor.numpy()
 
 
 @dataclass(frozen=True)

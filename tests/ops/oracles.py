@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tests.ops.cases import AttentionCase, RoutingCase
+from tests.ops.cases import AttentionCase, RoutingCase, as_numpy
 
 __all__ = ["Attended", "attention_oracle", "routing_oracle", "visible_keys"]
 
@@ -99,7 +99,7 @@ def attention_oracle(
 
 
 def routing_oracle(case: RoutingCase, logits: torch.Tensor) -> tuple[Array, Array]:
-    rows = logits.numpy().reshape(-1, 2 * case.num_keys)
+    rows = as_numpy(logits).reshape(-1, 2 * case.num_keys)
     tokens = len(rows)
     flat = rows.reshape(-1, case.num_keys)
     indices = np.zeros((tokens, case.k), np.int64)

@@ -1,14 +1,14 @@
 """Real engines of the trained fixtures, their folders, and what is refused."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
 
+from doge_export.bundle import Bundle
 from doge_export.cli.app import run
 from doge_export.errors import DogeExportError
 from doge_export.pipeline import export_model
@@ -16,6 +16,18 @@ from doge_export.recipe import ExportOptions
 from doge_export.tensorrt import Engine, build_engine, kinds
 from doge_export.tensorrt.build import read_timings
 from doge_export.tensorrt.kinds import Kind, Opened, open_kind
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def each_once(bundle: Bundle, engine: Engine) -> bool:
+    """Whether the engine has every large tensor of the bundle just once, as it is or transposed."""
+    spec = importlib.util.spec_from_file_location("engine_table", ROOT / "scripts" / "engine_table.py")
+    assert spec is not None and spec.loader is not None
+    engine_table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(engine_table)
+    found = engine_table.copies(bundle, engine.model_path)
+    return found["once"] > 0 and found["several"] == found["elsewhere"] == 0
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +65,21 @@ def test_fixtures(
     assert decode.inputs["past_key_values.0.key"] == ((1, *kv), (1, *kv), (more, *kv))
     shown = json.loads(report.read_text())
     assert shown["engine_bytes"] == engine.model_path.stat().st_size
-    content = engine.model_path.read_bytes()
-    for tensor in onnx.load(bundle.model_path).graph.initializer:
-        weight = onnx.numpy_helper.to_array(tensor, str(bundle.path))
-        if weight.size >= 4096:
-            ways = (weight.tobytes(), np.ascontiguousarray(weight.T).tobytes())
-            pieces = [way[len(way) // 2 :][:48] for way in ways]
-            assert sum(map(content.count, pieces)) == 1, f"{tensor.name} is not there just once"
+    assert each_once(bundle, engine)
     assert shown["layers"]["cache_updates"] == 2 * bundle.config.num_hidden_layers
     assert shown["seconds"] > 0 and shown["compute_capabilities"] == list(wanted)
+
+
+@pytest.mark.parametrize(("precision", "rows"), [("int8-row", (1, 1)), ("fp8", (1, 1)), ("int4", (2, 2))])
+def test_rounded_weights_are_there_once(
+    precision: str, rows: tuple[int, int], exported: Any, tmp_path: Path
+) -> None:
+    """Which they are in these profiles alone: with other numbers of rows most are there twice."""
+    options = {"target": "tensorrt", "max_length": 40, "dtype": "float16", "precision": precision}
+    bundle = exported(options, vocab_size=512, hidden_size=128, intermediate_size=128)[1]
+    engine = build_engine(bundle.path, tmp_path / "engine", capabilities=["8.9"]).engine
+    assert tuple(profile.inputs["input_ids"][-1][0] for profile in engine.profiles) == rows
+    assert each_once(bundle, engine)
 
 
 def test_folder(small: Any, rtx: Opened, tmp_path: Path) -> None:

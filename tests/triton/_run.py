@@ -20,11 +20,17 @@ from doge_export.ops import DOMAIN, BodyOptions, Operator
 from doge_export.triton.bodies import PLUGIN_BODIES
 from doge_export.triton.table import PLUGINS
 from tests.ops.bodies import one_node_model
+from tests.ops.cases import as_numpy
 from tests.triton._registry import build
 
-__all__ = ["LIMITS", "Ran", "relative", "run_model", "run_operator", "run_plugin"]
+__all__ = ["LIMITS", "TYPES", "Ran", "relative", "run_model", "run_operator", "run_plugin"]
 
 Array = npt.NDArray[Any]
+TYPES = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+}
 #: The largest relative error by dtype.
 LIMITS = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
@@ -38,10 +44,11 @@ def relative(got: torch.Tensor, wanted: Array) -> float:
 
 @dataclass
 class Ran:
-    """`inner`: the outputs of every plugin, by its name and theirs."""
+    """`inner`: outputs of every plugin, by its name and theirs. `errors`: what a test found, by output."""
 
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
     inner: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
 
 
 def run_plugin(
@@ -116,7 +123,7 @@ def run_model(model: ir.Model, inputs: dict[str, torch.Tensor | None], tactic: i
     ran = Ran()
     flat = inliner.inline_local_functions(ir.to_proto(model))
     evaluator = ReferenceEvaluator(flat, new_ops=[_op(name, tactic, ran) for name in PLUGINS])
-    feed = {name: _array(tensor) for name, tensor in inputs.items() if tensor is not None}
+    feed = {name: as_numpy(tensor) for name, tensor in inputs.items() if tensor is not None}
     names = [output.name for output in flat.graph.output]
     arrays = evaluator.run(names, feed)
     ran.outputs = {name: _tensor(array) for name, array in zip(names, arrays, strict=True)}
@@ -132,7 +139,7 @@ def _op(name: str, tactic: int, ran: Ran) -> type[OpRun]:
         attributes = {key: of(given[key]) for key, of in plugin.attributes.items()}
         outputs = run_plugin(name, inputs, attributes, min(tactic, len(plugin.tactics)))
         ran.inner[name] = outputs
-        return tuple(map(_array, outputs.values()))
+        return tuple(map(as_numpy, outputs.values()))
 
     return type(name, (OpRun,), {"op_domain": DOMAIN, "_run": run})
 
@@ -141,9 +148,3 @@ def _tensor(array: Array) -> torch.Tensor:
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(np.array(array).view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(np.array(array))
-
-
-def _array(tensor: torch.Tensor) -> Array:
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()

@@ -15,15 +15,25 @@ from tests.ops.cases import ROUTING_CASES, RoutingCase
 from tests.ops.oracles import routing_oracle
 from tests.triton._run import LIMITS, relative, run_plugin
 
+#: Hidden size, and experts of a token.
+MIXTURES = ((20, 3), (48, 17), (200, 8))
+
 
 @pytest.mark.parametrize("case", ROUTING_CASES, ids=lambda case: case.name)
 def test_routing_is_the_oracle(case: RoutingCase) -> None:
+    check_routing(case)
+
+
+def check_routing(case: RoutingCase) -> float:
+    """The largest error of a weight."""
     logits = case.draw()
     indices, weights = routing_oracle(case, logits)
     got = run_plugin("ExpertRouting", {"router_logits": logits}, case.attributes)
     np.testing.assert_array_equal(got["indices"], indices)
-    assert relative(got["weights"], weights) < LIMITS[case.dtype]
+    error = relative(got["weights"], weights)
+    assert error < LIMITS[case.dtype]
     assert got["weights"].dtype == case.dtype
+    return error
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -74,8 +84,15 @@ def test_mixture_with_every_activation(activation: str) -> None:
 
 @pytest.mark.parametrize("tactic", [1, 2])
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
-@pytest.mark.parametrize("hidden, top", [(20, 3), (48, 17), (200, 8)])
+@pytest.mark.parametrize("hidden, top", MIXTURES)
 def test_mixture_is_the_sum(hidden: int, top: int, dtype: torch.dtype, tactic: int) -> None:
+    check_mixture(hidden, top, dtype, tactic)
+
+
+def check_mixture(hidden: int, top: int, dtype: torch.dtype, tactic: int) -> float:
+    """The largest error of the output."""
     inputs = draw(hidden, top, dtype)
     got = run_plugin("ExpertMix", inputs, {"activation": "silu"}, tactic)
-    assert relative(got["output"], mixture(inputs, "silu")) < LIMITS[dtype]
+    error = relative(got["output"], mixture(inputs, "silu"))
+    assert error < LIMITS[dtype]
+    return error
