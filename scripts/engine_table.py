@@ -22,9 +22,9 @@ _LARGE = 4096  # numbers
 _PIECE = 48  # bytes from the middle of a tensor
 
 
-def bundle_of(model: str, folder: Path, dtype: str) -> Bundle:
+def bundle_of(model: str, folder: Path, dtype: str, precision: str) -> Bundle:
     if not folder.exists():
-        options = ExportOptions.resolve(target="tensorrt", dtype=dtype)
+        options = ExportOptions.resolve(target="tensorrt", dtype=dtype, precision=precision)
         export_model(model, folder, options, validate=False)
     return Bundle.open(folder)
 
@@ -70,18 +70,19 @@ def _shown(capability: str) -> str:
 @click.command()
 @click.option("--folder", type=click.Path(path_type=Path), required=True, help="Bundles and figures.")
 @click.option("--dtype", default="float16", show_default=True)
+@click.option("--precision", default="fp32", show_default=True)
 @click.option("--models", default=",".join(MODELS), show_default=True)
 @click.option(
     "--sm", default=",".join(CAPABILITIES), show_default=True, help="An engine each; 80+89 is one for both."
 )
-def main(folder: Path, dtype: str, models: str, sm: str) -> None:
-    capabilities = sm.split(",")
-    print(f"| {dtype} | weights | layers | " + " | ".join(map(_shown, capabilities)) + " |")
+def main(folder: Path, dtype: str, precision: str, models: str, sm: str) -> None:
+    capabilities, what = sm.split(","), dtype if precision == "fp32" else f"{dtype}-{precision}"
+    print(f"| {what} | weights | layers | " + " | ".join(map(_shown, capabilities)) + " |")
     print("|" + "---|" * (3 + len(capabilities)))
     for model in models.split(","):
-        place = folder / f"{model}-{dtype}"
+        place = folder / f"{model}-{what}"
         place.mkdir(parents=True, exist_ok=True)
-        bundle = bundle_of(model, place / "bundle", dtype)
+        bundle = bundle_of(model, place / "bundle", dtype, precision)
         stored = (bundle.path / "model.onnx.data").stat().st_size
         cells, layers = [], 0.0
         for capability in capabilities:

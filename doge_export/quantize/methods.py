@@ -9,7 +9,7 @@ import numpy.typing as npt
 from doge_export.errors import DogeExportError
 from doge_export.quantize.gptq import gptq
 from doge_export.quantize.hqq import hqq
-from doge_export.quantize.precisions import PRECISIONS
+from doge_export.quantize.precisions import PRECISIONS, Precision
 from doge_export.quantize.round_to_nearest import Quantized, quantize
 from doge_export.quantize.scale_search import search
 
@@ -22,11 +22,18 @@ Hessian = npt.NDArray[np.float32]
 class Method:
     """`round` takes a matrix [n, k], its type, and the mean of x x^T [k, k] of what it is multiplied with, or
     None where nothing is known of that. `needs_text`: without a calibration text there is no point.
-    `scales_channels`: AWQ's scales are folded in first, so that norms and up_proj are others too."""
+    `scales_channels`: AWQ's scales are folded in first, so that norms and up_proj are others too.
+    `even`: it knows numbers at even distances only."""
 
     round: Callable[[npt.NDArray[np.float32], str, Hessian | None], Quantized]
     needs_text: bool = False
     scales_channels: bool = False
+    even: bool = False
+
+    def suits(self, precision: Precision) -> bool:
+        """Whether it can make that precision; a static one is rounded to nearest alone."""
+        nearest = self is METHODS["nearest"]
+        return nearest or not (precision.static or (precision.floating and self.even))
 
 
 def _search(weight: npt.NDArray[np.float32], dtype: str, hessian: Hessian | None) -> Quantized:
@@ -40,7 +47,7 @@ def _gptq(weight: npt.NDArray[np.float32], dtype: str, hessian: Hessian | None) 
 METHODS: dict[str, Method] = {
     "nearest": Method(lambda weight, dtype, hessian: quantize(weight, dtype)),
     "search": Method(_search),
-    "hqq": Method(lambda weight, dtype, hessian: hqq(weight, dtype)),
+    "hqq": Method(lambda weight, dtype, hessian: hqq(weight, dtype), even=True),
     "gptq": Method(_gptq, needs_text=True),
     "awq": Method(_search, needs_text=True, scales_channels=True),
     "awq-gptq": Method(_gptq, needs_text=True, scales_channels=True),
@@ -56,7 +63,7 @@ def parse_scheme(scheme: str) -> tuple[str, str]:
     found = [(scheme, "nearest")] if scheme in PRECISIONS else []
     for precision in PRECISIONS:
         method = scheme.removeprefix(f"{precision}-")
-        if method != scheme and method in METHODS and not PRECISIONS[precision].nearest_only:
+        if method != scheme and method in METHODS and METHODS[method].suits(PRECISIONS[precision]):
             found.append((precision, method))
     if not found or found[0][0] == "fp32":
         known = ", ".join(name for name in PRECISIONS if name != "fp32")
