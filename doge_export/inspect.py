@@ -167,7 +167,10 @@ def _parameters(initializers: "Iterable[onnx.TensorProto]") -> tuple[Parameters,
         count = math.prod(tensor.dims)
         figures = (1, count, (count * bits + 7) // 8)
         stem, _, part = tensor.name.rpartition(".")
-        if part in ("scale", "zero") and (scaled := tensors.get(f"{stem}.weight")) is not None:
+        if (
+            part in ("scale", "zero", "global_scale")
+            and (scaled := tensors.get(f"{stem}.weight")) is not None
+        ):
             dtype, _ = _dtype(scaled.data_type)
             figures = (0, 0, figures[-1])
         row = rows.setdefault((_role(tensor), dtype), [0, 0, 0])

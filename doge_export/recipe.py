@@ -186,7 +186,12 @@ class ExportOptions:
         if self.generation is not None:
             find_generation(self.generation)
         for key, method in self.roundings.items():
-            known = [name for name, each in METHODS.items() if not each.scales_channels]
+            floating = self.stored.floating
+            known = [
+                name
+                for name, each in METHODS.items()
+                if not each.scales_channels and not (floating and each.even)
+            ]
             if method not in known:
                 raise DogeExportError(
                     f"{key} cannot be rounded by {method!r}.", f"Choose {_any(tuple(known))}."
@@ -197,9 +202,9 @@ class ExportOptions:
                 f"--target {target.name} runs no {self.kv_cache} cache.",
                 f"Choose --kv-cache {_any(target.caches)}, or leave it out.",
             )
-        if self.rounding != "nearest" and self.stored.nearest_only:
+        if not METHODS[self.rounding].suits(self.stored):
             raise DogeExportError(
-                f"--precision {self.precision} is rounded to nearest alone.", "Leave rounding out."
+                f"--precision {self.precision} cannot be rounded by {self.rounding}.", "Leave rounding out."
             )
         if self.plugins and not target.plugins:
             raise DogeExportError(

@@ -27,7 +27,8 @@ from doge_export.cli._shared import progress, write_json
 @click.option(
     "--precision",
     metavar="fp32|int8|int8-fine|int4|int8-head4",
-    help="What the matrices are stored in; fp32 leaves them in --dtype.  [default: fp32]",
+    help="What the matrices are stored in; fp32 leaves them in --dtype. For tensorrt: int8-row, int4, fp8, "
+    "nvfp4; for onnx: int8-asym, int4-asym.  [default: fp32]",
 )
 @click.option(
     "--kv-cache",

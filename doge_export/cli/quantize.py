@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", required=True)
 @click.option("--scheme", metavar="SCHEME", required=True,
               help="int8, int8-fine, int4, int8-head4; better with -search, -hqq, -gptq or -awq behind it. "
-              "int8-asym, int4-asym: with zero points, of a bundle of --target onnx. searched: the best "
+              "int8-asym, int4-asym: with zero points, of a bundle of --target onnx. int8-row, int4, fp8, "
+              "nvfp4: of one of --target tensorrt. searched: the best "
               "mixture within --max-bytes or --max-kl. w8a8: activations too.")  # fmt: skip
 @click.option("--set", "settings", metavar="MATRIX=TYPE[@METHOD]", multiple=True,
               help="fp32, int8, int4, or int8:32 for blocks of at most 32, of a role, a layer, both, or one "

@@ -1,4 +1,4 @@
-"""Store the large matrices in int8 or int4 with float16 scales, and zero points where they have some, and
+"""Store the large matrices in fewer bits with their scales, and zero points where they have some, and
 dequantize them where they are read."""
 
 from collections.abc import Callable
@@ -33,13 +33,15 @@ def quantize_weights(
     bare_integers: bool = True,
 ) -> None:
     """Replace each matrix that `precision` rounds by its values, under its own name, and its scales, under
-    the name with `scale` in the place of `weight`; zero points have `zero` there. Done when the file is
+    the name with `scale` in the place of `weight`; zero points have `zero` there, a scale of the whole matrix
+    `global_scale`. Done when the file is
     written, one tensor at a time; or now, by `round_with`, which is given a weight's name, its values and the
     type. What the kernels read as floats gets its rounded numbers as floats, now.
 
     The matrices are as the checkpoint has them, [outputs, inputs], read by Transpose and by Gather. Without
-    `bare_integers` both read what one DequantizeLinear makes of the whole matrix, with scales of the file's
-    dtype; a scale a row is one [n] then.
+    `bare_integers` both read what DequantizeLinear makes of the whole matrix, with scales of the file's
+    dtype; a scale a row is one [n] then. In two levels the scales are dequantized first, and the matrix is
+    float32 until a Cast rounds it to the file's dtype.
     """
     graph = model.graph
     for name, weight in list(graph.initializers.items()):
@@ -69,10 +71,9 @@ def _quantize(
     block = choose_block(int(tensor.shape.numpy()[1]), dtype)
     assert block is not None
     stored_tensors = quantized_tensors(tensor, dtype, name.removesuffix(".weight"), made)
-    if not bare_integers:
-        assert len(stored_tensors) == 2  # no target without them has zero points
+    if not bare_integers and len(stored_tensors) == 2:
         stored_tensors = (stored_tensors[0], _scales_for_dequantize(stored_tensors[1], tensor.dtype))
-    values, scales, *zeros = (
+    values, scales, *more = (  # zero points, or a global scale
         ir.Value(
             name=stored.name,
             type=ir.TensorType(stored.dtype),
@@ -84,20 +85,20 @@ def _quantize(
     for node, place in tuple(weight.uses()):
         reader = _Reader(node, block, tensor.dtype)
         if not bare_integers:
-            node.replace_input_with(place, reader.dequantized(values, scales))
+            node.replace_input_with(place, reader.dequantized(values, scales, *more))
         elif node.op_type == "Gather":
-            ir.convenience.replace_all_uses_with(node.outputs[0], reader.rows(values, scales, *zeros))
+            ir.convenience.replace_all_uses_with(node.outputs[0], reader.rows(values, scales, *more))
             graph.remove(node, safe=True)
         else:
             assert node.op_type == "Transpose", f"{name} is read by {node.op_type}"
-            node.replace_input_with(place, reader.matrix(values, scales, *zeros))
+            node.replace_input_with(place, reader.matrix(values, scales, *more))
     # The values in the weight's place, the scales after all that is wider: so the file has no padding, and
     # still every number at a multiple of its size, for a kernel that reads it there.
     stored = list(graph.initializers.values())
     graph.initializers.clear()
     for value in stored:
         graph.initializers.add(values if value is weight else value)
-    for value in (scales, *zeros):
+    for value in (scales, *more):
         graph.initializers.add(value)
 
 
@@ -141,11 +142,16 @@ class _Reader:
         """[n, blocks] as [n, blocks, 1], float32."""
         return self._emit("Reshape", self._cast(numbers, ir.DataType.FLOAT), self._shape(0, -1, 1))
 
-    def dequantized(self, values: ir.Value, scales: ir.Value) -> ir.Value:
-        """All of it, [n, k], in one step: a scale of a block, or of a row."""
+    def dequantized(
+        self, values: ir.Value, scales: ir.Value, global_scale: ir.Value | None = None
+    ) -> ir.Value:
+        """All of it, [n, k]: a scale of a block, or of a row."""
         assert scales.shape is not None
         blocks = {"axis": 1, "block_size": self._block} if len(scales.shape) == 2 else {"axis": 0}
-        return self._emit("DequantizeLinear", values, scales, dtype=self._dtype, **blocks)
+        if global_scale is None:
+            return self._emit("DequantizeLinear", values, scales, dtype=self._dtype, **blocks)
+        steps, wide = self._emit("DequantizeLinear", scales, global_scale), ir.DataType.FLOAT
+        return self._cast(self._emit("DequantizeLinear", values, steps, dtype=wide, **blocks), self._dtype)
 
     def rows(self, values: ir.Value, scales: ir.Value, zeros: ir.Value | None = None) -> ir.Value:
         """Those that `node`, a Gather, wants. onnxruntime gathers no int4; it widens a constant at load."""

@@ -12,12 +12,18 @@ the other too, and those that are left make up for the error as well. Without it
 descent follow, which gain 3 to 8 % of the loss in int8 and 4 to 10 % in int4.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
-from doge_export.quantize.round_to_nearest import FORMATS, Format, Quantized, choose_block, quantize
+from doge_export.quantize.round_to_nearest import (
+    FORMATS,
+    Grid,
+    Quantized,
+    choose_block,
+    nearest_numbers,
+    quantize,
+    stored,
+)
 from doge_export.quantize.scale_search import best_grid
 
 __all__ = ["gptq"]
@@ -39,11 +45,11 @@ def gptq(
     the outputs, None for that of all alike. Stored as `quantize` stores it.
 
     Raises:
-        DogeExportError: a weight is not finite, or so large that float16 has no scale for it.
+        DogeExportError: a weight is not finite, or so large that there is no scale for it.
     """
     form, block = FORMATS[dtype], choose_block(weight.shape[1], dtype)
     assert block is not None
-    quantize(weight, dtype)  # refuses what cannot be stored
+    global_scale = quantize(weight, dtype).global_scale  # refuses what cannot be stored
     rows, width = weight.shape
     left = weight.astype(np.float64)
     whole = _damped(hessian, _DAMPING)
@@ -51,53 +57,51 @@ def gptq(
     upper = _feedback(whole)
     across = None if outputs is None else _feedback(_damped(outputs, _OUTPUT_DAMPING))
     costs = np.diag(whole).astype(np.float32)
-    values = np.empty((rows, width), np.int16)
-    scales = np.empty((rows, width // block), np.float16)
-    zeros = np.zeros((rows, width // block), np.int16)
+    numbers = np.empty((rows, width))  # those stored, less the zeros
+    grid = Grid(
+        np.empty((rows, width // block), form.scale),
+        np.zeros((rows, width // block), np.float32) if form.zeros else None,
+        global_scale,
+    )
     for number, first in enumerate(range(0, width, block)):
         part = slice(first, first + block)
         own = left[:, part].astype(np.float32)
-        grid = best_grid(own[:, None], dtype, costs[None, part])
-        scales[:, number] = grid.scales[:, 0]
-        if grid.zeros is not None:
-            zeros[:, number] = grid.zeros[:, 0]
-        step, zero = grid.scales[:, 0].astype(np.float64), zeros[:, number]
-        limits = form.lowest - zero, form.highest - zero
+        found = best_grid(own[:, None], dtype, costs[None, part], global_scale)
+        grid.scales[:, number] = found.scales[:, 0]
+        if grid.zeros is not None and found.zeros is not None:
+            grid.zeros[:, number] = found.zeros[:, 0]
+        step, zero = found.steps[:, 0].astype(np.float64), _zeros(found)[:, 0]
         errors = np.zeros((rows, block))
         for column in range(block):
             at = first + column
-            near, off = _rounded(left[:, at], step, *limits, across)
-            values[:, at] = near + zero
+            numbers[:, at], off = _rounded(left[:, at], step, zero, dtype, across)
             errors[:, column] = off / upper[at, at]
             left[:, at + 1 : part.stop] -= np.outer(errors[:, column], upper[at, at + 1 : part.stop])
         left[:, part.stop :] -= errors @ upper[part, part.stop :]
     if across is None:
-        _descend(weight.astype(np.float64), values, scales, zeros, whole, form)
-    return Quantized(values.astype(form.element), scales, zeros.astype(form.element) if form.zeros else None)
+        _descend(weight.astype(np.float64), numbers, grid, whole, dtype)
+    return stored(numbers + np.repeat(_zeros(grid), block, axis=1), grid, dtype)
 
 
-def _descend(
-    weight: Array,
-    values: npt.NDArray[np.int16],
-    scales: npt.NDArray[np.float16],
-    zeros: npt.NDArray[np.int16],
-    hessian: Array,
-    form: Format,
-) -> None:
-    """Round each column of `values` once more with all others as they are, which never loses: coordinate
+def _descend(weight: Array, numbers: Array, grid: Grid, hessian: Array, dtype: str) -> None:
+    """Round each column of `numbers` once more with all others as they are, which never loses: coordinate
     descent, as in QuantEase (arXiv 2309.01885)."""
-    block = weight.shape[1] // scales.shape[1]
-    steps, shifts = (np.repeat(each.astype(np.float64), block, axis=1) for each in (scales, zeros))
+    block = weight.shape[1] // grid.scales.shape[1]
+    steps, zeros = (np.repeat(each, block, axis=1) for each in (grid.steps.astype(np.float64), _zeros(grid)))
     for _ in range(_PASSES):
-        slopes = ((values - shifts) * steps - weight) @ hessian
+        slopes = (numbers * steps - weight) @ hessian
         for at in range(weight.shape[1]):
             step = steps[:, at]
             moved = np.divide(slopes[:, at] / hessian[at, at], step, out=np.zeros(len(step)), where=step != 0)
-            wanted = np.clip(np.rint(values[:, at] - moved), form.lowest, form.highest)
-            change = (wanted - values[:, at]) * step
+            wanted = nearest_numbers(numbers[:, at] - moved, dtype, zeros[:, at])
+            change = (wanted - numbers[:, at]) * step
             if change.any():
                 slopes += np.outer(change, hessian[at])
-                values[:, at] = wanted
+                numbers[:, at] = wanted
+
+
+def _zeros(grid: Grid) -> Array:
+    return np.zeros(grid.scales.shape) if grid.zeros is None else grid.zeros.astype(np.float64)
 
 
 def _damped(hessian: npt.NDArray[np.floating], share: float) -> Array:
@@ -112,17 +116,17 @@ def _feedback(hessian: Array) -> Array:
 
 
 def _rounded(
-    wanted: Array, step: Array, lowest: npt.NDArray[Any], highest: npt.NDArray[Any], across: Array | None
+    wanted: Array, step: Array, zeros: Array, dtype: str, across: Array | None
 ) -> tuple[Array, Array]:
-    """The integers of a column [n], and its error [n] as the columns after it are to make up for it."""
+    """The numbers of a column [n], and its error [n] as the columns after it are to make up for it."""
     if across is None:
         near = np.divide(wanted, step, out=np.zeros(len(wanted)), where=step != 0)
-        near = np.clip(np.rint(near), lowest, highest)
+        near = nearest_numbers(near, dtype, zeros)
         return near, wanted - near * step
     left, near, errors = wanted.copy(), np.zeros(len(wanted)), np.zeros(len(wanted))
     for row in range(len(wanted)):
         if step[row] != 0:
-            near[row] = min(max(np.rint(left[row] / step[row]), lowest[row]), highest[row])
+            near[row] = nearest_numbers(left[row : row + 1] / step[row], dtype, zeros[row])[0]
         errors[row] = (left[row] - near[row] * step[row]) / across[row, row]
         left[row + 1 :] -= errors[row] * across[row, row + 1 :]
     return near, across.T @ errors

@@ -33,28 +33,27 @@ def hqq(weight: npt.NDArray[np.float32], dtype: str) -> Quantized:
     |error|^POWER larger than with rounding to nearest.
 
     Raises:
-        DogeExportError: a weight is not finite, or so large that float16 has no scale for it.
+        DogeExportError: a weight is not finite, or so large that there is no scale for it.
     """
     form, block = FORMATS[dtype], choose_block(weight.shape[1], dtype)
     assert block is not None
     blocks = weight.astype(np.float32).reshape(len(weight), -1, block)
-    nearest, zeros = nearest_grid(blocks, dtype)
-    unit = np.abs(nearest.astype(np.float32))[..., None]
-    best, least = nearest.copy(), _loss(blocks, Grid(nearest, zeros), dtype, unit)
+    nearest = nearest_grid(blocks, dtype)
+    unit = np.abs(nearest.steps)[..., None]
+    best, least = nearest._replace(scales=nearest.scales.copy()), _loss(blocks, nearest, dtype, unit)
     # An int4 has one number more on one side: the largest of a block at 7, not -8, is a start of its own.
     # No others: many starts get the sum lower by clipping what is large, and the model worse (docs).
     for start in (1.0, form.lowest / form.highest) if form.divisor < 0 else (1.0,):
-        scales, penalty = (nearest.astype(np.float32) * np.float32(start)).astype(np.float16), _PENALTY
+        grid, penalty = nearest.near(nearest.steps * np.float32(start)), _PENALTY
         for _ in range(_ROUNDS):
-            grid = Grid(scales, zeros)
             error = _loss(blocks, grid, dtype, unit)
             better = error < least
-            best[better], least[better] = scales[better], error[better]
+            best.scales[better], least[better] = grid.scales[better], error[better]
             fitted = _refit(blocks, grid, dtype, unit, penalty)
-            if (fitted == scales).all():
+            if (fitted.scales == grid.scales).all():
                 break
-            scales, penalty = fitted, penalty * _GROWTH
-    return on_grid(blocks, Grid(best, zeros), dtype)
+            grid, penalty = fitted, penalty * _GROWTH
+    return on_grid(blocks, best, dtype)
 
 
 def _refit(
@@ -63,10 +62,10 @@ def _refit(
     dtype: str,
     unit: npt.NDArray[np.float32],
     penalty: float,
-) -> npt.NDArray[np.float16]:
-    """The scales that fit the integers best once the outliers among the errors are taken away."""
+) -> Grid:
+    """With the scales that fit the integers best once the outliers among the errors are taken away."""
     integers = block_rows(blocks, grid, dtype)
-    steps = grid.scales.astype(np.float32)
+    steps = grid.steps
     errors = blocks - integers * steps[..., None]
     size = np.divide(np.abs(errors), unit, out=np.zeros_like(errors), where=unit > 0)
     shrunk = np.zeros_like(size)  # argmin over x of |x|^p + beta / 2 (x - size)^2, approximately
@@ -75,7 +74,7 @@ def _refit(
     wanted = blocks - np.sign(errors) * shrunk * unit
     above, below = (wanted * integers).sum(-1), np.square(integers).sum(-1)
     fitted: npt.NDArray[np.float32] = np.divide(above, below, out=steps, where=below > 0)
-    return fitted.astype(np.float16)
+    return grid.near(fitted)
 
 
 def _loss(
@@ -85,7 +84,7 @@ def _loss(
     unit: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float32]:
     """Sum of |error|^p of each block, errors in units [n, blocks, 1]."""
-    errors = np.abs(blocks - block_rows(blocks, grid, dtype) * grid.scales.astype(np.float32)[..., None])
+    errors = np.abs(blocks - block_rows(blocks, grid, dtype) * grid.steps[..., None])
     steps = np.divide(errors, unit, out=np.zeros_like(errors), where=unit > 0)
     result: npt.NDArray[np.float32] = np.power(steps, np.float32(POWER)).sum(-1)
     return result

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from doge_export.errors import DogeExportError
 from doge_export.quantize.gptq import gptq
 from doge_export.quantize.hqq import hqq
-from doge_export.quantize.precisions import PRECISIONS
+from doge_export.quantize.precisions import PRECISIONS, Precision
 from doge_export.quantize.round_to_nearest import Quantized, quantize
 from doge_export.quantize.scale_search import search
 
@@ -36,11 +36,18 @@ class Round(Protocol):
 @dataclass(frozen=True)
 class Method:
     """`round` is how a matrix is rounded. `needs_text`: without a calibration text there is no point.
-    `scales_channels`: AWQ's scales are folded in first, so that norms and up_proj are others too."""
+    `scales_channels`: AWQ's scales are folded in first, so that norms and up_proj are others too. `even`: it
+    knows numbers at even distances only."""
 
     round: Round
     needs_text: bool = False
     scales_channels: bool = False
+    even: bool = False
+
+    def suits(self, precision: Precision) -> bool:
+        """Whether it can make that precision; a static one is rounded to nearest alone."""
+        nearest = self is METHODS["nearest"]
+        return nearest or not (precision.static or (precision.floating and self.even))
 
 
 def _nearest(
@@ -70,7 +77,7 @@ def _gptq(
 METHODS: dict[str, Method] = {
     "nearest": Method(_nearest),
     "search": Method(_search),
-    "hqq": Method(_hqq),
+    "hqq": Method(_hqq, even=True),
     "gptq": Method(_gptq, needs_text=True),
     "awq": Method(_search, needs_text=True, scales_channels=True),
     "awq-gptq": Method(_gptq, needs_text=True, scales_channels=True),
@@ -86,7 +93,7 @@ def parse_scheme(scheme: str) -> tuple[str, str]:
     found = [(scheme, "nearest")] if scheme in PRECISIONS else []
     for precision in PRECISIONS:
         method = scheme.removeprefix(f"{precision}-")
-        if method != scheme and method in METHODS and not PRECISIONS[precision].nearest_only:
+        if method != scheme and method in METHODS and METHODS[method].suits(PRECISIONS[precision]):
             found.append((precision, method))
     if not found or found[0][0] == "fp32":
         known = ", ".join(name for name in PRECISIONS if name != "fp32")

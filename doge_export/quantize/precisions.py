@@ -48,9 +48,9 @@ class Precision:
         return any(dtype not in (None, "fp32") for dtype in types)
 
     @property
-    def nearest_only(self) -> bool:
-        """Whether the better ways to round, which know integers, cannot make it."""
-        return self.static or self.layers == "fp8"
+    def floating(self) -> bool:
+        """Whether its numbers are small floats, whose distances differ."""
+        return self.layers is not None and FORMATS[self.layers].floating
 
 
 PRECISIONS: dict[str, Precision] = {
@@ -71,6 +71,8 @@ PRECISIONS: dict[str, Precision] = {
     "int8-row": Precision("int8-row", "int8-row", "int8-row"),
     # The same in float8 e4m3, which GPUs from 8.9 on have.
     "fp8": Precision("fp8", "fp8", "fp8"),
+    # Float4 with two levels of scales, which GPUs from 12.0 on have.
+    "nvfp4": Precision("nvfp4", "nvfp4", "nvfp4"),
     # Stored by passes/quantize_activations.py.
     "w8a8": Precision(static=True),
 }
@@ -130,8 +132,9 @@ def check_types(types: Mapping[str, str], names: Iterable[str], tied: bool) -> N
     for key, dtype in types.items():
         if dtype != "fp32" and dtype not in FORMATS:
             try:
-                if FORMATS[dtype].largest > LARGEST_BLOCK:
+                if dtype.partition(":")[0] not in FORMATS:  # what no kernel reads
                     raise KeyError(dtype)
+                FORMATS[dtype]
             except KeyError:
                 blocks = f"a multiple of 4 (int8) or 8 (int4), at most {LARGEST_BLOCK}"
                 raise DogeExportError(
@@ -211,6 +214,7 @@ def stored_bytes(
             block = choose_block(shape[-1], dtype)
             assert block is not None
             form, blocks = FORMATS[dtype], count // block
-            total += count * form.bits // 8 + blocks * 2
+            total += (count * form.bits + blocks * form.scale_bits) // 8
             total += -(-blocks * form.bits // 8) if form.zeros else 0
+            total += 4 if form.two_levels else 0
     return total

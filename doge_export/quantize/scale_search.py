@@ -35,7 +35,7 @@ def search(
     """`weight` [n, k] in a type of FORMATS, `importance` [k]; stored as `quantize` stores it.
 
     Raises:
-        DogeExportError: a weight is not finite, or so large that float16 has no scale for it.
+        DogeExportError: a weight is not finite, or so large that there is no scale for it.
     """
     block = choose_block(weight.shape[1], dtype)
     assert block is not None
@@ -44,22 +44,29 @@ def search(
     return on_grid(blocks, best_grid(blocks, dtype, costs.reshape(-1, block)), dtype)
 
 
-def best_grid(blocks: npt.NDArray[np.float32], dtype: str, costs: npt.NDArray[np.float32]) -> Grid:
+def best_grid(
+    blocks: npt.NDArray[np.float32],
+    dtype: str,
+    costs: npt.NDArray[np.float32],
+    global_scale: np.float32 | None = None,
+) -> Grid:
     """For blocks [n, blocks, block] whose columns cost `costs` [blocks, block]; of no block worse than
-    that of rounding to nearest.
+    that of rounding to nearest. `global_scale`: of the matrix, where the blocks are a part
+    of one in two levels.
 
     Raises:
-        DogeExportError: a weight is not finite, or so large that float16 has no scale for it.
+        DogeExportError: a weight is not finite, or so large that there is no scale for it.
     """
-    nearest = nearest_grid(blocks, dtype)
-    best = Grid(nearest.scales.copy(), None if nearest.zeros is None else nearest.zeros.copy())
+    nearest = nearest_grid(blocks, dtype, global_scale)
+    zeros = None if nearest.zeros is None else nearest.zeros.copy()
+    best = nearest._replace(scales=nearest.scales.copy(), zeros=zeros)
     least = _error(blocks, best, dtype, costs)
     for grid in _candidates(blocks, nearest, dtype):
         _improve(grid, blocks, dtype, costs, best, least)
     integers = block_rows(blocks, best, dtype)
     above, below = (costs * blocks * integers).sum(-1), (costs * integers * integers).sum(-1)
-    fitted = np.divide(above, below, out=best.scales.astype(np.float32), where=below > 0)
-    _improve(Grid(fitted.astype(np.float16), best.zeros), blocks, dtype, costs, best, least)
+    fitted = np.divide(above, below, out=best.steps, where=below > 0)
+    _improve(best.near(fitted), blocks, dtype, costs, best, least)
     return best
 
 
@@ -75,7 +82,7 @@ def _candidates(blocks: npt.NDArray[np.float32], nearest: Grid, dtype: str) -> I
     ends = {1.0, abs(form.lowest) / form.highest * -1.0} if form.divisor < 0 else {1.0}
     for end in sorted(ends):
         for factor in _FACTORS:
-            yield Grid((nearest.scales.astype(np.float32) * (end * factor)).astype(np.float16))
+            yield nearest.near(nearest.steps * (end * factor))
 
 
 def _improve(
@@ -97,6 +104,6 @@ def _improve(
 def _error(
     blocks: npt.NDArray[np.float32], grid: Grid, dtype: str, costs: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
-    off = blocks - block_rows(blocks, grid, dtype) * grid.scales.astype(np.float32)[..., None]
+    off = blocks - block_rows(blocks, grid, dtype) * grid.steps[..., None]
     result: npt.NDArray[np.float32] = (costs * off * off).sum(-1)
     return result

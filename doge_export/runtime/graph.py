@@ -1,19 +1,22 @@
 """A graph of a bundle in onnxruntime: loaded, held to the manifest, on the native kernels where they are."""
 
-__all__ = ["Graph", "fold_weights", "load_graph", "session_options"]
+__all__ = ["Graph", "fold_weights", "load_graph", "open_model", "session_options"]
 
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
 from doge_export.bundle import Bundle, TensorSpec
 from doge_export.errors import DogeExportError
 from doge_export.plugins import plugin_library
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 #: onnxruntime's log level for errors; what it warns about is not the user's business.
 _ERRORS_ONLY = 3
@@ -72,7 +75,12 @@ def load_graph(
         DogeExportError: onnxruntime refuses the graph, or it has another interface.
     """
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        if bundle.manifest.options.get("precision") == "nvfp4":
+            import onnx_ir as ir  # late: others do without
+
+            session = open_model(ir.load(path), path.parent, options)
+        else:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         if "allocate memory" in str(error):
             raise MemoryError from error
@@ -92,6 +100,29 @@ def load_graph(
             )
     nodes = (node for part in session.get_provider_graph_assignment_info() for node in part.get_nodes())
     return Graph(session, dict(Counter(node.op_type for node in nodes if node.domain == _DOMAIN)))
+
+
+def open_model(model: "ir.Model", folder: Path, options: Any) -> Any:
+    """onnxruntime's session of `model`, whose weights lie in `folder`. What it has in float4 is float32 there
+    (doge_export.float4), given beside the graph: inside it would be copied, and a graph has 2 GB at most."""
+    import onnx_ir as ir
+
+    from doge_export.float4 import dequantize_float4
+
+    given = {}
+    for value in dequantize_float4(model):
+        assert value.name is not None and value.const_value is not None
+        numbers = value.const_value.numpy()
+        given[value.name] = onnxruntime.OrtValue.ortvalue_from_numpy(numbers)
+        value.const_value = ir.ExternalTensor(
+            "given", 0, numbers.nbytes, ir.DataType.FLOAT, shape=ir.Shape(numbers.shape), name=value.name
+        )
+    options.add_external_initializers(list(given), list(given.values()))
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    content = ir.to_proto(model).SerializeToString()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session.doge_export_given = given  # read where they are, as long as it lives
+    return session
 
 
 def _register(options: Any, bundle: Bundle) -> Path | None:

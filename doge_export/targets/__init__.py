@@ -79,7 +79,7 @@ TARGETS: dict[str, Target] = {
             bare_integers=False,
             pretransposed=False,  # its builder keeps them as the checkpoint does, and others twice over
             plugins=True,
-            precisions=("fp32", "int8-row", "int4", "fp8", "w8a8"),
+            precisions=("fp32", "int8-row", "int4", "fp8", "nvfp4", "w8a8"),
         ),
     )
 }

@@ -11,9 +11,10 @@ import onnxruntime as ort
 
 from doge_export.bundle import Bundle
 from doge_export.errors import DogeExportError
+from doge_export.float4 import dequantize_float4
 from doge_export.passes import emulate_bfloat16, expose_hidden, expose_selection
 from doge_export.runtime.feeds import call_feed, empty_cache
-from doge_export.runtime.graph import fold_weights, session_options
+from doge_export.runtime.graph import fold_weights, open_model, session_options
 from doge_export.validate.places import cache_trace, mask_by_position
 from doge_export.validate.reference import Run
 from doge_export.validate.schedules import Schedule, Tokens
@@ -151,14 +152,12 @@ def plain_session(
     model: ir.Model, folder: Path, options: ort.SessionOptions | None = None
 ) -> ort.InferenceSession:
     """`model` in onnxruntime as it is, with the weights that lie in `folder`."""
-    options = options or _options()
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    content = ir.to_proto(model).SerializeToString()
-    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return open_model(model, folder, options or _options())
 
 
 def _emulating(model: ir.Model) -> ort.InferenceSession:
     """A session of the float32 twin, which takes twice the bytes: through a file, read tensor by tensor."""
+    dequantize_float4(model)
     emulate_bfloat16(model)
     options = _options()
     # An optimiser may take a Cast to bfloat16 and back for nothing. In 1.32.0 none does at any level; one

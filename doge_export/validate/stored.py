@@ -30,10 +30,13 @@ class Stored:
 
     def scales(self, name: str) -> npt.NDArray[Any] | None:
         """Of a block [n, blocks], or of a row [n]; None for a weight that has none."""
-        scale = (
-            self._tensors.get(f"{name.removesuffix('.weight')}.scale") if name.endswith(".weight") else None
-        )
-        return None if scale is None else scale.numpy()
+        return self._beside(name, "scale")
+
+    def _beside(self, name: str, what: str) -> npt.NDArray[Any] | None:
+        """What is stored with a weight."""
+        stem = name.removesuffix(".weight")
+        tensor = self._tensors.get(f"{stem}.{what}") if name.endswith(".weight") else None
+        return None if tensor is None else tensor.numpy()
 
     def numbers(self, name: str) -> npt.NDArray[np.float32] | None:
         """What the graph computes with; None where it has no such tensor."""
@@ -48,8 +51,9 @@ class Stored:
             return np.asarray(values, np.float32)
         if scales.ndim == 1:
             return np.asarray(values.astype(np.float32) * scales[:, None])
-        zeros = self._tensors.get(f"{name.removesuffix('.weight')}.zero")
-        return dequantize(Quantized(values, scales, None if zeros is None else zeros.numpy()))
+        whole = self._beside(name, "global_scale")
+        global_scale = None if whole is None else np.float32(whole)
+        return dequantize(Quantized(values, scales, self._beside(name, "zero"), global_scale))
 
 
 def stored_weights(bundle: Bundle, folded: bool = False) -> dict[str, npt.NDArray[np.float32]]:

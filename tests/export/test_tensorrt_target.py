@@ -120,6 +120,8 @@ def test_the_cache_of_a_target(tmp_path: Path) -> None:
         ("int4", "experts"),
         ("int4", "heads 4/4, biases, untied"),
         ("fp8", "experts"),
+        ("nvfp4", "experts"),
+        ("nvfp4", "heads 4/4, biases, untied"),
     ],
 )
 def test_rounded_weights(precision: str, name: str, exported: Any) -> None:
@@ -133,10 +135,18 @@ def test_rounded_weights(precision: str, name: str, exported: Any) -> None:
 def test_what_other_targets_take(exported: Any) -> None:
     with pytest.raises(DogeExportError, match="--target ort-cpu takes no --precision int8-row"):
         ExportOptions.resolve(precision="int8-row")
-    with pytest.raises(DogeExportError, match="--precision fp8 is rounded to nearest alone"):
-        ExportOptions.resolve(target="tensorrt", precision="fp8", rounding="search")
-    with pytest.raises(DogeExportError, match="There is no scheme 'fp8-search'"):
-        parse_scheme("fp8-search")
+    for precision in ("fp8", "nvfp4"):
+        with pytest.raises(DogeExportError, match=f"--precision {precision} cannot be rounded by hqq"):
+            ExportOptions.resolve(target="tensorrt", precision=precision, rounding="hqq")
+        with pytest.raises(DogeExportError, match=f"There is no scheme '{precision}-hqq'"):
+            parse_scheme(f"{precision}-hqq")
+        assert parse_scheme(f"{precision}-awq-gptq") == (precision, "awq-gptq")
+        with pytest.raises(DogeExportError, match=f"v_proj cannot be stored in '{precision}'"):
+            ExportOptions.resolve(types={"v_proj": precision}).check_model(
+                DogeConfig.from_dict({"model_type": "doge", **SMALL})
+            )
+    with pytest.raises(DogeExportError, match="--target onnx takes no --precision nvfp4"):
+        ExportOptions.resolve(target="onnx", precision="nvfp4")
     with pytest.raises(DogeExportError, match="--target tensorrt takes no --precision int8:"):
         ExportOptions.resolve(target="tensorrt", precision="int8")
     with pytest.raises(DogeExportError, match="--target tensorrt takes no matrices in types of their own"):

@@ -2,6 +2,7 @@
 
 import importlib
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,8 +14,17 @@ from doge_export.quantize.gptq import gptq
 from doge_export.quantize.hqq import POWER, hqq
 from doge_export.quantize.scale_search import search
 
-LIMITS = {"int8": (-127, 127), "int4": (-8, 7), "int8-asym": (0, 255), "int4-asym": (0, 15)}
+LIMITS = {
+    "int8": (-127, 127),
+    "int4": (-8, 7),
+    "int8-asym": (0, 255),
+    "int4-asym": (0, 15),
+    "fp8": (-448, 448),
+    "nvfp4": (-6, 6),
+}
+FLOATS = {"fp8": ml_dtypes.float8_e4m3fn, "nvfp4": ml_dtypes.float4_e2m1fn}
 sizes = pytest.mark.parametrize("dtype", LIMITS)
+integers = pytest.mark.parametrize("dtype", [dtype for dtype in LIMITS if dtype not in FLOATS])
 
 
 def drawn(seed: int, rows: int = 24, width: int = 96, tokens: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +54,8 @@ def test_search_is_never_worse_than_nearest(dtype: str, seed: int, power: int, o
     found, nearest = search(weight, dtype, costs), quantize(weight, dtype)
     lowest, highest = LIMITS[dtype]
     assert found.values.astype(int).min() >= lowest and found.values.astype(int).max() <= highest
-    assert found.scales.dtype == np.float16 and found.scales.shape == nearest.scales.shape
+    assert found.scales.dtype == nearest.scales.dtype and found.scales.shape == nearest.scales.shape
+    assert found.global_scale == nearest.global_scale
     off, before = (np.square(weight - dequantize(each)) * costs for each in (found, nearest))
     block = weight.shape[1] // found.scales.shape[1]
     off, before = (each.reshape(*found.scales.shape, block).sum(-1) for each in (off, before))
@@ -52,7 +63,7 @@ def test_search_is_never_worse_than_nearest(dtype: str, seed: int, power: int, o
     assert off.sum() < before.sum()
 
 
-@sizes
+@integers
 @settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), power=st.integers(-6, 6), outlier=st.booleans())
 def test_hqq_is_never_worse_than_nearest_by_its_own_measure(
@@ -98,7 +109,7 @@ def test_gptq_is_the_obvious_loop(dtype: str, monkeypatch: pytest.MonkeyPatch) -
     hessian = inputs.T @ inputs / len(inputs)
     found = gptq(weight, dtype, hessian)
     damped = hessian.astype(np.float64) + np.eye(32) * 0.01 * np.diag(hessian).mean()
-    scales = found.scales.astype(np.float64)
+    scales = found.scales.astype(np.float64) * float(found.global_scale or 1)
     zeros = np.zeros(scales.shape) if found.zeros is None else found.zeros.astype(np.float64)
     block = 32 // scales.shape[1]
     lowest, highest = LIMITS[dtype]
@@ -106,16 +117,17 @@ def test_gptq_is_the_obvious_loop(dtype: str, monkeypatch: pytest.MonkeyPatch) -
         left, integers = weight[row].astype(np.float64), []
         for column in range(32):
             step, zero = scales[row, column // block], zeros[row, column // block]
-            integers.append(int(np.clip(np.rint(left[column] / step) + zero, lowest, highest)))
+            number = np.clip(left[column] / step + zero, lowest, highest)
+            integers.append(float(number.astype(FLOATS[dtype]) if dtype in FLOATS else np.rint(number)))
             rest = slice(column + 1, 32)
             off = left[column] - (integers[-1] - zero) * step
             # The rest shall make the error of all inputs smallest: H_rr x = -H_rc off
             if column < 31:
                 left[rest] += np.linalg.solve(damped[rest, rest], damped[rest, column] * off)
-        assert found.values[row].astype(int).tolist() == integers
+        assert found.values[row].astype(float).tolist() == integers
 
 
-@sizes
+@integers
 def test_the_passes_after_it_gain_until_no_number_alone_can_be_better(
     dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +149,7 @@ def test_the_passes_after_it_gain_until_no_number_alone_can_be_better(
     assert (slopes[inside] <= 1e-6).all()
 
 
-@sizes
+@integers
 def test_gptq_with_a_metric_of_outputs_is_gptq_of_the_kronecker_product(dtype: str) -> None:
     """The matrix, column by column, as one row whose Hessian is the product of both, with the same grid."""
     weight, inputs = drawn(4, rows=5, width=16, tokens=100)

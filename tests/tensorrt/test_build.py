@@ -16,6 +16,7 @@ from doge_export.recipe import ExportOptions
 from doge_export.tensorrt import Engine, build_engine, kinds
 from doge_export.tensorrt.build import read_timings
 from doge_export.tensorrt.kinds import Kind, Opened, open_kind
+from doge_export.validate.stored import Stored
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -146,6 +147,30 @@ def test_float8(exported: Any, rtx: Opened, tmp_path: Path) -> None:
     build_engine(bundle.path, tmp_path / "engine", capabilities=["89", "120"])
     with pytest.raises(DogeExportError, match=r"refuses the node '.*sm80.*fp8_e4m3.*Leave that compute"):
         build_engine(bundle.path, tmp_path / "other", capabilities=["80"])
+
+
+def test_float4(exported: Any, rtx: Opened, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For Blackwell alone; in the engine the matrices are float4 still, and no floats of them are there."""
+    bundle = exported({"target": "tensorrt", "max_length": 40, "dtype": "float16", "precision": "nvfp4"})[1]
+    engine = build_engine(bundle.path, tmp_path / "engine", capabilities=["120"]).engine
+    content, stored = engine.model_path.read_bytes(), Stored(bundle.model_path)
+    for tensor in onnx.load(bundle.model_path).graph.initializer:
+        if "o_proj" not in tensor.name or tensor.data_type != onnx.TensorProto.FLOAT4E2M1:
+            continue  # o_proj is what is not laid beside another matrix
+        codes = onnx.numpy_helper.to_array(tensor, str(bundle.path)).view(np.uint8)
+        packed = [each.reshape(-1, 2) @ np.array([1, 16], np.uint8) for each in (codes, codes.T)]
+        numbers = stored.numbers(tensor.name)
+        assert numbers is not None
+        floats = [each.astype(dtype) for dtype in (np.float16, np.float32) for each in (numbers, numbers.T)]
+        assert 1 <= sum(content.count(each.tobytes()[-48:]) for each in packed) <= 2  # a layout a profile
+        assert not any(content.count(each.tobytes()[-48:]) for each in floats)
+    for capability in ("80", "89"):
+        output = tmp_path / capability
+        assert run(["build-engine", str(bundle.path), "-o", str(output), "--sm", capability]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and err.startswith(f"error: {rtx.label} refuses the node '")
+        assert f"sm{capability}" in err and "fp4_e2m1" in err and "Leave that compute" in err
+        assert not output.exists()
 
 
 @pytest.mark.parametrize(

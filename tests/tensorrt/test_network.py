@@ -191,3 +191,44 @@ def test_rounded_weights(precision: str, stored: str, exported: Any, rtx: Opened
     assert {layer.get_output(0).dtype.name for layer in products} == {"HALF"}
     for role in ("dt_proj", "router_gate"):
         assert not any(role in name for name in integers)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_float4(dtype: str, exported: Any, rtx: Opened) -> None:
+    """Each matrix and its scales once; the scales dequantized first, and the numbers rounded once, by a
+    cast."""
+    _, bundle = rounded(exported, "nvfp4", dtype, is_moe=True)
+    network = parse(rtx, bundle.model_path)
+    kinds = rtx.trt.LayerType
+    made = {
+        layer.get_output(index).name: layer for layer in layers(network) for index in range(layer.num_outputs)
+    }
+    constants = [layer for layer in layers(network) if layer.type == kinds.CONSTANT]
+    matrices = [layer for layer in constants if layer.get_output(0).dtype.name == "FP4"]
+    assert len({layer.name for layer in matrices}) == len(matrices) == 2 * 9 + 1
+    assert sum(layer.get_output(0).dtype.name == "FP8" for layer in constants) == len(matrices)
+    wide = [
+        layer.name
+        for layer in constants
+        if layer.get_output(0).dtype.name in TYPES.values() and np.prod(layer.get_output(0).shape) >= 64 * 16
+    ]
+    assert all("router_gate" in name for name in wide), "no matrix in floats beside them"
+    readers = [
+        layer
+        for layer in layers(network)
+        if layer.type == kinds.DEQUANTIZE and layer.get_input(0).dtype.name == "FP4"
+    ]
+    assert len(readers) == len(matrices)  # the tied table is dequantized for embedding and head together
+    for layer in readers:
+        scales = made[layer.get_input(1).name]
+        assert scales.type == kinds.DEQUANTIZE and scales.get_input(0).dtype.name == "FP8"
+        assert made[scales.get_input(1).name].get_output(0).dtype.name == "FLOAT"
+        assert layer.get_output(0).dtype.name == "FLOAT"
+    casts = {
+        layer.get_input(0).name
+        for layer in layers(network)
+        if layer.type == kinds.CAST and layer.get_output(0).dtype.name == TYPES[dtype]
+    }
+    assert ({layer.get_output(0).name for layer in readers} <= casts) is (dtype != "float32")
+    products = [layer for layer in layers(network) if layer.type == kinds.MATRIX_MULTIPLY]
+    assert {layer.get_output(0).dtype.name for layer in products} == {TYPES[dtype]}
