@@ -8,60 +8,71 @@ product of the three is a float32 (doge_export.quantize.round_to_nearest), so th
 
 __all__ = ["dequantize_float4"]
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
+import onnx
+from onnx import TensorProto
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 #: What the bits say, the sign first (OCP Microscaling Formats, e2m1).
 _NUMBERS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
 
-def dequantize_float4(model: ir.Model) -> tuple[ir.Value, ...]:
-    """Put initializers, float32 [n, k], in the place of the DequantizeLinear that read float4.
+def dequantize_float4(model: onnx.ModelProto, folder: Path) -> dict[str, npt.NDArray[np.float32]]:
+    """Take the DequantizeLinear that read float4 out of `model`, whose weights lie in `folder`, and what only
+    they read. In their place are initializers that say they lie in a file.
 
-    Returns: these initializers.
+    Returns: an initializer's name -> its numbers float32 [n, k], which a session is to be given beside the
+    graph: inside it they would be copied, and a graph has 2 GB at most.
     """
-    found: list[ir.Value] = []
     graph = model.graph
-    for value in list(graph.initializers.values()):
-        if value.dtype != ir.DataType.FLOAT4E2M1:
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {output: node for node in graph.node for output in node.output}
+    given: dict[str, npt.NDArray[np.float32]] = {}
+    gone: list[onnx.NodeProto] = []
+    for node in graph.node:
+        values = tensors.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if values is None or values.data_type != TensorProto.FLOAT4E2M1:
             continue
-        made: ir.Value | None = None
-        beside: list[ir.Value] = []
-        for node, _ in tuple(value.uses()):
-            steps = node.inputs[1].producer() if node.inputs[1] is not None else None
-            assert node.op_type == "DequantizeLinear" and steps is not None
-            beside += [each for each in steps.inputs if each is not None]
-            if made is None:
-                numbers = _numbers(value, steps, node.attributes["block_size"].as_int())
-                made = _initializer(f"{value.name}.float32", numbers)
-                graph.register_initializer(made)
-                found.append(made)
-            ir.convenience.replace_all_uses_with(node.outputs[0], made)
-            graph.remove(node, safe=True)
-            if not steps.outputs[0].uses():
-                graph.remove(steps, safe=True)
-        for each in (value, *beside):
-            graph.initializers.pop(str(each.name), None)
-    return tuple(found)
+        steps = makers[node.input[1]]
+        scales, whole = (onnx.numpy_helper.to_array(tensors[name], str(folder)) for name in steps.input)
+        given[node.output[0]] = _numbers(_bytes(values, folder), scales, whole)
+        gone += [node, steps]
+    if not given:
+        return {}
+    read = {name for node in gone for name in node.input}
+    made = {node.output[0] for node in gone}
+    nodes = [node for node in graph.node if node.output[0] not in made]
+    kept = [tensor for tensor in graph.initializer if tensor.name not in read]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
+    for name, numbers in given.items():
+        place = {"location": "given", "offset": "0", "length": str(numbers.nbytes)}
+        tensor = graph.initializer.add(name=name, data_type=TensorProto.FLOAT, dims=numbers.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=value)
+    return given
 
 
-def _numbers(values: ir.Value, steps: ir.Node, block: int) -> npt.NDArray[np.float32]:
-    scales, whole = (_tensor(each).numpy() for each in steps.inputs)
-    stored = _tensor(values)
-    packed = np.frombuffer(stored.tobytes(), np.uint8)  # the first number in the low half
+def _numbers(
+    packed: npt.NDArray[np.uint8], scales: npt.NDArray[np.generic], whole: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Two numbers a byte, the first in its low half."""
     halves = np.stack((packed & 15, packed >> 4), -1)
-    blocks = _NUMBERS[halves].reshape(*scales.shape, block)
+    blocks = _NUMBERS[halves].reshape(*scales.shape, -1)
     blocks *= scales.astype(np.float32)[..., None]
     blocks *= np.float32(whole)
     return blocks.reshape(len(scales), -1)
 
 
-def _tensor(value: ir.Value | None) -> ir.TensorProtocol:
-    assert value is not None and value.const_value is not None
-    return value.const_value
-
-
-def _initializer(name: str, numbers: npt.NDArray[np.float32]) -> ir.Value:
-    tensor = ir.Tensor(numbers, name=name)
-    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+def _bytes(tensor: TensorProto, folder: Path) -> npt.NDArray[np.uint8]:
+    if uses_external_data(tensor):
+        copy = TensorProto()
+        copy.CopyFrom(tensor)
+        load_external_data_for_tensor(copy, str(folder))
+        tensor = copy
+    return np.frombuffer(tensor.raw_data, np.uint8)

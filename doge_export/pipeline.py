@@ -92,7 +92,7 @@ def export_model(
     With `validate` the finished graph is compared with the reference before `output` appears; the
     bundle is written even if it misses, and the report says so. `progress` gets bytes of weights
     written and the name of the stage. `round_with` rounds in the place of rounding to nearest
-    (doge_export.passes.quantize_weights); `static` are the ranges that the precision w8a8 needs.
+    (doge_export.passes.quantize_weights); `static` are the ranges that w8a8 and w8a8-fp8 need.
 
     Raises:
         DogeExportError: the checkpoint is damaged or not supported, an option or the adapter does not fit it,
@@ -227,9 +227,9 @@ def _need(package: str, what: str, remedy: str) -> None:
 def _need_ranges(options: ExportOptions, static: "StaticRanges | None") -> None:
     if options.stored.static and static is None:
         raise DogeExportError(
-            "--precision w8a8 needs the ranges of activations, which a text gives.",
-            "Export with --target onnx or tensorrt, and doge-export quantize the result with --scheme w8a8 "
-            "--text FILE.",
+            f"--precision {options.precision} needs the ranges of activations, which a text gives.",
+            "Export with --target onnx or tensorrt, and doge-export quantize the result with --scheme "
+            f"{options.precision} --text FILE.",
         )
 
 
@@ -253,7 +253,8 @@ def _resolved(options: ExportOptions, config: DogeConfig) -> dict[str, Any]:
     if config.generation != CURRENT:
         resolved["generation"] = config.generation
     stored = options.stored
-    if stored.rounds and not stored.static and not options.target_data.bare_integers:
+    by_integers = stored.static == "int8" or (options.target_data.bare_integers and not stored.static)
+    if stored.rounds and not by_integers:
         resolved["dequantize_at_load"] = True  # for doge_export.runtime.graph
     return resolved
 

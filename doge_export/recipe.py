@@ -117,7 +117,7 @@ class ExportOptions:
         """
         if config.generation != CURRENT:
             self._check_earlier(config.generation)
-        check_types(self.types, tensor_shapes(config), config.tie_word_embeddings)
+        check_types(self.types, tensor_shapes(config), config.tie_word_embeddings, self.stored.static)
         check_names(self.roundings, tensor_shapes(config), config.tie_word_embeddings)
         reason = config.why_not_bounded(self.routing) if self.kv_cache == "bounded" else None
         if reason is not None:
@@ -229,24 +229,7 @@ class ExportOptions:
                 f"Leave it out, or choose --target {_any(_targets_with(needed))}.",
             )
         if self.stored.static:
-            if self.dtype != "float32":
-                raise DogeExportError(
-                    f"w8a8 is made of float32, and this is {self.dtype}.", "Export with --dtype float32."
-                )
-            if other := [key for key, value in self.types.items() if value not in ("fp32", "int8")]:
-                raise DogeExportError(
-                    f"w8a8 has one form of int8, and {other[0]} cannot be {self.types[other[0]]}.",
-                    f"Leave it out, or leave it in float32: --set {other[0]}=fp32.",
-                )
-            if self.roundings:
-                raise DogeExportError(
-                    "w8a8 rounds to nearest, every matrix.", "Leave out what is behind the @."
-                )
-            if inside := [key for key, value in self.types.items() if "dt_proj" in key and value == "int8"]:
-                raise DogeExportError(
-                    f"{inside[0]} is computed inside the attention, in float32, and w8a8 cannot round it.",
-                    "Leave it out.",
-                )
+            self._check_static()
         length = self.max_length
         if length is not None:
             if length < 1:
@@ -256,6 +239,28 @@ class ExportOptions:
                     f"--max-length belongs to --kv-cache static; a {self.kv_cache} cache has no limit.",
                     "Leave one of the two out.",
                 )
+
+    def _check_static(self) -> None:
+        """All matrices in one type, with their inputs."""
+        name, dtype = self.precision, self.stored.static
+        if self.dtype != "float32":
+            raise DogeExportError(
+                f"{name} is made of float32, and this is {self.dtype}.", "Export with --dtype float32."
+            )
+        if other := [key for key, value in self.types.items() if value not in ("fp32", dtype)]:
+            raise DogeExportError(
+                f"{name} has one form of {dtype}, and {other[0]} cannot be {self.types[other[0]]}.",
+                f"Leave it out, or leave it in float32: --set {other[0]}=fp32.",
+            )
+        if self.roundings:
+            raise DogeExportError(
+                f"{name} rounds to nearest, every matrix.", "Leave out what is behind the @."
+            )
+        if inside := [key for key, value in self.types.items() if "dt_proj" in key and value == dtype]:
+            raise DogeExportError(
+                f"{inside[0]} is computed inside the attention, in float32, and {name} cannot round it.",
+                "Leave it out.",
+            )
 
 
 def _targets_with(precision: str) -> tuple[str, ...]:

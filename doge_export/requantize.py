@@ -12,10 +12,10 @@ from doge_export.errors import DogeExportError
 from doge_export.pipeline import Exported, export_model
 from doge_export.quantize import (
     METHODS,
-    in_int8,
     output_metrics,
     parse_scheme,
     scale_channels,
+    static_type,
     stored_dtype,
 )
 from doge_export.recipe import ExportOptions
@@ -43,7 +43,7 @@ __all__ = [
 
 _CALIBRATION = 64  # windows
 _JUDGED = 16  # windows of the text that is kept back
-_STATIC = "percentile"  # the calibration of w8a8
+_CALIBRATIONS = {"int8": "percentile", "fp8": "min-max"}  # of activations, unless another is asked for
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ def quantize_bundle(
     """Round the weights of `bundle` by `scheme` ("int4-gptq"; doge_export.quantize.parse_scheme) into
     `output`.
 
-    `types` gives matrices a type of their own, and `roundings` a method (ExportOptions). "w8a8" rounds
-    activations too: `calibration` and `smooth` are those of doge_export.calibrate.static_ranges, and belong
-    to no other scheme.
+    `types` gives matrices a type of their own, and `roundings` a method (ExportOptions). "w8a8" and
+    "w8a8-fp8" round activations too: `calibration` and `smooth` are those of
+    doge_export.calibrate.static_ranges, and belong to no other scheme.
 
     `known_inputs` is what `matrix_inputs` gave for this bundle and text, to spare another reading of it. The
     last fifth of `text` is kept back to judge the result by; the rest calibrates. `progress` gets tokens
@@ -123,10 +123,11 @@ def quantize_bundle(
             source,
             weights,
             windows,
-            calibration or _STATIC,
+            calibration or _CALIBRATIONS[stored.static],
             smooth,
-            {name for name in weights if not in_int8(name, stored, config.tie_word_embeddings)},
+            {name for name in weights if static_type(name, stored, config.tie_word_embeddings) is None},
             lambda tokens: progress(tokens, "reading the text"),
+            stored.static,
         )
     exported = write_rounded(
         source, output, options, round_with, weights, static, force=force, progress=progress
@@ -203,7 +204,7 @@ def _check_static(options: ExportOptions, calibration: str | None, smooth: float
     if not options.stored.static:
         if calibration is not None or smooth is not None:
             raise DogeExportError(
-                "--calibration and --smooth are about activations, which only w8a8 rounds.",
+                "--calibration and --smooth are about activations, which only w8a8 and w8a8-fp8 round.",
                 "Leave them out, or choose --scheme w8a8.",
             )
         return
@@ -212,6 +213,11 @@ def _check_static(options: ExportOptions, calibration: str | None, smooth: float
     if calibration is not None and calibration not in CALIBRATIONS:
         raise DogeExportError(
             f"There is no calibration {calibration!r}.", f"Choose {', '.join(CALIBRATIONS)}."
+        )
+    if calibration == "entropy" and options.stored.static == "fp8":
+        raise DogeExportError(
+            "entropy chooses between ranges by 128 even steps, which float8 has not.",
+            "Choose --calibration min-max or percentile.",
         )
     if smooth is not None and not 0 <= smooth <= 1:
         raise DogeExportError(f"--smooth {smooth} is not between 0 and 1.", "0.5 is the published value.")

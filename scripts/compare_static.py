@@ -1,7 +1,8 @@
-"""w8a8 of ours beside onnxruntime's stock static quantizer: KL, top-1 agreement and bytes, in one run.
+"""w8a8 and w8a8-fp8 of ours beside onnxruntime's stock static quantizer: KL, top-1 agreement and bytes.
 
     .venv/bin/python scripts/compare_static.py                    # doge-tiny on its held-out text
     .venv/bin/python scripts/compare_static.py --model doge-tiny-moe --json build/static.json
+    .venv/bin/python scripts/compare_static.py --only w8a8-fp8
 
 The first four fifths of the text calibrate (64 windows), the rest judges, against the full model, in plain
 onnxruntime. The stock one (onnxruntime.quantization.quantize_static: QDQ, int8, per channel, symmetric
@@ -31,9 +32,14 @@ from doge_export.calibrate.inputs import first_call
 from doge_export.pipeline import export_model
 from doge_export.recipe import ExportOptions
 from doge_export.requantize import quantize_bundle
+from doge_export.runtime.graph import fold_weights
 from doge_export.validate.figures import compare_logits
 
 OURS: tuple[dict[str, Any], ...] = (
+    *({"scheme": "w8a8-fp8", "calibration": name} for name in ("min-max", "percentile")),
+    *({"scheme": "w8a8-fp8", "calibration": name, "smooth": 0.5} for name in ("min-max", "percentile")),
+    {"scheme": "w8a8-fp8", "types": {"router_gate": "fp8"}},
+    {"scheme": "w8a8-fp8", "types": {"v_proj": "fp32", "down_proj": "fp32"}},
     *({"calibration": name} for name in CALIBRATIONS),
     *({"calibration": name, "smooth": 0.5} for name in CALIBRATIONS),
     {},
@@ -78,6 +84,14 @@ def stock(bundle: Bundle, ids: npt.NDArray[np.int64], path: Path, method: str, o
         )
 
 
+def folded(bundle: Bundle) -> Any:
+    """A bundle of ours, its matrices dequantized at load where it is made for that."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    fold_weights(options, bundle)
+    return ort.InferenceSession(str(bundle.model_path), options, providers=["CPUExecutionProvider"])
+
+
 def unoptimized(model: Path) -> Any:
     """onnxruntime 1.32 refuses the stock quantizer's int8 models of this graph once it optimizes them."""
     options = ort.SessionOptions()
@@ -87,7 +101,7 @@ def unoptimized(model: Path) -> Any:
 
 
 def label(options: dict[str, Any]) -> str:
-    parts = [str(options.get("calibration", "default"))]
+    parts = [f"{options.get('scheme', 'w8a8')}, {options.get('calibration', 'default')}"]
     parts += [f"smooth {options['smooth']}"] if "smooth" in options else []
     parts += [f"{name}={dtype}" for name, dtype in options.get("types", {}).items()]
     return ", ".join(parts)
@@ -97,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="doge-tiny")
     parser.add_argument("--text", type=Path, default=ROOT / "models" / "heldout.txt")
+    parser.add_argument("--only", choices=("w8a8", "w8a8-fp8"), help="of ours, nothing stock")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     text = arguments.text.read_text(encoding="utf-8")
@@ -111,28 +126,29 @@ def main() -> None:
         real = np.ones(ids.shape, bool)
         size = sum(e.bytes for n, e in plain.manifest.files.items() if n.startswith("model.onnx"))
 
-        def judge(name: str, model: Path, bytes_: int, optimized: bool = True) -> None:
-            session = opened(model) if optimized else unoptimized(model)
+        def judge(name: str, session: Any, bytes_: int) -> None:
             found = compare_logits(base, read(session, plain, ids), real)
             results[name] = {**found, "bytes": bytes_, "of_fp32": bytes_ / size}
             print(name, results[name], file=sys.stderr)
 
         for given in OURS:
+            scheme = given.get("scheme", "w8a8")
             if "router_gate" in given.get("types", ()) and not plain.config.is_moe:
                 continue
-            made = quantize_bundle(plain.path, folder / "made", "w8a8", text, force=True, **given)
-            files = made.exported.bundle.manifest.files.items()
-            judge(
-                f"ours, {label(given)}",
-                made.exported.bundle.model_path,
-                sum(e.bytes for n, e in files if n.startswith("model.onnx")),
-            )
-        for method in ("MinMax", "Percentile", "Entropy"):
+            if arguments.only not in (None, scheme):
+                continue
+            settings = {key: value for key, value in given.items() if key != "scheme"}
+            made = quantize_bundle(plain.path, folder / "made", scheme, text, force=True, **settings)
+            bundle = made.exported.bundle
+            files = bundle.manifest.files.items()
+            bytes_ = sum(entry.bytes for name, entry in files if name.startswith("model.onnx"))
+            judge(f"ours, {label(given)}", folded(bundle), bytes_)
+        for method in () if arguments.only else ("MinMax", "Percentile", "Entropy"):
             for kind, operators in (("all", None), ("products and tables", ["MatMul", "Gather"])):
                 path = folder / "stock.onnx"
                 try:
                     stock(plain, known, path, method, operators)
-                    judge(f"stock {method}, {kind}", path, path.stat().st_size, optimized=False)
+                    judge(f"stock {method}, {kind}", unoptimized(path), path.stat().st_size)
                 except (ValueError, RuntimeError, ort.capi.onnxruntime_pybind11_state.Fail) as error:
                     print(f"stock {method}, {kind}: {type(error).__name__}: {error}", file=sys.stderr)
     print(f"{arguments.model}, {ids.size:,} tokens of {arguments.text.name}\n")

@@ -84,3 +84,43 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Pa
         return made[key]
 
     return export
+
+
+@pytest.fixture(scope="session")
+def static_bundle(
+    exported: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Any]:
+    """static_bundle(changes, types, cache, precision, target) -> (checkpoint, bundle) in w8a8 or w8a8-fp8,
+    with ranges of random tokens."""
+    import numpy as np
+
+    from doge_export.calibrate import static_ranges
+    from doge_export.pipeline import export_model
+    from doge_export.quantize import static_type
+    from doge_export.recipe import ExportOptions
+    from doge_export.requantize import checkpoint_weights
+
+    done: dict[str, Any] = {}
+
+    def make(
+        changes: dict[str, Any],
+        types: dict[str, str] | None = None,
+        cache: str | None = None,
+        precision: str = "w8a8",
+        target: str = "onnx",
+    ) -> Any:
+        if (key := repr((changes, types, cache, precision, target))) not in done:
+            plain = {"target": target, "routing": "per-token"} | ({"kv_cache": cache} if cache else {})
+            plain |= {"max_length": 40} if target == "tensorrt" else {}
+            checkpoint, full = exported(plain, **changes)
+            ids = np.random.default_rng(0).integers(0, 257, (4, 24))
+            options = ExportOptions.resolve(**plain, precision=precision, types=types or {})
+            tied, weights, stored = full.config.tie_word_embeddings, checkpoint_weights(full), options.stored
+            keep = {name for name in weights if static_type(name, stored, tied) is None}
+            ranges = static_ranges(full, weights, ids, "min-max", None, keep, dtype=stored.static)
+            output = tmp_path_factory.mktemp("static") / "bundle"
+            bundle = export_model(str(checkpoint), output, options, validate=False, static=ranges).bundle
+            done[key] = (checkpoint, bundle)
+        return done[key]
+
+    return make

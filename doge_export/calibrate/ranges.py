@@ -1,4 +1,4 @@
-"""How far the inputs of the products reach on a text: the ranges that static int8 has a scale for.
+"""How far the inputs of the products reach on a text: the ranges that static int8 or float8 has a scale for.
 
 Three published rules, each for one symmetric scale a tensor: `min-max` takes the largest magnitude;
 `percentile` the one that 99.99 % of the magnitudes stay below; `entropy` the clipping whose 128 levels have
@@ -34,12 +34,14 @@ def static_ranges(
     smooth: float | None = None,
     keep: Collection[str] = (),
     advance: Callable[[int], None] = lambda tokens: None,
+    dtype: str = "int8",
 ) -> StaticRanges:
     """The ranges of all large products of `bundle`, full and float32, on ids [windows, length].
 
     `calibration` is a key of CALIBRATIONS. With `smooth`, SmoothQuant's alpha, `weights` are scaled in place,
-    and the ranges are those of the scaled inputs. `keep`: weights that stay in float32. The text is
-    read window by window, once for min-max and twice otherwise.
+    and the ranges are those of the scaled inputs. `keep`: weights that stay in float32. `dtype`: what is
+    rounded to, "int8" or "fp8"; entropy counts the steps of int8. The text is read window by window, once for
+    min-max and twice otherwise.
     """
     matrices = MatrixInputs(bundle)
     inputs = {weight: name for weight, name in matrices.inputs.items() if weight not in keep}
@@ -66,7 +68,7 @@ def static_ranges(
             advance(ids.shape[1])
         tops = {name: top * rule(counts[name]) / _BINS for name, top in tops.items()}
     return StaticRanges(
-        {weight: tops[name] for weight, name in inputs.items()}, calibration, smooth, frozenset(keep)
+        {weight: tops[name] for weight, name in inputs.items()}, calibration, smooth, frozenset(keep), dtype
     )
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
               help="int8, int8-fine, int4, int8-head4; better with -search, -hqq, -gptq or -awq behind it. "
               "int8-asym, int4-asym: with zero points, of a bundle of --target onnx. int8-row, int4, fp8, "
               "nvfp4: of one of --target tensorrt. searched: the best "
-              "mixture within --max-bytes or --max-kl. w8a8: activations too.")  # fmt: skip
+              "mixture within --max-bytes or --max-kl. w8a8, w8a8-fp8: activations too.")  # fmt: skip
 @click.option("--set", "settings", metavar="MATRIX=TYPE[@METHOD]", multiple=True,
               help="fp32, int8, int4, or int8:32 for blocks of at most 32, of a role, a layer, both, or one "
               "matrix: v_proj=int8, layers.0=int8, layers.0.v_proj=fp32. The closest wins. A method behind "
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 @click.option("--text", type=click.Path(path_type=Path), metavar="FILE",
               help="UTF-8: to calibrate with, and its last fifth to judge by.")  # fmt: skip
 @click.option("--calibration", metavar="METHOD",
-              help="w8a8: min-max, percentile or entropy.")  # fmt: skip
+              help="w8a8: min-max, percentile or entropy; w8a8-fp8: one of the first two.")  # fmt: skip
 @click.option("--smooth", type=float, metavar="ALPHA",
-              help="w8a8: move large channels into the weights, by SmoothQuant's alpha.")  # fmt: skip
+              help="w8a8 and w8a8-fp8: move large channels into the weights, by SmoothQuant's "
+              "alpha.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the output folder.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write what it cost as JSON.")
 def command(
@@ -52,7 +53,7 @@ def command(
     json_to: str | None,
 ) -> None:
     """Round the weights of BUNDLE, a bundle in full precision, and say what that costs. w8a8 rounds what they
-    are multiplied with too; it takes a bundle of --target onnx.
+    are multiplied with too, and so does w8a8-fp8; they take a bundle of --target onnx or tensorrt.
 
     \b
     doge-export quantize out/doge-tiny -o out/tiny4 --scheme int4-search

@@ -1,12 +1,13 @@
-"""int8 activations and weights in the standard form: QuantizeLinear and DequantizeLinear around the products.
+"""8-bit activations and weights in the standard form: QuantizeLinear and DequantizeLinear around products.
 
-Each product's input goes through a pair with one symmetric scale (int8, no zero point: TensorRT takes no
-other), its matrix is stored in int8 with a float32 scale for each output channel and read through
-DequantizeLinear. Runtimes make an integer product of the three: onnxruntime's CPU provider
-MatMulIntegerToFloat, whose sums are exact, so that equal keys still tie. It does so for int8
+Each product's input goes through a pair with one symmetric scale (int8 or float8 e4m3, no zero point:
+TensorRT takes no other), its matrix is stored in the same type with a float32 scale for each output channel
+and read through DequantizeLinear. Runtimes make an 8-bit product of the three: onnxruntime's CPU provider, in
+int8, MatMulIntegerToFloat, whose sums are exact, so that equal keys still tie. It does so
 only where one product alone reads a QuantizeLinear, so each has its own, with a zero point of its own too, or
-equal ones would be merged again. Tables that are gathered from (embedding, experts) are int8 with a scale a
-row, and their rows float32 from there on.
+equal ones would be merged again. Of float8 it knows no product: it dequantizes the matrices at load
+(doge_export.runtime.graph), and rounds the inputs in each step. Tables that are gathered from (embedding,
+experts) have a scale a row, and their rows are float32 from there on.
 """
 
 from collections.abc import Mapping
@@ -18,28 +19,31 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from doge_export.passes.emit import Emitter
+from doge_export.quantize.round_to_nearest import FORMATS, Format, nearest_numbers
 
-__all__ = ["StaticRanges", "quantize_activations", "row_scales"]
+__all__ = ["StaticRanges", "quantize_activations"]
 
-LEVELS = 127
 _TABLES = ("embed_tokens.weight", "down_embed.weight", "up_embed.weight")
 
 
 @dataclass(frozen=True)
 class StaticRanges:
-    """`ranges`: weight's name in the checkpoint -> the magnitude of its input that becomes 127; larger ones
-    are clipped. A matrix that is not there stays as it is, and so do the tables in `keep`. The rest says how
-    they were found: doge_export.calibrate.static_ranges."""
+    """`ranges`: weight's name in the checkpoint -> the magnitude of its input that becomes the largest number
+    of `dtype`, "int8" or "fp8": 127 or 448; larger ones are clipped. A matrix that is not there stays as it
+    is, and so do the tables in `keep`. The rest says how they were found:
+    doge_export.calibrate.static_ranges."""
 
     ranges: Mapping[str, float]
     calibration: str
     smooth: float | None = None
     keep: frozenset[str] = frozenset()
+    dtype: str = "int8"
 
 
-def row_scales(weight: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """float32 [n] for `weight` [n, k]: the largest magnitude of a row becomes 127; a row of zeros has 1."""
-    largest = np.abs(weight.astype(np.float32)).max(1) / np.float32(LEVELS)
+def _row_scales(weight: npt.NDArray[np.float32], form: Format) -> npt.NDArray[np.float32]:
+    """float32 [n] for `weight` [n, k]: the largest magnitude of a row becomes the type's largest number; a
+    row of zeros has 1."""
+    largest = np.abs(weight).max(1) / np.float32(form.divisor)
     result: npt.NDArray[np.float32] = np.where(largest > 0, largest, np.float32(1))
     return result
 
@@ -47,18 +51,19 @@ def row_scales(weight: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 def quantize_activations(model: ir.Model, static: StaticRanges, bare_integers: bool = True) -> None:
     """`model` has its matrices as MatMul reads them (passes/pretranspose.py): `<weight>.T`, or a table that
     is embedding and head through a Transpose. Without `bare_integers` a table is dequantized as a whole, and
-    then gathered from."""
-    graph = model.graph
+    then gathered from; so it is in float8, which onnxruntime gathers nothing of."""
+    graph, form = model.graph, FORMATS[static.dtype]
+    by_row = bare_integers and not form.floating
     for name, weight in list(graph.initializers.items()):
         transposed = name.endswith(".weight.T")
         plain = name.removesuffix(".T")
         is_table = name.endswith(_TABLES) and name not in static.keep
         if not (transposed or name.endswith(".weight")) or not (plain in static.ranges or is_table):
             continue
-        values, scales = _store(graph, weight, axis=1 if transposed else 0)
+        values, scales = _store(graph, weight, 1 if transposed else 0, static.dtype)
         for node, place in tuple(weight.uses()):
             emit = _Emitter(node)
-            if node.op_type == "Gather" and bare_integers:
+            if node.op_type == "Gather" and by_row:
                 ir.convenience.replace_all_uses_with(node.outputs[0], emit.rows(values, scales))
                 graph.remove(node, safe=True)
                 continue
@@ -69,31 +74,32 @@ def quantize_activations(model: ir.Model, static: StaticRanges, bare_integers: b
             for product, at in [(node, place)] if node.op_type == "MatMul" else tuple(node.outputs[0].uses()):
                 assert product.op_type == "MatMul" and at == 1, f"{name} is read by {product.op_type}"
                 if plain in static.ranges:
-                    _quantize_input(product, static.ranges[plain])
+                    _quantize_input(product, static.ranges[plain], form)
 
 
-def _quantize_input(product: ir.Node, largest: float) -> None:
+def _quantize_input(product: ir.Node, largest: float, form: Format) -> None:
     states = product.inputs[0]
     assert states is not None
     emit = _Emitter(product)
-    scale = emit.constant(np.float32(largest / LEVELS if largest > 0 else 1.0))
-    zero = emit.constant(np.int8(0))
-    integers = emit("QuantizeLinear", states, scale, zero, dtype=ir.DataType.INT8)
-    product.replace_input_with(0, emit("DequantizeLinear", integers, scale, zero))
+    scale = emit.constant(np.float32(largest / form.divisor if largest > 0 else 1.0))
+    zero = emit.constant(form.element(0))
+    rounded = emit("QuantizeLinear", states, scale, zero, dtype=form.onnx)
+    product.replace_input_with(0, emit("DequantizeLinear", rounded, scale, zero))
 
 
-def _store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ir.Value]:
-    """Values int8 under the weight's name and scales float32; `axis` is that of the output channels."""
+def _store(graph: ir.Graph, weight: ir.Value, axis: int, dtype: str) -> tuple[ir.Value, ir.Value]:
+    """Values under the weight's name and scales float32; `axis` is that of the output channels."""
     tensor, name = weight.const_value, weight.name
     assert tensor is not None and name is not None
     matrix = tensor.numpy().astype(np.float32)
-    scales = row_scales(matrix if axis == 0 else matrix.T)
+    form = FORMATS[dtype]
+    scales = _row_scales(matrix if axis == 0 else matrix.T, form)
     steps = scales[:, None] if axis == 0 else scales
-    integers = np.clip(np.rint(matrix / steps), -LEVELS, LEVELS).astype(np.int8)
+    numbers = nearest_numbers(matrix / steps, dtype).astype(form.element)
     del graph.initializers[name]
     made = []
     for stored in (
-        ir.Tensor(integers, name=name),
+        ir.Tensor(numbers, name=name),
         ir.Tensor(scales, name=name.removesuffix(".T").removesuffix(".weight") + ".scale"),
     ):
         value = ir.Value(
@@ -105,7 +111,7 @@ def _store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ir.V
 
 
 class _Emitter(Emitter):
-    def constant(self, number: np.generic) -> ir.Value:
+    def constant(self, number: Any) -> ir.Value:
         """As an initializer, which Q and DQ want their scales to be."""
         tensor = ir.Tensor(np.asarray(number))
         name = f"quantizer_{sum(key.startswith('quantizer_') for key in self.graph.initializers)}"

@@ -12,11 +12,11 @@ __all__ = [
     "Precision",
     "check_names",
     "check_types",
-    "in_int8",
     "named_precision",
     "names_of",
     "own_of",
     "role_of",
+    "static_type",
     "stays_float",
     "stored_bytes",
     "stored_dtype",
@@ -29,15 +29,16 @@ class Precision:
     """The type of the matrices of the layers, experts included, of the embedding and of the head; None
     leaves them in the file's dtype. A tied table is stored once, as a head. `roles`: pairs of a matrix's role
     and its type, where that is not `layers`. `own`: pairs of one of a
-    matrix's names (`names_of`) and its type, "fp32" for the file's dtype. `static`: all matrices are int8
-    with a scale a channel, and their inputs int8 by ranges that a text gave."""
+    matrix's names (`names_of`) and its type, "fp32" for the file's dtype. `static`: what all matrices are in,
+    with a scale a channel, and their inputs, by ranges that a text gave: "int8", "fp8", or "" for no such
+    thing."""
 
     layers: str | None = None
     embedding: str | None = None
     head: str | None = None
     roles: tuple[tuple[str, str], ...] = ()
     own: tuple[tuple[str, str], ...] = ()
-    static: bool = False
+    static: str = ""
 
     @property
     def rounds(self) -> bool:
@@ -74,7 +75,8 @@ PRECISIONS: dict[str, Precision] = {
     # Float4 with two levels of scales, which GPUs from 12.0 on have.
     "nvfp4": Precision("nvfp4", "nvfp4", "nvfp4"),
     # Stored by passes/quantize_activations.py.
-    "w8a8": Precision(static=True),
+    "w8a8": Precision(static="int8"),
+    "w8a8-fp8": Precision(static="fp8"),
 }
 
 #: What is large. Norms, biases, residuals, A, dt_proj and the router decide much and weigh little.
@@ -123,14 +125,14 @@ def names_of(name: str, tied: bool) -> tuple[str, ...]:
     return (name, f"{layer}.{role}", role, *(() if role in _FLOATS else (layer,)))
 
 
-def check_types(types: Mapping[str, str], names: Iterable[str], tied: bool) -> None:
-    """See whether `types` fits a model with tensors of these `names`.
+def check_types(types: Mapping[str, str], names: Iterable[str], tied: bool, static: str = "") -> None:
+    """See whether `types` fits a model with tensors of these `names`. `static`: the precision's.
 
     Raises:
         DogeExportError: a type does not exist, or a key names no matrix of the model.
     """
     for key, dtype in types.items():
-        if dtype != "fp32" and dtype not in FORMATS:
+        if dtype not in ("fp32", static) and dtype not in FORMATS:
             try:
                 if dtype.partition(":")[0] not in FORMATS:  # what no kernel reads
                     raise KeyError(dtype)
@@ -173,11 +175,12 @@ def _own_type(name: str, precision: Precision, tied: bool) -> str | None:
     return own_of(name, dict(precision.own), tied)
 
 
-def in_int8(name: str, precision: Precision, tied: bool) -> bool:
-    """Whether a static precision rounds the checkpoint's tensor `name`, with its input: what is large, less
-    what was given "fp32" for itself, and the router where it was given "int8"."""
+def static_type(name: str, precision: Precision, tied: bool) -> str | None:
+    """What a static precision rounds the checkpoint's tensor `name` to, with its input; None: to nothing. All
+    that is large, less what was given "fp32" for itself, and the router where it was given the type."""
     own = _own_type(name, precision, tied)
-    return role_of(name) != "" and (own == "int8" if own or stays_float(name) else True)
+    rounds = role_of(name) != "" and (own == precision.static if own or stays_float(name) else True)
+    return precision.static if rounds else None
 
 
 def stored_dtype(name: str, shape: tuple[int, ...], precision: Precision | str, tied: bool) -> str | None:

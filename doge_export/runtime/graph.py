@@ -16,7 +16,7 @@ from doge_export.errors import DogeExportError
 from doge_export.plugins import plugin_library
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
+    import onnx
 
 #: onnxruntime's log level for errors; what it warns about is not the user's business.
 _ERRORS_ONLY = 3
@@ -76,9 +76,10 @@ def load_graph(
     """
     try:
         if bundle.manifest.options.get("precision") == "nvfp4":
-            import onnx_ir as ir  # late: others do without
+            import onnx  # late: others do without
 
-            session = open_model(ir.load(path), path.parent, options)
+            model = onnx.load(path, load_external_data=False)
+            session = open_model(model, path.parent, options)
         else:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
@@ -102,25 +103,18 @@ def load_graph(
     return Graph(session, dict(Counter(node.op_type for node in nodes if node.domain == _DOMAIN)))
 
 
-def open_model(model: "ir.Model", folder: Path, options: Any) -> Any:
+def open_model(model: "onnx.ModelProto", folder: Path, options: Any) -> Any:
     """onnxruntime's session of `model`, whose weights lie in `folder`. What it has in float4 is float32 there
-    (doge_export.float4), given beside the graph: inside it would be copied, and a graph has 2 GB at most."""
-    import onnx_ir as ir
-
+    (doge_export.float4)."""
     from doge_export.float4 import dequantize_float4
 
-    given = {}
-    for value in dequantize_float4(model):
-        assert value.name is not None and value.const_value is not None
-        numbers = value.const_value.numpy()
-        given[value.name] = onnxruntime.OrtValue.ortvalue_from_numpy(numbers)
-        value.const_value = ir.ExternalTensor(
-            "given", 0, numbers.nbytes, ir.DataType.FLOAT, shape=ir.Shape(numbers.shape), name=value.name
-        )
+    numbers = dequantize_float4(model, folder)
+    given = {name: onnxruntime.OrtValue.ortvalue_from_numpy(each) for name, each in numbers.items()}
     options.add_external_initializers(list(given), list(given.values()))
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    content = ir.to_proto(model).SerializeToString()
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     session.doge_export_given = given  # read where they are, as long as it lives
     return session
 

@@ -65,7 +65,7 @@ TARGETS: dict[str, Target] = {
             dtypes=("float32", "float16", "bfloat16"),
             branches=False,
             float64=True,
-            precisions=("fp32", "int8-asym", "int4-asym", "w8a8"),
+            precisions=("fp32", "int8-asym", "int4-asym", "w8a8", "w8a8-fp8"),
         ),
         # Networks are strongly typed: what the file says is what is computed. Of TensorRT-RTX 1.7.1: its
         # types have no float64, and "K exceeds the maximum value allowed (3840)".
@@ -79,7 +79,7 @@ TARGETS: dict[str, Target] = {
             bare_integers=False,
             pretransposed=False,  # its builder keeps them as the checkpoint does, and others twice over
             plugins=True,
-            precisions=("fp32", "int8-row", "int4", "fp8", "nvfp4", "w8a8"),
+            precisions=("fp32", "int8-row", "int4", "fp8", "nvfp4", "w8a8", "w8a8-fp8"),
         ),
     )
 }

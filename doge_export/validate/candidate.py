@@ -49,7 +49,7 @@ class Candidate:
         self.hidden = expose_hidden(model) if trace else {}
         self.emulated = dtype == "bfloat16"
         if self.emulated:
-            self.session = _emulating(model)
+            self.session = _emulating(model, bundle.path)
         else:
             if native:
                 options = session_options(bundle, None, native=True)[0]
@@ -152,18 +152,24 @@ def plain_session(
     model: ir.Model, folder: Path, options: ort.SessionOptions | None = None
 ) -> ort.InferenceSession:
     """`model` in onnxruntime as it is, with the weights that lie in `folder`."""
-    return open_model(model, folder, options or _options())
+    return open_model(ir.to_proto(model), folder, options or _options())
 
 
-def _emulating(model: ir.Model) -> ort.InferenceSession:
-    """A session of the float32 twin, which takes twice the bytes: through a file, read tensor by tensor."""
-    dequantize_float4(model)
+def _emulating(model: ir.Model, folder: Path) -> ort.InferenceSession:
+    """A session of the float32 twin of `model`, whose weights lie in `folder`. It takes twice the bytes:
+    through a file, read tensor by tensor."""
+    proto = ir.to_proto(model)
+    if given := dequantize_float4(proto, folder):
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, folder)
+        for weight, numbers in given.items():
+            model.graph.initializers[weight].const_value = ir.Tensor(numbers, name=weight)
     emulate_bfloat16(model)
     options = _options()
     # An optimiser may take a Cast to bfloat16 and back for nothing. In 1.32.0 none does at any level; one
     # (optimization.enable_cast_chain_elimination) would, and is off unless asked for.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    with tempfile.TemporaryDirectory(prefix="doge-export-") as folder:
-        path = Path(folder) / "model.onnx"
+    with tempfile.TemporaryDirectory(prefix="doge-export-") as name:
+        path = Path(name) / "model.onnx"
         ir.save(model, path, external_data="model.onnx.data", size_threshold_bytes=1024, max_workers=1)
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -26,7 +26,7 @@ _ROUNDED_LIMIT = 1e-3
 #: a KL of 0.2 among 529 whose median is 6e-9). The rest of them has the limit, and the mean that of _STATIC.
 _ROUNDED_KERNELS = {"kl_98": 1e-4, "kl_divergence": 2e-3, "top1_agreement": 0.98}
 
-#: What a graph may differ by that rounds activations to int8, from a reference that rounds them so too: one
+#: What a graph may differ by that rounds activations to 8 bits, from a reference that rounds them so too: one
 #: at the border of two integers may fall to the other side, and a near-tie of keys with it
 #: (measured on the fixtures, quick schedules: KL up to 7e-4, top-1 down to 97.9 %).
 _STATIC = {"kl_divergence": 2e-3, "top1_agreement": 0.95}

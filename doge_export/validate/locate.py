@@ -33,7 +33,7 @@ def simplest(calls: Sequence[Call]) -> Call:
 
 def drift_limit(bundle: Bundle, rounded_kernels: bool = False) -> float:
     """How far a part may be off."""
-    if bundle.manifest.options.get("precision") == "w8a8":
+    if str(bundle.manifest.options.get("precision")).startswith("w8a8"):
         return DRIFT_LIMITS["w8a8"]
     return DRIFT_LIMITS["rounded" if rounded_kernels else bundle.manifest.cache.dtype]
 

@@ -5,7 +5,7 @@ way."""
 import contextlib
 import functools
 import logging
-from collections.abc import Container, Generator, Mapping
+from collections.abc import Callable, Container, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from doge_export.errors import DogeExportError
 from doge_export.generations import CURRENT, GENERATIONS
 from doge_export.model.load import DTYPES
 from doge_export.ops.topk import stable_topk
-from doge_export.quantize import Precision, dequantize, quantize, stored_dtype
+from doge_export.quantize import PRECISIONS, Precision, dequantize, quantize, stored_dtype
 from doge_export.validate.earlier import load_earlier
 from doge_export.validate.near_ties import NearTies
 from doge_export.validate.pinned import pinned
@@ -97,7 +97,7 @@ class Reference:
     has so few numbers that most keys at the window's boundary tie, and by the tie rule: only a judge that
     computes in bfloat16 knows which (docs/parity.md). `precision` rounds the matrices to nearest after that,
     as it does in an export; `rounded` puts others in their place. `activations`: weight's name -> the scale
-    that the input of its product is rounded with, to int8.
+    that the input of its product is rounded with, to the type of the static `precision`.
     """
 
     def __init__(
@@ -118,7 +118,8 @@ class Reference:
             _round_weights(model, precision, self.config.tie_word_embeddings)
         else:
             _replace_weights(model, rounded)
-        _round_inputs(model, activations or {})
+        stored = PRECISIONS[precision] if isinstance(precision, str) else precision
+        _round_inputs(model, activations or {}, stored.static)
         self.model = (model if dtype == "bfloat16" else model.float()).eval()
         self._keys: list[npt.NDArray[np.bool_]] = []
         self._experts: list[npt.NDArray[np.int64]] = []
@@ -294,17 +295,31 @@ def _replace_weights(model: Any, rounded: Mapping[str, npt.NDArray[np.float32]])
             parameters[name].copy_(torch.tensor(weight))
 
 
-def _round_inputs(model: Any, activations: Mapping[str, float]) -> None:
+def _round_inputs(model: Any, activations: Mapping[str, float], dtype: str) -> None:
     """Let the products' inputs be what QuantizeLinear and DequantizeLinear make of them."""
+    rounded = {"int8": _to_int8, "fp8": _to_float8}.get(dtype)
     for name, scale in activations.items():
         module = name.removesuffix(".weight")
         if module == "model.embed_tokens":  # a tied table, as the head
             module = "lm_head"
-        model.get_submodule(module).register_forward_pre_hook(functools.partial(_rounded, scale))
+        assert rounded is not None
+        hook = functools.partial(_rounded, rounded, scale)
+        model.get_submodule(module).register_forward_pre_hook(hook)
 
 
-def _rounded(scale: float, module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return (torch.clamp(torch.round(inputs[0] / scale), -128, 127) * scale, *inputs[1:])
+def _rounded(
+    to: Callable[[torch.Tensor], torch.Tensor], scale: float, module: Any, inputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    return (to(inputs[0] / scale) * scale, *inputs[1:])
+
+
+def _to_int8(multiples: torch.Tensor) -> torch.Tensor:
+    return torch.clamp(torch.round(multiples), -128, 127)
+
+
+def _to_float8(multiples: torch.Tensor) -> torch.Tensor:
+    """e4m3, half to even; what is too large is the largest."""
+    return torch.clamp(multiples, -448, 448).to(torch.float8_e4m3fn).float()
 
 
 def _own_halves(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:

@@ -77,7 +77,7 @@ def stored_weights(bundle: Bundle, folded: bool = False) -> dict[str, npt.NDArra
 
 
 def stored_activations(bundle: Bundle) -> dict[str, float]:
-    """Weight's name in the checkpoint -> the scale that the input of its product is rounded with, in int8."""
+    """Weight's name in the checkpoint -> the scale that the input of its product is rounded with."""
     found = {}
     for product in ir.load(bundle.model_path).graph:
         states = _producer(product.inputs[0], "DequantizeLinear") if product.op_type == "MatMul" else None

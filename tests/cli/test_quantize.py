@@ -205,6 +205,32 @@ def test_w8a8_runs_and_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert sentence in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_w8a8_in_float8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ExportOptions.resolve(target="tensorrt", routing="per-token", max_length=256)
+    full = export_model("doge-tiny", tmp_path / "full", options, validate=False).bundle
+    output, some = tmp_path / "made", tmp_path / "some.txt"
+    some.write_text(HELDOUT.read_text(encoding="utf-8")[:16_000], encoding="utf-8")
+    arguments = ["quantize", str(full.path), "-o", str(output), "--scheme", "w8a8-fp8"]
+    assert run([*arguments, "--text", str(some), "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kl_divergence"] < 1.5e-2 and found["top1_agreement"] > 0.9
+    made = Bundle.open(output)
+    assert made.manifest.options["calibration"] == "min-max"
+    assert run(["generate", str(output), "-p", "My fellow", "--max-new-tokens", "3"]) == 0
+    assert run(["inspect", str(output)]) == 0
+    assert "float8e4m3fn" in capsys.readouterr().out
+    report = validate(made, presets.models_folder() / "doge-tiny", quick=True)
+    assert report.passed, [check for check in report.checks if not check.passed]
+    for wrong, sentence in (
+        (["--calibration", "entropy"], "entropy chooses between ranges by 128 even steps"),
+        (["--set", "v_proj=int8"], "w8a8-fp8 has one form of fp8, and v_proj cannot be int8"),
+        (["--set", "dt_proj=fp8"], "w8a8-fp8 cannot round it"),
+    ):
+        given = [*arguments[:3], str(tmp_path / "out"), *arguments[4:], "--text", str(some), *wrong]
+        assert run(given) == 2
+        assert sentence in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_w8a8_belongs_to_the_plain_graph(
     source: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,7 +239,7 @@ def test_w8a8_belongs_to_the_plain_graph(
     error = capsys.readouterr().err
     assert "--target ort-cpu takes no --precision w8a8" in error and "--target onnx" in error
     assert run([*arguments, "int4", "--smooth", "0.5"]) == 2
-    assert "only w8a8 rounds" in capsys.readouterr().err
+    assert "only w8a8 and w8a8-fp8 round" in capsys.readouterr().err
     export = ["export", "-m", "doge-tiny", "-o", str(tmp_path / "out"), "--target", "onnx"]
     assert run([*export, "--precision", "w8a8"]) == 2
     assert "needs the ranges of activations" in capsys.readouterr().err

@@ -69,9 +69,10 @@ def test_float16(changes: dict[str, Any], exported: Any) -> None:
         assert np.abs(expected - got).max() <= 2e-2 * expected.std()
 
 
-def test_bfloat16_in_emulation(exported: Any) -> None:
-    checkpoint, bundle = exported({**TENSORRT, "dtype": "bfloat16"})
-    reference, candidate = Reference(checkpoint, "bfloat16"), Candidate(bundle)
+@pytest.mark.parametrize("precision", ["fp32", "nvfp4"])
+def test_bfloat16_in_emulation(precision: str, exported: Any) -> None:
+    checkpoint, bundle = exported({**TENSORRT, "dtype": "bfloat16", "precision": precision})
+    reference, candidate = Reference(checkpoint, "bfloat16", precision=precision), Candidate(bundle)
     tokens = draw_tokens(BATCH, 257, 0)
     expected, got = reference.run(BATCH, tokens), candidate.run(BATCH, tokens)
     figures = compare_logits(expected, got, BATCH.compared(tokens))

@@ -60,10 +60,11 @@ def test_parity(dtype: str, moe: bool, exported: Any, built: Built) -> None:
     assert any("batch 3" in check.name for check in report.checks)
 
 
-@pytest.mark.parametrize("precision", ["int8-row", "int4", "fp8"])
+@pytest.mark.parametrize("precision", ["int8-row", "int4", "fp8", "nvfp4"])
 def test_rounded_weights(precision: str, cuda: Cuda, exported: Any, built: Built) -> None:
-    if precision == "fp8" and tuple(map(int, cuda.capability.split("."))) < (8, 9):
-        pytest.skip(f"compute capability {cuda.capability} has no float8")
+    least = {"fp8": (8, 9), "nvfp4": (10, 0)}.get(precision, (0, 0))
+    if tuple(map(int, cuda.capability.split("."))) < least:
+        pytest.skip(f"compute capability {cuda.capability} has no such type")
     options = {"target": "tensorrt", "max_length": 64, "dtype": "float16", "precision": precision}
     checkpoint, bundle = exported(options)
     report = validate_bundle(built(bundle).path, str(checkpoint))

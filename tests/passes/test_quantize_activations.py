@@ -1,7 +1,6 @@
 """w8a8: Q/DQ around the large products, in the form that runtimes fuse, judged against the same rounding."""
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,44 +9,17 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from doge_export.calibrate import CALIBRATIONS, static_ranges
-from doge_export.pipeline import export_model
-from doge_export.quantize import in_int8
-from doge_export.recipe import ExportOptions
-from doge_export.requantize import checkpoint_weights
+from doge_export.calibrate import CALIBRATIONS
 from doge_export.validate import compare, validate
 from doge_export.validate.stored import stored_activations, stored_weights
 
 DENSE: dict[str, Any] = {}
 EXPERTS = {"is_moe": True, "tie_word_embeddings": False}
-PLAIN = {"target": "onnx", "routing": "per-token"}
-
-
-@pytest.fixture(scope="module")
-def made(exported: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """made(changes, types, cache) -> (checkpoint, bundle in w8a8), with ranges of random tokens."""
-    done: dict[str, Any] = {}
-
-    def make(changes: dict[str, Any], types: dict[str, str] | None = None, cache: str = "growing") -> Any:
-        if (key := repr((changes, types, cache))) not in done:
-            plain = PLAIN if cache == "growing" else PLAIN | {"kv_cache": cache}
-            checkpoint, full = exported(plain, **changes)
-            ids = np.random.default_rng(0).integers(0, 257, (4, 24))
-            options = ExportOptions.resolve(**plain, precision="w8a8", types=types or {})
-            tied, weights = full.config.tie_word_embeddings, checkpoint_weights(full)
-            keep = {name for name in weights if not in_int8(name, options.stored, tied)}
-            ranges = static_ranges(full, weights, ids, "min-max", None, keep)
-            output = tmp_path_factory.mktemp("w8a8") / "bundle"
-            bundle = export_model(str(checkpoint), output, options, validate=False, static=ranges).bundle
-            done[key] = (checkpoint, bundle)
-        return done[key]
-
-    return make
 
 
 @pytest.mark.parametrize("changes", [DENSE, EXPERTS], ids=["dense", "experts"])
-def test_form(changes: dict[str, Any], made: Any) -> None:
-    _, bundle = made(changes)
+def test_form(changes: dict[str, Any], static_bundle: Any) -> None:
+    _, bundle = static_bundle(changes)
     graph = onnx.load(bundle.model_path).graph
     by_output = {output: node for node in graph.node for output in node.output}
     tensors = {each.name: onnx.numpy_helper.to_array(each, str(bundle.path)) for each in graph.initializer}
@@ -73,8 +45,10 @@ def test_form(changes: dict[str, Any], made: Any) -> None:
 
 
 @pytest.mark.parametrize("changes", [DENSE, EXPERTS], ids=["dense", "experts"])
-def test_onnxruntime_makes_integer_products(changes: dict[str, Any], made: Any, tmp_path: Path) -> None:
-    _, bundle = made(changes)
+def test_onnxruntime_makes_integer_products(
+    changes: dict[str, Any], static_bundle: Any, tmp_path: Path
+) -> None:
+    _, bundle = static_bundle(changes)
     options = ort.SessionOptions()
     options.log_severity_level = 4  # it warns of every optimized graph that is written
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
@@ -87,9 +61,9 @@ def test_onnxruntime_makes_integer_products(changes: dict[str, Any], made: Any, 
 
 @pytest.mark.parametrize("changes", [DENSE, EXPERTS], ids=["dense", "experts"])
 def test_judged_against_the_same_rounding(
-    changes: dict[str, Any], made: Any, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], static_bundle: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint, bundle = made(changes)
+    checkpoint, bundle = static_bundle(changes)
     report = validate(bundle, checkpoint, quick=True)
     assert report.passed, [check for check in report.checks if not check.passed]
     assert report.rounding["kl_divergence"] > 0
@@ -104,26 +78,26 @@ def test_judged_against_the_same_rounding(
 
 @pytest.mark.parametrize("cache", ["static", "bounded"])
 @pytest.mark.parametrize("changes", [DENSE, EXPERTS], ids=["dense", "experts"])
-def test_other_caches_are_judged_too(changes: dict[str, Any], cache: str, made: Any) -> None:
+def test_other_caches_are_judged_too(changes: dict[str, Any], cache: str, static_bundle: Any) -> None:
     """The ranges are read through that cache, and every schedule of it holds to the same rounding."""
-    checkpoint, bundle = made(changes, cache=cache)
+    checkpoint, bundle = static_bundle(changes, cache=cache)
     assert bundle.manifest.cache.kind == cache and len(stored_activations(bundle)) == 2 * 7 + 1
-    _, growing = made(changes)
+    _, growing = static_bundle(changes)
     assert stored_activations(bundle) == pytest.approx(stored_activations(growing), rel=1e-4)
     report = validate(bundle, checkpoint, quick=True)
     assert report.passed, [check for check in report.checks if not check.passed]
     assert report.rounding["kl_divergence"] > 0
 
 
-def test_what_is_kept(made: Any) -> None:
-    _, bundle = made(DENSE, {"v_proj": "fp32"})
+def test_what_is_kept(static_bundle: Any) -> None:
+    _, bundle = static_bundle(DENSE, {"v_proj": "fp32"})
     assert not any("v_proj" in name for name in (*stored_weights(bundle), *stored_activations(bundle)))
     assert len(stored_activations(bundle)) == 2 * 6 + 1
     assert bundle.manifest.options["types"] == {"v_proj": "fp32"}
 
 
-def test_the_router_too_where_it_is_asked_for(made: Any) -> None:
-    checkpoint, bundle = made(EXPERTS, {"router_gate": "int8", "embed_tokens": "fp32"})
+def test_the_router_too_where_it_is_asked_for(static_bundle: Any) -> None:
+    checkpoint, bundle = static_bundle(EXPERTS, {"router_gate": "int8", "embed_tokens": "fp32"})
     routers = [name for name in stored_activations(bundle) if "router_gate" in name]
     assert len(routers) == 2
     assert not any("embed_tokens" in name for name in stored_weights(bundle))

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,36 @@ def test_float8(exported: Any, rtx: Opened, tmp_path: Path) -> None:
     build_engine(bundle.path, tmp_path / "engine", capabilities=["89", "120"])
     with pytest.raises(DogeExportError, match=r"refuses the node '.*sm80.*fp8_e4m3.*Leave that compute"):
         build_engine(bundle.path, tmp_path / "other", capabilities=["80"])
+
+
+def products(engine: bytes) -> list[tuple[str, ...]]:
+    """The types of what each product of an engine reads. Its program stands in it as text, once for each
+    profile: tensors with names and types, and operations on these names."""
+    found = []
+    for program in engine.decode("latin-1").split("\ndescriptors {")[1:]:
+        types = dict(re.findall(r'tensor=\{[^\n]*? name="([^"]+)"[^\n]*? type=(\w+) ', program))
+        for line in re.findall(r"fully_connected=\{[^\n]*? input=\{([^}]*)\}", program):
+            found.append(tuple(types[name] for name in re.findall(r'"([^"]+)"', line)[:2]))
+    return found
+
+
+@pytest.mark.parametrize("capability", ["89", "120"])
+def test_float8_inputs(
+    capability: str, static_bundle: Any, rtx: Opened, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The products of the engine itself are of float8, in both profiles; attention, router and dt are not."""
+    _, bundle = static_bundle({}, precision="w8a8-fp8", target="tensorrt")
+    engine = build_engine(bundle.path, tmp_path / "engine", capabilities=[capability]).engine
+    found = Counter(products(engine.model_path.read_bytes()))
+    layers_ = bundle.config.num_hidden_layers
+    least = 4 * layers_ + 1  # q, k and v may be one product, and gate and up
+    assert found["fp8_e4m3", "fp8_e4m3"] >= 2 * least
+    assert set(found) == {("fp8_e4m3", "fp8_e4m3"), ("float", "float")}
+    assert found["float", "float"] <= 2 * 3 * layers_, "scores, their values, and dt"
+    if capability == "89":
+        arguments = ["build-engine", str(bundle.path), "-o", str(tmp_path / "other"), "--sm", "86"]
+        assert run(arguments) == 2
+        assert "fp8_e4m3" in capsys.readouterr().err
 
 
 def test_float4(exported: Any, rtx: Opened, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -232,3 +232,35 @@ def test_float4(dtype: str, exported: Any, rtx: Opened) -> None:
     assert ({layer.get_output(0).name for layer in readers} <= casts) is (dtype != "float32")
     products = [layer for layer in layers(network) if layer.type == kinds.MATRIX_MULTIPLY]
     assert {layer.get_output(0).dtype.name for layer in products} == {TYPES[dtype]}
+
+
+@pytest.mark.parametrize(("precision", "stored"), [("w8a8", "INT8"), ("w8a8-fp8", "FP8")])
+def test_rounded_inputs(precision: str, stored: str, static_bundle: Any, rtx: Opened) -> None:
+    """Each large product reads 8 bits on both sides: what QuantizeLinear gives, and a matrix that is there
+    once."""
+    _, bundle = static_bundle({"is_moe": True}, precision=precision, target="tensorrt")
+    network = parse(rtx, bundle.model_path)
+    kinds = rtx.trt.LayerType
+    made = {
+        layer.get_output(index).name: layer for layer in layers(network) for index in range(layer.num_outputs)
+    }
+
+    def before(layer: Any, place: int = 0) -> Any:
+        return made.get(layer.get_input(place).name)
+
+    matrices = []
+    for layer in layers(network):
+        if layer.type != kinds.MATRIX_MULTIPLY or (left := before(layer)).type != kinds.DEQUANTIZE:
+            continue
+        assert left.get_input(0).dtype.name == stored and before(left).type == kinds.QUANTIZE
+        right = before(layer, 1)
+        while right.type == kinds.SHUFFLE:
+            right = before(right)
+        assert right.type == kinds.DEQUANTIZE and before(right).type == kinds.CONSTANT
+        assert right.get_input(0).dtype.name == stored
+        matrices.append(before(right).name)
+    assert len(set(matrices)) == len(matrices) == 2 * 7 + 1
+    constants = [layer for layer in layers(network) if layer.type == kinds.CONSTANT]
+    held = Counter(layer.name for layer in constants if layer.get_output(0).dtype.name == stored)
+    large = [name for name in held if name.endswith(".weight")]
+    assert len(large) == 2 * 9 + 1 and all(held[name] == 1 for name in large)
