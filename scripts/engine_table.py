@@ -13,6 +13,7 @@ the folder, and the bundles, which may be deleted once their engines are built. 
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,13 @@ def bundle_of(model: str, kind: str, folder: Path) -> Bundle:
 
 def figures(model: str, kind: str, capability: str, folder: Path) -> dict[str, Any]:
     """Bytes of the bundle's weights and of the engine for one capability, or for several ("80+89"), seconds
-    of its build, layers of its network, and `copies`; or the sentence by which it is refused."""
+    of its build on the processor and by the clock, layers of its network, and `copies`; or the sentence by
+    which it is refused."""
     path = folder / f"{capability}.json"
     if not path.exists():
         bundle = bundle_of(model, kind, folder / "bundle")
         output = folder / f"engine-{capability}"
+        started = time.process_time()
         try:
             built = build_engine(bundle.path, output, capabilities=capability.split("+"), force=True)
         except DogeExportError as error:
@@ -68,6 +71,7 @@ def figures(model: str, kind: str, capability: str, folder: Path) -> dict[str, A
         found = {
             "weights": (bundle.path / "model.onnx.data").stat().st_size,
             "bytes": built.engine.model_path.stat().st_size,
+            "cpu_seconds": time.process_time() - started,
             "seconds": built.seconds,
             "layers": built.layers["count"],
             **copies(bundle, built.engine.model_path),
@@ -109,7 +113,7 @@ def _row(model: str, kind: str, capabilities: list[str], folder: Path) -> str:
             continue
         layers, weights = f"{found['layers']:,}", f"{found['weights'] / 1e6:,.1f} MB"
         copied.add(f"{found['once']} / {found['several']} / {found['elsewhere']}")
-        cells.append(f"{found['bytes'] / 1e6:,.1f} MB, {found['seconds']:.0f} s")
+        cells.append(f"{found['bytes'] / 1e6:,.1f} MB, {found['cpu_seconds']:.0f} s")
     return "| " + " | ".join([model, kind, weights, layers, *cells, ", ".join(sorted(copied))]) + " |"
 
 
@@ -122,7 +126,8 @@ def _row(model: str, kind: str, capabilities: list[str], folder: Path) -> str:
 )
 def main(folder: Path, types: str, models: str, sm: str) -> None:
     """Print a row for each model and type: its weights, the layers of its network, each engine with the
-    seconds of its build, and how many large tensors the engines have once, more often, or not as they are."""
+    processor's seconds of its build, and how many large tensors the engines have once, more often, or not as
+    they are."""
     capabilities = sm.split(",")
     names = ["model", "type", "weights", "layers", *map(_shown, capabilities), "copies"]
     print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
@@ -130,7 +135,11 @@ def main(folder: Path, types: str, models: str, sm: str) -> None:
         for kind in types.split(","):
             place = folder / "-".join([model, *kind.split("/")])
             place.mkdir(parents=True, exist_ok=True)
-            print(_row(model, kind, capabilities, place), flush=True)
+            try:
+                print(_row(model, kind, capabilities, place), flush=True)
+            except DogeExportError as error:
+                print(error, file=sys.stderr)
+                sys.exit(2)
 
 
 if __name__ == "__main__":
