@@ -37,11 +37,11 @@ _PIECE = 48  # bytes from the middle of a tensor
 
 
 def bundle_of(model: str, kind: str, folder: Path) -> Bundle:
-    """The export of `model` in the type `kind`, made where it is not in `folder` yet. w8a8 takes the ranges
-    of activations from models/heldout.txt: that needs a tokenizer, which presets do not have."""
+    """The export of `model` in the type `kind`, made where it is not in `folder` yet. w8a8 and w8a8-fp8 take
+    the ranges of activations from models/heldout.txt: that needs a tokenizer, which presets do not have."""
     dtype, _, precision = kind.partition("/")
     if not folder.exists():
-        static = precision == "w8a8"
+        static = precision.startswith("w8a8")
         options = ExportOptions.resolve(
             target="tensorrt", dtype=dtype, precision="fp32" if static else precision or None
         )

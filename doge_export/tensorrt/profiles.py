@@ -16,7 +16,7 @@ _USUAL_PROMPT = 512
 #: (1.7.1) multiplies in one way where there can be but one row and in another where there can be more, for
 #: prefill and decode, and for each type, differently. Where the two profiles do not agree, most matrices are
 #: in the engine twice. Found by building all four pairs; scripts/engine_table.py counts copies.
-_LEAST_ROWS = {"int8-row": (1, 1), "fp8": (1, 1), "int4": (2, 2)}
+_LEAST_ROWS = {"int8-row": (1, 1), "fp8": (1, 1), "nvfp4": (1, 1), "int4": (2, 2)}
 _USUAL_LEAST_ROWS = (1, 2)
 
 #: The least, the usual and the largest shape of an input.
