@@ -235,7 +235,8 @@ class Reference:
                     self._ties.add(_boundary(dt, arguments["attention_mask"], window))
             return mask
 
-        attention.dt_proj.register_forward_pre_hook(keep)
+        if window is not None:  # others, generation 1 among them, rank nothing by row
+            attention.dt_proj.register_forward_pre_hook(keep)
         attention.prepare_dynamic_mask = prepare
 
     def _watch_experts(self, module: Any, inputs: Any, output: Any) -> None:
