@@ -186,11 +186,8 @@ class ExportOptions:
         if self.generation is not None:
             find_generation(self.generation)
         for key, method in self.roundings.items():
-            floating = self.stored.floating
             known = [
-                name
-                for name, each in METHODS.items()
-                if not each.scales_channels and not (floating and each.even)
+                name for name, each in METHODS.items() if not each.scales_channels and each.knows(self.stored)
             ]
             if method not in known:
                 raise DogeExportError(

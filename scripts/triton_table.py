@@ -11,12 +11,16 @@ import argparse
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from doge_export.triton.plugin import Plugin, Shapes
 from doge_export.triton.ptx import CAPABILITIES, Compiled, compile_launch
 from doge_export.triton.table import PLUGINS
+from tests._marked import put_between
 
 #: The shape of Doge-160M, and the experts that its configuration names.
 BATCH, LENGTH, PAST, HEADS, KV_HEADS, DIM, HIDDEN = 1, 1, 2048, 6, 3, 128, 768
@@ -149,9 +153,7 @@ def main() -> None:
             lines.append(f"| {name} | {number} | {' | '.join(cells)} |")
             print(lines[-1], flush=True)
     if options.into:
-        before, rest = options.into.read_text().split(MARKS[0])
-        table = "\n".join(["", *lines, ""])
-        options.into.write_text(f"{before}{MARKS[0]}{table}{MARKS[1]}{rest.split(MARKS[1])[1]}")
+        put_between(MARKS, lines, options.into)
 
 
 if __name__ == "__main__":

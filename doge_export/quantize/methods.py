@@ -46,8 +46,11 @@ class Method:
 
     def suits(self, precision: Precision) -> bool:
         """Whether it can make that precision; a static one is rounded to nearest alone."""
-        nearest = self is METHODS["nearest"]
-        return nearest or not (precision.static or (precision.floating and self.even))
+        return self is METHODS["nearest"] or (not precision.static and self.knows(precision))
+
+    def knows(self, precision: Precision) -> bool:
+        """Whether it knows the distances of that precision's numbers."""
+        return not (precision.floating and self.even)
 
 
 def _nearest(

@@ -33,7 +33,7 @@ from doge_export.validate.near_ties import MOST_SETTLED
 from doge_export.validate.reference import Reference, Run
 from doge_export.validate.report import Check, Report
 from doge_export.validate.schedules import Schedule, draw_tokens, plan
-from doge_export.validate.sides import chose_otherwise, judge, nearer, sides
+from doge_export.validate.sides import Side, judge, nearer, selection_of, sides
 from doge_export.validate.stored import stored_activations, stored_weights
 from doge_export.validate.tokenizers import SAMPLES, compare_tokenizers
 
@@ -93,27 +93,23 @@ def validate(
     missed: dict[str, list[Call]] = {"graph": [], "kernels": [], "decode": [], "alone": []}
     reference = open_reference()
     if quick:  # what it runs is small: keep it, and have one model in memory at a time
-        expected = [reference.run(*call) for call in calls]
+        expected = [[reference.run(*call)] for call in calls]
         del reference
-        settled: dict[int, Run] = {}
         for side in ways:
             _release()
             opened = side.open()
             runs: Iterable[Run] = (opened.run(*call) for call in calls)
             if isinstance(opened, Kernels):
                 runs = list(runs)  # before its other graph is asked for the first time
-            for at, (call, got) in enumerate(zip(calls, runs, strict=True)):
+            for call, judges, got in zip(calls, expected, runs, strict=True):
                 before = len(report.checks)
                 release_memory()  # what onnxruntime took for a long call, before as much is taken to compare
-                if isinstance(opened, Candidate) and chose_otherwise(side, call, expected[at], got):
-                    settled |= _settled(report, open_reference(), call, got, at)
-                run = nearer(call, got, expected[at], settled.get(at))
-                judge(report, side, opened, *call, run, got, allowed)
+                _judge(report, side, opened, call, judges, got, open_reference, allowed)
                 _note(missed, report, before, call)
                 advance(1, call[0].name + side.suffix)
-            del opened, runs, run, got
+            del opened, runs, judges, got
         if report.passed:
-            del expected, settled
+            del expected
         else:
             _release()
             reference = open_reference()
@@ -123,16 +119,13 @@ def validate(
         both = [side.open() for side in ways]
         decoding = Decoding(bundle) if bundle.decode_path is not None else None
         for call in calls:
-            first, other = reference.run(*call), {}
+            judges = [reference.run(*call)]
             if bundle.config.sees_whole_call:
-                note_blind_heads(report, first)
+                note_blind_heads(report, judges[0])
             for side, opened in zip(ways, both, strict=True):
                 before = len(report.checks)
                 got = opened.run(*call)
-                if isinstance(opened, Candidate) and chose_otherwise(side, call, first, got):
-                    other = _settled(report, reference, call, got)
-                run = nearer(call, got, first, other.get(0))
-                judge(report, side, opened, *call, run, got, allowed)
+                _judge(report, side, opened, call, judges, got, lambda: reference, allowed)
                 if decoding is not None and isinstance(opened, Candidate) and len(call[0].steps) > 1:
                     judge_decode(report, decoding, *call, got, allowed)
                 _note(missed, report, before, call)
@@ -190,13 +183,29 @@ def _stored(bundle: Bundle, precision: Precision) -> tuple[Mapping[str, Any] | N
     return stored_weights(bundle, any(METHODS[each].scales_channels for each in methods & set(METHODS))), {}
 
 
-def _settled(report: Report, reference: Reference, call: Call, got: Run, at: int = 0) -> dict[int, Run]:
-    """The reference with the choices of `got` where only rounding is between them, under `at`; empty where it
-    is so nowhere."""
-    run = reference.run(*call, follow=got)
-    report.settled_rows += run.settled.rows
-    report.widest_settled = max(report.widest_settled, run.settled.widest)
-    return {at: run} if run.settled.rows else {}
+def _judge(
+    report: Report,
+    side: Side,
+    opened: Candidate | Kernels,
+    call: Call,
+    judges: list[Run],
+    got: Run,
+    reference: Callable[[], Reference],
+    limits: Limits,
+) -> None:
+    """Judge `got` by the nearest of `judges`: the reference's run, and one with the graph's choices, which
+    is added where it is the graph that is judged and only rounding is between them."""
+    selection = selection_of(opened, call, judges[0], got)
+    if selection is not None and "selection" in side.limits and selection.share < 1:
+        run = reference().run(*call, follow=got)
+        report.settled_rows += run.settled.rows
+        report.widest_settled = max(report.widest_settled, run.settled.widest)
+        if run.settled.rows:
+            judges.append(run)
+    nearest = nearer(call, got, judges)
+    if nearest is not judges[0]:
+        selection = selection_of(opened, call, nearest, got)
+    judge(report, side, opened, *call, nearest, got, limits, selection)
 
 
 def _note(missed: dict[str, list[Call]], report: Report, before: int, call: Call) -> None:

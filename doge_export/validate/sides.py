@@ -1,20 +1,20 @@
 """The ways to run a bundle, and what each is judged by on one schedule."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from doge_export.bundle import Bundle
 from doge_export.validate.candidate import Candidate
-from doge_export.validate.figures import compare_best, compare_logits, compare_selection
+from doge_export.validate.figures import Selection, compare_best, compare_logits, compare_selection
 from doge_export.validate.kernels import BestTokens, Kernels, why_not
 from doge_export.validate.limits import AT_LEAST, FIGURES, NEAR_BEST, Limits
 from doge_export.validate.reference import MARGINS, Run
 from doge_export.validate.report import Check, Report
 from doge_export.validate.schedules import Schedule, Tokens
 
-__all__ = ["Side", "best_figures", "chose_otherwise", "hold", "judge", "nearer", "sides"]
+__all__ = ["Side", "best_figures", "hold", "judge", "nearer", "selection_of", "sides"]
 
 _EMULATED = (
     "bfloat16 arithmetic on hardware: it was emulated, in float32 with every result rounded to bfloat16, "
@@ -43,20 +43,23 @@ def sides(bundle: Bundle, limits: Limits, omitted: list[str], quick: bool) -> li
     return found
 
 
-def chose_otherwise(side: Side, call: tuple[Schedule, Tokens], expected: Run, got: Run) -> bool:
-    """Whether a graph that is held to the reference's choices made another one."""
+def selection_of(
+    opened: Candidate | Kernels, call: tuple[Schedule, Tokens], expected: Run, got: Run
+) -> Selection | None:
+    """How what a graph chose compares; None of kernels, which do not show it, and of a run that was
+    refused."""
+    if isinstance(opened, Kernels) or got.stopped is not None:
+        return None
     schedule, tokens = call
-    if "selection" not in side.limits or got.stopped is not None:
-        return False
-    return compare_selection(expected, got, tokens, schedule.steps).share < 1
+    return compare_selection(expected, got, tokens, schedule.steps)
 
 
-def nearer(call: tuple[Schedule, Tokens], got: Run, expected: Run, settled: Run | None) -> Run:
-    """Of the reference and the reference with the graph's choices (near_ties), the one nearer to `got`."""
-    if settled is None:
-        return expected
+def nearer(call: tuple[Schedule, Tokens], got: Run, judges: Sequence[Run]) -> Run:
+    """The one of `judges` that is nearest to `got`."""
+    if len(judges) == 1:
+        return judges[0]
     real = call[0].compared(call[1])
-    return min(expected, settled, key=lambda run: compare_logits(run, got, real)["kl_divergence"])
+    return min(judges, key=lambda run: compare_logits(run, got, real)["kl_divergence"])
 
 
 def judge(
@@ -68,8 +71,10 @@ def judge(
     expected: Run,
     got: Run,
     decode: Limits,
+    selection: Selection | None,
 ) -> None:
-    """Add what differs between the reference and one side to `report`."""
+    """Add what differs between the reference and one side to `report`; `selection` is that of
+    `selection_of`."""
     dtype = opened.bundle.manifest.cache.dtype
     limits = dict(side.limits)
     figures = compare_logits(expected, got, schedule.compared(tokens), NEAR_BEST.get(dtype, 0.0))
@@ -82,8 +87,7 @@ def judge(
             figures |= best_figures(got, best, schedule, decode)
             limits |= decode.decode
     else:
-        if got.stopped is None:
-            selection = compare_selection(expected, got, tokens, schedule.steps)
+        if selection is not None:
             figures["selection"] = selection.share
             report.changed_rows += selection.rows - selection.same
             report.widest_change = max(report.widest_change, selection.widest)

@@ -17,6 +17,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # read where a kernel is defined
 
 import torch
 
+from tests._marked import put_between
 from tests.ops.cases import ATTENTION_CASES, ROUTING_CASES
 from tests.triton._run import LIMITS
 from tests.triton.test_attention import LONG
@@ -76,9 +77,7 @@ def main() -> None:
         lines.append(f"| {' | '.join(cells)} |")
     print("\n".join(lines))
     if options.into:
-        before, rest = options.into.read_text().split(MARKS[0])
-        table = "\n".join(["", *lines, ""])
-        options.into.write_text(f"{before}{MARKS[0]}{table}{MARKS[1]}{rest.split(MARKS[1])[1]}")
+        put_between(MARKS, lines, options.into)
 
 
 if __name__ == "__main__":
