@@ -19,7 +19,7 @@ from doge_export.requantize import (
     judged_windows,
     write_rounded,
 )
-from doge_export.sensitivity import Mixture, Study, choose, compressed, measure
+from doge_export.sensitivity import Basis, Mixture, Study, choose, compressed, measure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,20 +126,24 @@ def search_bundle(
     more = neighbours if max_bytes is not None else 0
     costs = measure(study, lambda count: planned(count + more), advance)
 
-    def round_with(name: str, weight: "npt.NDArray[np.float32]", dtype: str) -> "Quantized":
-        return study.rounded(name, dtype)
-
-    weights = checkpoint_weights(source)
+    checkpoint_weights(source)  # refuses what no rounding can store
     around = file_bytes(source) - study.bytes({})  # what is no weight
     count = 0
     for _ in range(_TRIES):
         budget = None if max_bytes is None else max_bytes - around
         mixture = choose(study, costs, budget, max_kl, count, advance)
         types = compressed(mixture.types)
-        options = changed_options(source, precision="fp32", rounding=study.method, types=types)
+        basis = study.basis(mixture.scaling)
+        options = changed_options(source, precision="fp32", rounding=basis.method, types=types)
+
+        def round_with(
+            name: str, weight: "npt.NDArray[np.float32]", dtype: str, basis: Basis = basis
+        ) -> "Quantized":
+            return basis.rounded(name, dtype)
+
         with tempfile.TemporaryDirectory(prefix="doge-export-") as folder:
             made = write_rounded(
-                source, Path(folder) / "bundle", options, round_with, weights, progress=progress
+                source, Path(folder) / "bundle", options, round_with, basis.weights, progress=progress
             )
             size = file_bytes(made.bundle)
             if max_bytes is not None and (size > max_bytes or count < neighbours):

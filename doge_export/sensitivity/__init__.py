@@ -1,5 +1,6 @@
 """Which matrices bear fewer bits: what each costs on a text, and the best mixture within a budget."""
 
+from doge_export.sensitivity.basis import Basis
 from doge_export.sensitivity.costs import measure
 from doge_export.sensitivity.mixture import Mixture, choose, compressed
 from doge_export.sensitivity.probe import Effect, Probe
@@ -7,6 +8,7 @@ from doge_export.sensitivity.rows import Row, sensitivity
 from doge_export.sensitivity.study import Study, parts_of
 
 __all__ = [
+    "Basis",
     "Effect",
     "Mixture",
     "Probe",

@@ -5,9 +5,9 @@ best mixture within a budget is a knapsack of one type a matrix. (A price of a b
 finds only those on the convex hull: a small model's table is so large a step that whole ranges of budgets lie
 between.) The sum is an estimate, so whole mixtures are measured: the knapsack's, that with one type a role,
 all matrices in one type or as a precision has them, and then neighbours of the best, knapsacks whose costs
-are multiplied, role by role, with a random factor (a (1+1) evolution strategy). What decides is
-Effect.typical_kl, and the mean KL must not be worse for it: what is taken in place of a single type has to be
-better by both.
+are multiplied, role by role, with a random factor (a (1+1) evolution strategy). The first ones are measured
+as they are and with AWQ's scales, neighbours as the best of these. What decides is Effect.typical_kl, and
+the mean KL must not be worse for it: what is taken in place of a single type has to be better by both.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,11 +30,13 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Mixture:
-    """Matrix -> type, bytes of all tensors, and what it does to the text that was searched by."""
+    """Matrix -> type, bytes of all tensors, what it does to the text that was searched by, and with which of
+    Study.scalings."""
 
     types: Mapping[str, str]
     bytes: int
     effect: Effect
+    scaling: str = ""
 
 
 def choose(
@@ -61,7 +63,7 @@ def choose(
         tried = factors + rng.normal(0, _SPREAD, len(factors))
         types = _best(study, _scaled(costs, tried), max_bytes)
         assert types is not None
-        found = _mixture(study, types)
+        found = _mixture(study, types, best.scaling)
         if _better(found, best):
             best, factors = found, tried
     return best
@@ -112,10 +114,11 @@ def _least_kl(study: Study, costs: Costs, max_bytes: int) -> Mixture:
     mixtures = [types]
     if (alike := _best_by_role(study, costs, max_bytes)) is not None:
         mixtures.append(alike)
-    singles = [_mixture(study, each) for each in _singles(study, costs) if study.bytes(each) <= max_bytes]
-    first, *others = (_mixture(study, each) for each in mixtures)
-    best = min(singles, key=lambda each: each.effect.typical_kl, default=first)
-    for mixture in (first, *others):
+    fitting = [each for each in _singles(study, costs) if study.bytes(each) <= max_bytes]
+    singles = [found for each in fitting for found in _mixtures(study, each)]
+    measured = [found for each in mixtures for found in _mixtures(study, each)]
+    best = min(singles or measured, key=lambda each: each.effect.typical_kl)
+    for mixture in measured:
         best = mixture if _better(mixture, best) else best
     return best
 
@@ -192,7 +195,7 @@ def _knapsack(costs: Costs, free: int) -> dict[str, str] | None:
 def _smallest(study: Study, costs: Costs, max_kl: float) -> Mixture:
     """By bisection over budgets of bytes."""
     full = study.bytes({})
-    best = _mixture(study, dict.fromkeys(costs, "fp32"))
+    best = _mixtures(study, dict.fromkeys(costs, "fp32"))[0]
     if best.effect.kl_divergence > max_kl:
         raise DogeExportError(
             f"No mixture of types has a KL of {max_kl:g} or less.", "Give a larger --max-kl."
@@ -201,7 +204,8 @@ def _smallest(study: Study, costs: Costs, max_kl: float) -> Mixture:
     while high - low > full // 1000:
         middle = (low + high) // 2
         types = _best(study, costs, middle)
-        found = None if types is None else _mixture(study, types)
+        scaled = () if types is None else _mixtures(study, types)
+        found = min(scaled, key=lambda each: each.effect.kl_divergence, default=None)
         if found is not None and found.effect.kl_divergence <= max_kl:
             best, high = found, min(middle, found.bytes)
         else:
@@ -209,5 +213,10 @@ def _smallest(study: Study, costs: Costs, max_kl: float) -> Mixture:
     return best
 
 
-def _mixture(study: Study, types: Mapping[str, str]) -> Mixture:
-    return Mixture(dict(types), study.bytes(types), study.effect(types))
+def _mixtures(study: Study, types: Mapping[str, str]) -> list[Mixture]:
+    """With each scaling."""
+    return [_mixture(study, types, scaling) for scaling in study.scalings]
+
+
+def _mixture(study: Study, types: Mapping[str, str], scaling: str) -> Mixture:
+    return Mixture(dict(types), study.bytes(types), study.effect(types, scaling), scaling)

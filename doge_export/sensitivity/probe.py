@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,6 @@ import onnx_ir as ir
 from doge_export.bundle import Bundle
 from doge_export.calibrate.inputs import first_call
 from doge_export.passes import expose_selection
-from doge_export.quantize import role_of
 from doge_export.validate.candidate import plain_session
 
 __all__ = ["Effect", "Probe"]
@@ -48,11 +48,10 @@ class Probe:
     ) -> None:
         model = ir.load(bundle.model_path)
         graph = model.graph
-        self.weights: dict[str, Array] = {}
+        self._dtypes: dict[str, Any] = {}
         for name, value in graph.initializers.items():
-            if role_of(name) and value.const_value is not None:
-                self.weights[name] = value.const_value.numpy().astype(np.float32)
-                self._dtype = value.const_value.numpy().dtype
+            if name.startswith(("model.", "lm_head.")) and value.const_value is not None:
+                self._dtypes[name] = value.const_value.numpy().dtype
                 graph.inputs.append(value)
         masks, experts = expose_selection(model)
         self._masks, self._names = len(masks), ["logits", *masks, *experts]
@@ -70,8 +69,8 @@ class Probe:
             advance(ids.shape[1])
 
     def effect(self, changed: Mapping[str, Array]) -> Effect:
-        """What the weights `changed`, name -> [n, k], do in the place of the bundle's."""
-        given = {name: weight.astype(self._dtype) for name, weight in changed.items()}
+        """What the weights `changed`, by name, do in the place of the bundle's."""
+        given = {name: weight.astype(self._dtypes[name]) for name, weight in changed.items()}
         divergence, roots, agreeing, tokens = 0.0, 0.0, 0, 0
         keys, experts = [0, 0], [0, 0]
         for call, (base, total, sets) in zip(self._calls, self._base, strict=True):

@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from doge_export import presets
+from doge_export import presets, searched
 from doge_export.bundle import Bundle
 from doge_export.calibrate import windows
 from doge_export.cli.app import run
 from doge_export.pipeline import export_model
-from doge_export.quantize import dequantize, quantize
+from doge_export.quantize import dequantize, quantize, role_of, stays_float
 from doge_export.recipe import ExportOptions
+from doge_export.requantize import checkpoint_weights, judge, quantize_bundle
 from doge_export.searched import file_bytes, parse_budget, search_bundle
-from doge_export.sensitivity import Probe, Study, costs, mixture, parts_of
+from doge_export.sensitivity import Mixture, Probe, Study, costs, mixture, parts_of
 from doge_export.validate import validate
 
 HELDOUT = presets.models_folder() / "heldout.txt"
@@ -30,8 +31,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def test_a_probe_measures_what_a_bundle_is(source: Bundle, tmp_path: Path) -> None:
     """The same KL as a file with these weights has, by other code."""
-    from doge_export.requantize import judge, quantize_bundle
-
     ids = windows(source, parts_of(HELDOUT.read_text())[2], 2)
     probe = Probe(source, ids)
     zero = probe.effect({})
@@ -40,9 +39,10 @@ def test_a_probe_measures_what_a_bundle_is(source: Bundle, tmp_path: Path) -> No
     made = quantize_bundle(source.path, tmp_path / "out", "int8", types={**types, "layers.0": "fp32"})
     stored = made.exported.bundle.manifest.options["types"]
     changed = {}
-    for name, weight in probe.weights.items():
+    for name, weight in checkpoint_weights(source).items():
         role = next((role for role in types if role in name), None)
-        dtype = types.get(role or "", "fp32" if "layers.0." in name else "int8")
+        dtype = types.get(role or "", "fp32" if "layers.0." in name or not role_of(name) else "int8")
+        dtype = "fp32" if stays_float(name) and role is None else dtype
         if dtype != "fp32":
             changed[name] = dequantize(quantize(weight, dtype))
     assert stored["layers.0"] == "fp32" and any("dt_proj" in name for name in changed)
@@ -88,13 +88,14 @@ def test_a_searched_mixture_beats_one_type_in_its_bytes(
 ) -> None:
     for module in (costs, mixture):
         monkeypatch.setattr(module, "TYPES", ("int4", "int8"))
+    monkeypatch.setattr(Study, "scalings", ("",))  # the other is below
     monkeypatch.setitem(Study.__init__.__kwdefaults__, "most", 2)
     monkeypatch.setitem(search_bundle.__kwdefaults__, "neighbours", 1)
     study = Study(source, HELDOUT.read_text(), method="search")
     assert not np.isin(windows(source, parts_of(HELDOUT.read_text())[2], 4), study._ids).all()
     arguments = ["quantize", str(source.path), "--text", str(HELDOUT), "--json", "-"]
-    searched = [*arguments, "--scheme", "searched-search", "-o"]
-    assert run([*searched, str(tmp_path / "mixed"), "--max-bytes", "0.23"]) == 0
+    command = [*arguments, "--scheme", "searched-search", "-o"]
+    assert run([*command, str(tmp_path / "mixed"), "--max-bytes", "0.23"]) == 0
     mixed = json.loads(capsys.readouterr().out)
     made = Bundle.open(tmp_path / "mixed")
     assert file_bytes(made) <= 0.23 * file_bytes(source)
@@ -102,8 +103,27 @@ def test_a_searched_mixture_beats_one_type_in_its_bytes(
     assert run([*arguments, "--scheme", "int4-search", "-o", str(tmp_path / "alike")]) == 0
     assert mixed["kl_divergence"] < 0.5 * json.loads(capsys.readouterr().out)["kl_divergence"]
     assert validate(made, presets.models_folder() / "doge-tiny", quick=True).passed
-    assert run([*searched, str(tmp_path / "small"), "--max-bytes", "0.05"]) == 2
+    assert run([*command, str(tmp_path / "small"), "--max-bytes", "0.05"]) == 2
     assert "No mixture of types is that small" in capsys.readouterr().err
+
+
+def test_a_mixture_with_scales_is_stored_as_it_was_measured(
+    source: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(source, HELDOUT.read_text(), method="search", most=2)
+    types = {name: "int8" for name in study.matrices if not stays_float(name)}
+    chosen = Mixture(types, study.bytes(types), study.effect(types, "int8"), "int8")
+    monkeypatch.setattr(searched, "measure", lambda *given: {})
+    monkeypatch.setattr(searched, "choose", lambda *given: chosen)
+    made = search_bundle(study, tmp_path / "out", HELDOUT.read_text(), max_kl=1.0)
+    bundle, expected = made.exported.bundle, checkpoint_weights(source)
+    assert bundle.manifest.options["rounding"] == "awq"
+    kept = study.basis("int8").weights
+    assert any(not np.array_equal(kept[name], expected[name]) for name in kept if "layernorm" in name)
+    found = judge(source, bundle, study._ids, lambda steps, stage: None)
+    assert found is not None
+    assert found.kl_divergence == pytest.approx(made.mixture.effect.kl_divergence, rel=0.02)
+    assert validate(bundle, presets.models_folder() / "doge-tiny", quick=True).passed
 
 
 @pytest.mark.parametrize(

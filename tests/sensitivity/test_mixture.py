@@ -25,6 +25,7 @@ class Additive:
     """A study whose KL is the sum of what each matrix costs, by itself."""
 
     tied = True
+    scalings: tuple[str, ...] = ("",)
 
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -47,7 +48,7 @@ class Additive:
     def fits(self, name: str, dtype: str) -> bool:
         return dtype in KINDS
 
-    def effect(self, types: dict[str, str]) -> Any:
+    def effect(self, types: dict[str, str], scaling: str = "") -> Any:
         assert set(types) == set(NAMES)
         options = {(name, each.dtype): each.cost for name, found in self.costs.items() for each in found}
         total = sum(options[name, dtype] for name, dtype in types.items())
@@ -95,7 +96,7 @@ def test_a_mixture_has_to_be_better_by_both_measures() -> None:
     budget = (3 * study.bytes(dict.fromkeys(NAMES, "int8")) + study.bytes({})) // 4
     plain = study.effect
 
-    def effect(types: dict[str, str]) -> Any:
+    def effect(types: dict[str, str], scaling: str = "") -> Any:
         found = plain(types)
         mixed = len(set(types.values())) > 1
         return SimpleNamespace(kl_divergence=found.kl_divergence + mixed, typical_kl=found.typical_kl - mixed)
@@ -104,6 +105,24 @@ def test_a_mixture_has_to_be_better_by_both_measures() -> None:
     study.effect = effect
     found = choose(study, study.costs, max_bytes=budget, neighbours=10)
     assert found.types == dict.fromkeys(NAMES, "int8")
+
+
+def test_scales_are_taken_where_they_lose_less() -> None:
+    study: Any = Additive(3)
+    plain, study.scalings = study.effect, ("", "int8", "int4")
+    budget = study.bytes(dict.fromkeys(NAMES, "int8"))
+
+    def effect(types: dict[str, str], scaling: str = "") -> Any:
+        factor = {"": 1.0, "int8": 0.9, "int4": 1.1}[scaling]
+        total = plain(types).typical_kl * factor
+        return SimpleNamespace(kl_divergence=total, typical_kl=total)
+
+    without = choose(study, study.costs, max_bytes=budget)
+    assert without.scaling == ""  # where it tells nothing
+    study.effect = effect
+    assert choose(study, study.costs, max_bytes=budget, neighbours=3).scaling == "int8"
+    found = choose(study, study.costs, max_kl=0.89 * without.effect.kl_divergence + 1e-9)
+    assert found.effect.kl_divergence <= 0.89 * without.effect.kl_divergence + 1e-9
 
 
 def test_types_are_said_shortly() -> None:
