@@ -1,7 +1,7 @@
 """Random checkpoints made with transformers, and their exports: real parts, as small as they can be."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,28 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """See tests._traced; the workers' folders lie in one."""
+    from doge_export.export import build
+    from tests._traced import Traced
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traced"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "export_graph", Traced(folder))
+        yield
+
+
+@pytest.fixture
+def traced_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of whether torch traces the same twice."""
+    from doge_export.export import build, graph
+
+    monkeypatch.setattr(build, "export_graph", graph.export_graph)
 
 
 @pytest.fixture(scope="session")
