@@ -1,5 +1,6 @@
 """Random checkpoints made with transformers, and their exports: real parts, as small as they can be."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,6 +64,14 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_looked_at_twice() -> None:
+    """What lives when a file's tests begin, torch above all, is no garbage later: exports and validations
+    collect it, and would go through half a million objects each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
