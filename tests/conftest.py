@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,8 @@ def _nothing_is_looked_at_twice() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """See tests._traced; the workers' folders lie in one."""
+    from torch.onnx._internal._lazy_import import onnxscript_apis
+
     from doge_export.export import build
     from tests._traced import Traced
 
@@ -85,6 +88,8 @@ def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "export_graph", Traced(folder))
+        # The exporter asks for the whole of onnxscript's library with each model: half a second.
+        patch.setattr(onnxscript_apis, "get_torchlib_ops", cache(onnxscript_apis.get_torchlib_ops))
         yield
 
 
