@@ -1,7 +1,9 @@
 """Random checkpoints made with transformers, and their exports: real parts, as small as they can be."""
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,40 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_looked_at_twice() -> None:
+    """What lives when a file's tests begin, torch above all, is no garbage later: exports and validations
+    collect it, and would go through half a million objects each time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """See tests._traced; the workers' folders lie in one."""
+    from torch.onnx._internal._lazy_import import onnxscript_apis
+
+    from doge_export.export import build
+    from tests._traced import Traced
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traced"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "export_graph", Traced(folder))
+        # The exporter asks for the whole of onnxscript's library with each model: half a second.
+        patch.setattr(onnxscript_apis, "get_torchlib_ops", cache(onnxscript_apis.get_torchlib_ops))
+        yield
+
+
+@pytest.fixture
+def traced_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of whether torch traces the same twice."""
+    from doge_export.export import build, graph
+
+    monkeypatch.setattr(build, "export_graph", graph.export_graph)
 
 
 @pytest.fixture(scope="session")

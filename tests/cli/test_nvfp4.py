@@ -28,6 +28,7 @@ sys.exit(run(sys.argv[1:]))"""
 HELDOUT = presets.models_folder() / "heldout.txt"
 
 
+@pytest.mark.usefixtures("traced_anew")
 def test_the_commands_take_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, some = tmp_path / "made", tmp_path / "some.txt"
     some.write_text(HELDOUT.read_text(encoding="utf-8")[:3_000], encoding="utf-8")

@@ -31,6 +31,7 @@ def test_a_tampered_file_is_wrong_input(
     assert "model.onnx.data was changed: its sha256 is not the manifest" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("traced_anew")
 @pytest.mark.parametrize(
     "options",
     [{}, {"kv_cache": "static"}, {"precision": "int8", "types": {"v_proj": "int8:8"}}, {"target": "onnx"}],
