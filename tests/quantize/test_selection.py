@@ -98,7 +98,7 @@ def test_fewer_rows_keep_other_keys(tmp_path: Path) -> None:
     plain, mended = (
         probe.effect(
             {
-                name: dequantize(gptq(probe.weights[name], "int8", known[name], metric if used else None))
+                name: dequantize(gptq(weights[name], "int8", known[name], metric if used else None))
                 for name, metric in metrics.items()
             }
         )
