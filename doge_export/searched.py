@@ -22,10 +22,7 @@ from doge_export.requantize import (
 from doge_export.sensitivity import Basis, Mixture, Study, choose, compressed, measure
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from doge_export.quantize import Quantized
+    from doge_export.passes.quantize_weights import Round
 
 __all__ = [
     "NEIGHBOURS",
@@ -124,9 +121,9 @@ def search_bundle(
     source = study.bundle
     ids = judged_windows(source, text)
     more = neighbours if max_bytes is not None else 0
+    checkpoint_weights(source)  # refuses what no rounding can store
     costs = measure(study, lambda count: planned(count + more), advance)
 
-    checkpoint_weights(source)  # refuses what no rounding can store
     around = file_bytes(source) - study.bytes({})  # what is no weight
     count = 0
     for _ in range(_TRIES):
@@ -135,15 +132,9 @@ def search_bundle(
         types = compressed(mixture.types)
         basis = study.basis(mixture.scaling)
         options = changed_options(source, precision="fp32", rounding=basis.method, types=types)
-
-        def round_with(
-            name: str, weight: "npt.NDArray[np.float32]", dtype: str, basis: Basis = basis
-        ) -> "Quantized":
-            return basis.rounded(name, dtype)
-
         with tempfile.TemporaryDirectory(prefix="doge-export-") as folder:
             made = write_rounded(
-                source, Path(folder) / "bundle", options, round_with, basis.weights, progress=progress
+                source, Path(folder) / "bundle", options, _rounding(basis), basis.weights, progress=progress
             )
             size = file_bytes(made.bundle)
             if max_bytes is not None and (size > max_bytes or count < neighbours):
@@ -158,3 +149,7 @@ def search_bundle(
         f"No mixture was found whose files take {max_bytes:,} bytes or less; the last took {size:,}.",
         "Give a larger --max-bytes.",
     )
+
+
+def _rounding(basis: Basis) -> "Round":
+    return lambda name, weight, dtype: basis.rounded(name, dtype)

@@ -53,9 +53,9 @@ def measure(
         for anchor in dtypes:
             advance(f"{name.removesuffix('.weight')} in {anchor}")
             cost = study.effect({name: anchor}).typical_kl
-            per_error = cost / max(study.squared_error(name, anchor), 1e-30)
+            per_error = cost / max(study.basis().squared_error(name, anchor), 1e-30)
             alike = [dtype for dtype in TYPES if dtype.startswith(anchor) and study.fits(name, dtype)]
-            costs |= {dtype: per_error * study.squared_error(name, dtype) for dtype in alike}
+            costs |= {dtype: per_error * study.basis().squared_error(name, dtype) for dtype in alike}
         found[name] = [
             Option(dtype, study.bytes({name: dtype}, only=True), costs[dtype])
             for dtype in TYPES

@@ -120,10 +120,6 @@ class Study:
             self._scaled[scaling] = self._plain.scaled(dtype_of)
         return self._scaled[scaling]
 
-    def squared_error(self, name: str, dtype: str) -> float:
-        """Of the matrix' products, each input by its mean square, where it is rounded to nearest."""
-        return self._plain.squared_error(name, dtype)
-
     def effect(self, types: Mapping[str, str], scaling: str = "") -> Effect:
         """What storing these matrices so, and all others in full, does."""
         given = {name: dtype for name, dtype in sorted(types.items()) if dtype != "fp32"}

@@ -40,9 +40,8 @@ def test_a_probe_measures_what_a_bundle_is(source: Bundle, tmp_path: Path) -> No
     stored = made.exported.bundle.manifest.options["types"]
     changed = {}
     for name, weight in checkpoint_weights(source).items():
-        role = next((role for role in types if role in name), None)
-        dtype = types.get(role or "", "fp32" if "layers.0." in name or not role_of(name) else "int8")
-        dtype = "fp32" if stays_float(name) and role is None else dtype
+        rounds = role_of(name) and not stays_float(name) and "layers.0." not in name
+        dtype = types.get(role_of(name), "int8" if rounds else "fp32")
         if dtype != "fp32":
             changed[name] = dequantize(quantize(weight, dtype))
     assert stored["layers.0"] == "fp32" and any("dt_proj" in name for name in changed)
