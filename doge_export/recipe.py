@@ -10,6 +10,7 @@ from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
 from doge_export.generations import CURRENT, find_generation
 from doge_export.quantize import (
+    HALF,
     METHODS,
     PRECISIONS,
     Precision,
@@ -214,7 +215,7 @@ class ExportOptions:
                 f"Choose --dtype {_any(target.dtypes)}, or --target onnx for another runtime.",
             )
         needed, what = self.precision, f"--precision {self.precision}"
-        own = [dtype.partition(":")[0] for dtype in self.types.values() if dtype != "fp32"]
+        own = [dtype.partition(":")[0] for dtype in self.types.values() if dtype not in ("fp32", HALF)]
         if own and needed in target.precisions and not self.stored.static:
             # What takes int8 takes any type without zero points, and none with them.
             needed, what = "int8", "matrices in types of their own"

@@ -11,6 +11,7 @@ from doge_export.bundle import Bundle, check_output
 from doge_export.errors import DogeExportError
 from doge_export.pipeline import Exported, export_model
 from doge_export.quantize import (
+    HALF,
     METHODS,
     output_metrics,
     parse_scheme,
@@ -104,7 +105,8 @@ def quantize_bundle(
     config, stored = source.config, options.stored
 
     def dtype_of(name: str) -> str | None:
-        return stored_dtype(name, weights[name].shape, stored, config.tie_word_embeddings)
+        dtype = stored_dtype(name, weights[name].shape, stored, config.tie_word_embeddings)
+        return None if dtype == HALF else dtype
 
     def round_with(name: str, weight: Any, dtype: str) -> "Quantized":
         progress(0, f"rounding {name.removesuffix('.weight')}")

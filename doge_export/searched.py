@@ -19,7 +19,7 @@ from doge_export.requantize import (
     judged_windows,
     write_rounded,
 )
-from doge_export.sensitivity import Basis, Mixture, Study, choose, compressed, measure
+from doge_export.sensitivity import Basis, Mixture, Study, check_budget, choose, compressed, measure
 
 if TYPE_CHECKING:
     from doge_export.passes.quantize_weights import Round
@@ -122,9 +122,11 @@ def search_bundle(
     ids = judged_windows(source, text)
     more = neighbours if max_bytes is not None else 0
     checkpoint_weights(source)  # refuses what no rounding can store
+    around = file_bytes(source) - study.bytes({})  # what is no weight
+    if max_bytes is not None:
+        check_budget(study, max_bytes - around)
     costs = measure(study, lambda count: planned(count + more), advance)
 
-    around = file_bytes(source) - study.bytes({})  # what is no weight
     count = 0
     for _ in range(_TRIES):
         budget = None if max_bytes is None else max_bytes - around

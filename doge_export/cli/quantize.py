@@ -24,9 +24,9 @@ if TYPE_CHECKING:
               "nvfp4: of one of --target tensorrt. searched: the best "
               "mixture within --max-bytes or --max-kl. w8a8, w8a8-fp8: activations too.")  # fmt: skip
 @click.option("--set", "settings", metavar="MATRIX=TYPE[@METHOD]", multiple=True,
-              help="fp32, int8, int4, or int8:32 for blocks of at most 32, of a role, a layer, both, or one "
-              "matrix: v_proj=int8, layers.0=int8, layers.0.v_proj=fp32. The closest wins. A method behind "
-              "it rounds it otherwise than the scheme: v_proj=int8@search, v_proj=@search.")  # fmt: skip
+              help="fp32, fp16, int8, int4, or int8:32 for blocks of at most 32, of a role, a layer, both, "
+              "or one matrix: v_proj=int8, layers.0=int8, layers.0.v_proj=fp32. The closest wins. A "
+              "method behind it rounds it otherwise: v_proj=int8@search, v_proj=@search.")  # fmt: skip
 @click.option("--max-bytes", metavar="N|SHARE",
               help="searched: of model.onnx and its weights; up to 1, a share of BUNDLE's.")  # fmt: skip
 @click.option("--max-kl", type=float, metavar="X", help="searched: mean KL in nats, on text searched by.")

@@ -9,10 +9,12 @@ import onnx_ir as ir
 
 from doge_export.passes.emit import Emitter
 from doge_export.quantize import (
+    HALF,
     Precision,
     Quantized,
     choose_block,
     dequantize,
+    halved,
     quantize,
     quantized_tensors,
     stays_float,
@@ -34,9 +36,9 @@ def quantize_weights(
 ) -> None:
     """Replace each matrix that `precision` rounds by its values, under its own name, and its scales, under
     the name with `scale` in the place of `weight`; zero points have `zero` there, a scale of the whole matrix
-    `global_scale`. Done when the file is
-    written, one tensor at a time; or now, by `round_with`, which is given a weight's name, its values and the
-    type. What the kernels read as floats gets its rounded numbers as floats, now.
+    `global_scale`. Done when the file is written, one tensor at a time; or now, by `round_with`, which is
+    given a weight's name, its values and the type. What the kernels read as floats gets its rounded numbers
+    as floats, now. What is HALF has no scales, and goes through a Cast where it is read.
 
     The matrices are as the checkpoint has them, [outputs, inputs], read by Transpose and by Gather. Without
     `bare_integers` both read what DequantizeLinear makes of the whole matrix, with scales of the file's
@@ -49,6 +51,9 @@ def quantize_weights(
         assert tensor is not None
         dtype = stored_dtype(name, tuple(map(int, tensor.shape.numpy())), precision, tied)
         if dtype is None:
+            continue
+        if dtype == HALF:
+            _halve(graph, weight, tensor)
             continue
         made = None if round_with is None else round_with(name, tensor.numpy().astype(np.float32), dtype)
         if stays_float(name):
@@ -100,6 +105,34 @@ def _quantize(
         graph.initializers.add(values if value is weight else value)
     for value in (scales, *more):
         graph.initializers.add(value)
+
+
+def _halve(graph: ir.Graph, weight: ir.Value, tensor: ir.TensorProtocol) -> None:
+    """float16, and a Cast to the file's dtype where it is read: of a Gather's rows, of all else whole."""
+    name, half = weight.name, ir.DataType.FLOAT16
+    assert name is not None and weight.shape is not None
+    if tensor.dtype == half:
+        return
+    kept = ir.LazyTensor(
+        lambda: ir.Tensor(halved(tensor.numpy()), dtype=half, name=name),
+        dtype=half,
+        shape=weight.shape,
+        name=name,
+    )
+    value = ir.Value(name=name, type=ir.TensorType(half), shape=weight.shape, const_value=kept)
+    for node, place in tuple(weight.uses()):
+        if node.op_type == "Gather":
+            emit = Emitter(node)
+            rows = emit("Gather", value, node.inputs[1], dtype=half, axis=0)
+            wide = emit("Cast", rows, dtype=tensor.dtype, to=int(tensor.dtype))
+            ir.convenience.replace_all_uses_with(node.outputs[0], wide)
+            graph.remove(node, safe=True)
+        else:
+            wide = Emitter(node)("Cast", value, dtype=tensor.dtype, to=int(tensor.dtype))
+            node.replace_input_with(place, wide)
+    # Behind all that is wider, as the scales are.
+    del graph.initializers[name]
+    graph.initializers.add(value)
 
 
 def _scales_for_dequantize(scales: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:

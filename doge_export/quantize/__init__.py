@@ -19,15 +19,19 @@ from doge_export.quantize.precisions import (
     zero_points,
 )
 from doge_export.quantize.round_to_nearest import (
+    HALF,
     Quantized,
     choose_block,
     dequantize,
+    halved,
+    nearest,
     quantize,
     quantized_tensors,
 )
 from doge_export.quantize.selection import embedding_metric, output_metrics
 
 __all__ = [
+    "HALF",
     "METHODS",
     "PRECISIONS",
     "Method",
@@ -40,8 +44,10 @@ __all__ = [
     "dequantize",
     "embedding_metric",
     "folds",
+    "halved",
     "named_precision",
     "names_of",
+    "nearest",
     "output_metrics",
     "own_of",
     "parse_scheme",

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from doge_export.errors import DogeExportError
-from doge_export.quantize.round_to_nearest import FORMATS, LARGEST_BLOCK, choose_block
+from doge_export.quantize.round_to_nearest import FORMATS, HALF, LARGEST_BLOCK, choose_block
 
 __all__ = [
     "PRECISIONS",
@@ -28,10 +28,9 @@ __all__ = [
 class Precision:
     """The type of the matrices of the layers, experts included, of the embedding and of the head; None
     leaves them in the file's dtype. A tied table is stored once, as a head. `roles`: pairs of a matrix's role
-    and its type, where that is not `layers`. `own`: pairs of one of a
-    matrix's names (`names_of`) and its type, "fp32" for the file's dtype. `static`: what all matrices are in,
-    with a scale a channel, and their inputs, by ranges that a text gave: "int8", "fp8", or "" for no such
-    thing."""
+    and its type, where that is not `layers`. `own`: pairs of one of a matrix's names (`names_of`) and its
+    type, "fp32" for the file's dtype, HALF for float16. `static`: what all matrices are in, with a scale a
+    channel, and their inputs, by ranges that a text gave: "int8", "fp8", or "" for no such thing."""
 
     layers: str | None = None
     embedding: str | None = None
@@ -132,7 +131,7 @@ def check_types(types: Mapping[str, str], names: Iterable[str], tied: bool, stat
         DogeExportError: a type does not exist, or a key names no matrix of the model.
     """
     for key, dtype in types.items():
-        if dtype not in ("fp32", static) and dtype not in FORMATS:
+        if dtype not in ("fp32", HALF, static) and dtype not in FORMATS:
             try:
                 if dtype.partition(":")[0] not in FORMATS:  # what no kernel reads
                     raise KeyError(dtype)
@@ -141,7 +140,8 @@ def check_types(types: Mapping[str, str], names: Iterable[str], tied: bool, stat
                 blocks = f"a multiple of 4 (int8) or 8 (int4), at most {LARGEST_BLOCK}"
                 raise DogeExportError(
                     f"{key} cannot be stored in {dtype!r}.",
-                    f"Choose fp32, {', '.join(FORMATS)}, or one of the last with :N behind, N {blocks}.",
+                    f"Choose fp32, {HALF}, {', '.join(FORMATS)}, or one of the last with :N behind, "
+                    f"N {blocks}.",
                 ) from None
     check_names(types, names, tied)
     if tied and len({types[table] for table in _TABLES if table in types}) > 1:
@@ -185,7 +185,7 @@ def static_type(name: str, precision: Precision, tied: bool) -> str | None:
 
 def stored_dtype(name: str, shape: tuple[int, ...], precision: Precision | str, tied: bool) -> str | None:
     """The type that the checkpoint's tensor `name` is rounded to; None: none. A key of FORMATS, perhaps with
-    a largest block ("int8:32").
+    a largest block ("int8:32"), or HALF.
 
     A matrix whose rows no block divides stays as it is.
     """
@@ -200,6 +200,8 @@ def stored_dtype(name: str, shape: tuple[int, ...], precision: Precision | str, 
         dtype = scheme.head
     elif role in _MATRICES:
         dtype = dict(scheme.roles).get(role, scheme.layers)
+    if dtype == HALF:
+        return dtype
     return dtype if dtype is not None and choose_block(shape[-1], dtype) is not None else None
 
 
@@ -211,7 +213,9 @@ def stored_bytes(
     for name, shape in shapes.items():
         count = math.prod(shape)
         dtype = stored_dtype(name, shape, precision, tied)
-        if dtype is None or stays_float(name):
+        if dtype == HALF:
+            total += count * min(width, 2)
+        elif dtype is None or stays_float(name):
             total += count * width
         else:
             block = choose_block(shape[-1], dtype)

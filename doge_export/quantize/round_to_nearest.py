@@ -26,6 +26,7 @@ from doge_export.errors import DogeExportError
 
 __all__ = [
     "FORMATS",
+    "HALF",
     "LARGEST_BLOCK",
     "Format",
     "Grid",
@@ -34,6 +35,8 @@ __all__ = [
     "choose_block",
     "dequantize",
     "grid_between",
+    "halved",
+    "nearest",
     "nearest_grid",
     "nearest_numbers",
     "on_grid",
@@ -43,6 +46,8 @@ __all__ = [
 ]
 
 
+#: A matrix of its own type in float16, in a file of whatever dtype: no scales, and nothing to choose.
+HALF = "fp16"
 #: What the kernels read (plugins/kernels/doge_kernels.h).
 LARGEST_BLOCK = 128
 _ROW = 2**31
@@ -158,6 +163,24 @@ def quantize(weight: npt.NDArray[Any], dtype: str) -> Quantized:
     """
     blocks = _blocks(weight, dtype)
     return on_grid(blocks, nearest_grid(blocks, dtype), dtype)
+
+
+def halved(weight: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+    """`weight` in HALF.
+
+    Raises:
+        DogeExportError: a weight is not finite, or beyond float16.
+    """
+    with np.errstate(over="ignore"):
+        numbers = weight.astype(np.float16)
+    _check_finite(numbers, weight, HALF)
+    return numbers
+
+
+def nearest(weight: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
+    """The float32 numbers that stand for `weight` [n, k] in `dtype`, HALF or a type of FORMATS, rounded to
+    nearest."""
+    return halved(weight).astype(np.float32) if dtype == HALF else dequantize(quantize(weight, dtype))
 
 
 def on_grid(blocks: npt.NDArray[np.float32], grid: Grid, dtype: str) -> Quantized:

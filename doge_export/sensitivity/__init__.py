@@ -2,7 +2,7 @@
 
 from doge_export.sensitivity.basis import Basis
 from doge_export.sensitivity.costs import measure
-from doge_export.sensitivity.mixture import Mixture, choose, compressed
+from doge_export.sensitivity.mixture import Mixture, check_budget, choose, compressed
 from doge_export.sensitivity.probe import Effect, Probe
 from doge_export.sensitivity.rows import Row, sensitivity
 from doge_export.sensitivity.study import Study, parts_of
@@ -14,6 +14,7 @@ __all__ = [
     "Probe",
     "Row",
     "Study",
+    "check_budget",
     "choose",
     "compressed",
     "measure",

@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from doge_export.quantize import METHODS, Quantized, dequantize, output_metrics, quantize, scale_channels
+from doge_export.quantize import (
+    HALF,
+    METHODS,
+    Quantized,
+    dequantize,
+    halved,
+    nearest,
+    output_metrics,
+    scale_channels,
+)
 
 __all__ = ["Basis", "scaled_method"]
 
@@ -53,14 +62,19 @@ class Basis:
             for name, weight in self.weights.items()
             if weight is not since.weights[name]
         }
-        return found | {name: dequantize(self.rounded(name, dtype)) for name, dtype in types.items()}
+        return found | {name: self._numbers(name, dtype) for name, dtype in types.items()}
 
     def squared_error(self, name: str, dtype: str) -> float:
         """Of the matrix' products, each input by its mean square, where it is rounded to nearest."""
         weight = self.weights[name].astype(np.float32)
-        squares = np.square(weight - dequantize(quantize(weight, dtype)))
+        squares = np.square(weight - nearest(weight, dtype))
         inputs = self._inputs.get(name)
         return float((squares if inputs is None else squares * np.diag(inputs)).sum(dtype=np.float64))
+
+    def _numbers(self, name: str, dtype: str) -> npt.NDArray[np.float32]:
+        if dtype == HALF:
+            return halved(self.weights[name]).astype(np.float32)
+        return dequantize(self.rounded(name, dtype))
 
     @cached_property
     def _metrics(self) -> Mapping[str, npt.NDArray[np.float64]]:

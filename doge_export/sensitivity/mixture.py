@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from doge_export.errors import DogeExportError
-from doge_export.quantize import PRECISIONS, role_of, stored_dtype
-from doge_export.sensitivity.costs import TYPES, Costs, Option
+from doge_export.quantize import PRECISIONS, role_of, stays_float, stored_dtype
+from doge_export.sensitivity.costs import TYPES, Costs, Option, smallest
 from doge_export.sensitivity.probe import Effect
 from doge_export.sensitivity.study import Study
 
-__all__ = ["Mixture", "choose", "compressed"]
+__all__ = ["Mixture", "check_budget", "choose", "compressed"]
 
 _CELLS = 1 << 15
 _SPREAD = 0.7  # of the logarithm of a role's factor
@@ -37,6 +37,20 @@ class Mixture:
     bytes: int
     effect: Effect
     scaling: str = ""
+
+
+def check_budget(study: Study, max_bytes: int) -> None:
+    """See, before anything is measured, whether some mixture's tensors take at most `max_bytes`.
+
+    Raises:
+        DogeExportError: none's do.
+    """
+    if (least := study.bytes(smallest(study))) > max_bytes:
+        raise DogeExportError(
+            f"No mixture of types is that small: the weights take {least:,} bytes at least, "
+            f"and {max(max_bytes, 0):,} are left for them.",
+            "Give a larger --max-bytes.",
+        )
 
 
 def choose(
@@ -61,9 +75,7 @@ def choose(
     for number in range(neighbours):
         advance(f"mixture {number + 1} of {neighbours}")
         tried = factors + rng.normal(0, _SPREAD, len(factors))
-        types = _best(study, _scaled(costs, tried), max_bytes)
-        assert types is not None
-        found = _mixture(study, types, best.scaling)
+        found = _mixture(study, _fitting(study, _scaled(costs, tried), max_bytes), best.scaling)
         if _better(found, best):
             best, factors = found, tried
     return best
@@ -75,11 +87,14 @@ def _better(found: Mixture, best: Mixture) -> bool:
 
 
 def compressed(types: Mapping[str, str]) -> dict[str, str]:
-    """The same types by role where all matrices of a role have one, and else by layer and role."""
+    """The same types by role where all matrices of a role have one, and else by layer and role; without those
+    that stay as they are unless they are named."""
     found = {}
     for role in dict.fromkeys(map(role_of, types)):
         own = {name: dtype for name, dtype in types.items() if role_of(name) == role}
         common = max(sorted(set(own.values())), key=list(own.values()).count)
+        if common == "fp32" and len(set(own.values())) == 1 and stays_float(next(iter(own))):
+            continue
         found[role] = common
         for name, dtype in own.items():
             if dtype != common:
@@ -103,15 +118,8 @@ def _scaled(costs: Costs, logarithms: np.ndarray) -> Costs:
 def _least_kl(study: Study, costs: Costs, max_bytes: int) -> Mixture:
     """Of the knapsack by matrices, the one by roles, and what there is without a search: all matrices in one
     type, or as a precision has them."""
-    types = _best(study, costs, max_bytes)
-    if types is None:
-        smallest = {name: min(options, key=lambda each: each.bytes).dtype for name, options in costs.items()}
-        raise DogeExportError(
-            f"No mixture of types is that small: the weights take {study.bytes(smallest):,} bytes at least, "
-            f"and {max(max_bytes, 0):,} are left for them.",
-            "Give a larger --max-bytes.",
-        )
-    mixtures = [types]
+    check_budget(study, max_bytes)
+    mixtures = [_fitting(study, costs, max_bytes)]
     if (alike := _best_by_role(study, costs, max_bytes)) is not None:
         mixtures.append(alike)
     fitting = [each for each in _singles(study, costs) if study.bytes(each) <= max_bytes]
@@ -125,7 +133,7 @@ def _least_kl(study: Study, costs: Costs, max_bytes: int) -> Mixture:
 
 def _singles(study: Study, costs: Costs) -> list[dict[str, str]]:
     """All matrices in one type, or as a precision has them, where their costs are known."""
-    found = [dict.fromkeys(costs, dtype) for dtype in TYPES]
+    found = [{name: "fp32" if stays_float(name) else dtype for name in costs} for dtype in TYPES]
     for precision in PRECISIONS:
         stored = {name: stored_dtype(name, study.shapes[name], precision, study.tied) for name in costs}
         found.append({name: dtype or "fp32" for name, dtype in stored.items()})
@@ -153,6 +161,11 @@ def _best_by_role(study: Study, costs: Costs, max_bytes: int) -> dict[str, str] 
         ]
     found = _knapsack(sums, _free(study, costs, max_bytes))
     return None if found is None else {name: found[role_of(name)] for name in costs}
+
+
+def _fitting(study: Study, costs: Costs, max_bytes: int) -> dict[str, str]:
+    """`_best` where the smallest fits. The knapsack rounds sizes up, and may not find what only just does."""
+    return _best(study, costs, max_bytes) or smallest(study)
 
 
 def _best(study: Study, costs: Costs, max_bytes: int) -> dict[str, str] | None:

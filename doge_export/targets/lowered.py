@@ -17,12 +17,13 @@ present_position | `LAYER_ATTRIBUTES` |
 | TokenEmbedding | hidden_states [batch, sequence, hidden] | |
 
 TopTokens has the inputs of LMHead and gives the best tokens first, ties by the lower id. TokenEmbedding
-stands for quantized tables only: a float table is read by a plain Gather. What RotaryAngles computes is said
-at `doge_export.model.rope.RotaryEmbedding.constants`; it has one of `long_inv_freq` and `exponents` where the
-frequencies depend on the length, and with a bounded cache `rope_length` then. DecodeTokens is a whole model
-with a static or bounded cache, whose tensors have the layer as their first axis; a bounded one keeps the
-slots that it is given, keep_window_size, or fewer that suffice. A weight's role is `N.<role>` of layer N. It
-runs `steps` times: first with the tokens given, then with the best one of the step before.
+stands for tables that are not in the dtype of hidden_states: one that is, is read by a plain Gather. What
+RotaryAngles computes is said at `doge_export.model.rope.RotaryEmbedding.constants`; it has one of
+`long_inv_freq` and `exponents` where the frequencies depend on the length, and with a bounded cache
+`rope_length` then. DecodeTokens is a whole model with a static or bounded cache, whose tensors have the layer
+as their first axis; a bounded one keeps the slots that it is given, keep_window_size, or fewer that suffice.
+A weight's role is `N.<role>` of layer N. It runs `steps` times: first with the tokens given, then with the
+best one of the step before.
 """
 
 __all__ = [

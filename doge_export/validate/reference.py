@@ -20,7 +20,7 @@ from doge_export.errors import DogeExportError
 from doge_export.generations import CURRENT, GENERATIONS
 from doge_export.model.load import DTYPES
 from doge_export.ops.topk import stable_topk
-from doge_export.quantize import PRECISIONS, Precision, dequantize, quantize, stored_dtype
+from doge_export.quantize import PRECISIONS, Precision, nearest, stored_dtype
 from doge_export.validate.earlier import load_earlier
 from doge_export.validate.near_ties import NearTies
 from doge_export.validate.pinned import pinned
@@ -285,7 +285,7 @@ def _round_weights(model: Any, precision: Precision | str, tied: bool) -> None:
         for name, parameter in model.named_parameters():
             stored = stored_dtype(name, tuple(parameter.shape), precision, tied)
             if stored is not None:
-                rounded = dequantize(quantize(parameter.float().numpy(), stored))
+                rounded = nearest(parameter.float().numpy(), stored)
                 parameter.copy_(torch.from_numpy(rounded))
 
 

@@ -10,7 +10,16 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from doge_export.bundle import Bundle
-from doge_export.quantize import Quantized, dequantize, folds, named_precision, stays_float, stored_dtype
+from doge_export.quantize import (
+    HALF,
+    Quantized,
+    dequantize,
+    folds,
+    named_precision,
+    role_of,
+    stays_float,
+    stored_dtype,
+)
 
 
 class Stored:
@@ -66,10 +75,11 @@ def stored_weights(bundle: Bundle, folded: bool = False) -> dict[str, npt.NDArra
     options, tied = bundle.manifest.options, bundle.config.tie_word_embeddings
     precision = named_precision(str(options["precision"]), options.get("types"))
     names = [name for name in stored.names if stored.scales(name) is not None]
-    for name in filter(stays_float, stored.names):
-        numbers = stored.numbers(name)
-        if numbers is not None and stored_dtype(name, numbers.shape, precision, tied) is not None:
-            names.append(name)
+    for name in set(stored.names) - set(names):
+        if role_of(name) and (numbers := stored.numbers(name)) is not None:
+            dtype = stored_dtype(name, numbers.shape, precision, tied)
+            if dtype == HALF or (dtype is not None and stays_float(name)):
+                names.append(name)
     for fold in folds(dict.fromkeys(stored.names)) if folded else ():
         names += [*fold.readers, fold.giver, f"{fold.giver.removesuffix('.weight')}.bias"]
     found = {name: stored.numbers(name) for name in names}

@@ -1,5 +1,6 @@
 """`sensitivity` and `quantize --scheme searched` on a trained model and text that was kept back."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,8 @@ def test_a_searched_mixture_beats_one_type_in_its_bytes(
     for module in (costs, mixture):
         monkeypatch.setattr(module, "TYPES", ("int4", "int8"))
     monkeypatch.setattr(Study, "scalings", ("",))  # the other is below
+    for name in ("sensitivity.study", "requantize"):
+        monkeypatch.setattr(importlib.import_module(f"doge_export.{name}"), "_CALIBRATION", 8)
     monkeypatch.setitem(Study.__init__.__kwdefaults__, "most", 2)
     monkeypatch.setitem(search_bundle.__kwdefaults__, "neighbours", 1)
     study = Study(source, HELDOUT.read_text(), method="search")

@@ -16,7 +16,7 @@ from doge_export.export import GraphFile, build_graph, save_graph
 from doge_export.model import DogeForExport
 from doge_export.ops import DOMAIN
 from doge_export.passes import expose_selection
-from doge_export.quantize import Precision, dequantize, named_precision, quantize, stored_dtype
+from doge_export.quantize import Precision, named_precision, nearest, stored_dtype
 from doge_export.targets import get_target
 from doge_export.targets.lowered import (
     LAYER_ATTRIBUTES,
@@ -55,6 +55,15 @@ MIXED = named_precision(
         "layers.1.o_proj": "int4:64",
         "layers.0.k_proj": "fp32",
         "dt_proj": "int8:16",
+    },
+)
+#: float16 wherever it may be, beside integers and floats.
+HALVED = named_precision(
+    "int8",
+    {
+        **dict.fromkeys(("embed_tokens", "router_gate", "dt_proj", "up_embed", "v_proj"), "fp16"),
+        "layers.0": "fp16",
+        "layers.1.o_proj": "fp32",
     },
 )
 
@@ -165,12 +174,11 @@ def rounded(model: DogeForExport, precision: Precision | str) -> DogeForExport:
     for name, parameter in model.named_parameters():
         dtype = stored_dtype(name, tuple(parameter.shape), precision, tied)
         if dtype is not None:
-            weight = dequantize(quantize(parameter.float().numpy(), dtype))
-            parameter.copy_(torch.from_numpy(weight))
+            parameter.copy_(torch.from_numpy(nearest(parameter.float().numpy(), dtype)))
     return model
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4", "int8-head4", MIXED])
+@pytest.mark.parametrize("precision", ["int8", "int4", "int8-head4", MIXED, HALVED])
 @pytest.mark.parametrize(
     "changes",
     [{}, {"is_moe": False, "tie_word_embeddings": False, "intermediate_size": 44}],
@@ -180,7 +188,16 @@ def test_a_quantized_graph_computes_with_the_rounded_weights(
     precision: Precision | str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
     model = make_model("growing", **changes)
-    folder = saved(build(model, LOWERED, precision), tmp_path / "bundle")
+    check_rounded(LOWERED, model, precision, tmp_path)
+
+
+def test_another_runtime_takes_float16_matrices(tmp_path: Path) -> None:
+    precision = dataclasses.replace(HALVED, layers=None, embedding=None, head=None)
+    check_rounded(get_target("onnx"), make_model("growing"), precision, tmp_path)
+
+
+def check_rounded(target: Any, model: DogeForExport, precision: Precision | str, tmp_path: Path) -> None:
+    folder = saved(build(model, target, precision), tmp_path / "bundle")
     call = schedule(model)
     got = run(folder / "model.onnx", model, call)
     reference, cache = rounded(model, precision), model.empty_cache(2)
@@ -295,7 +312,7 @@ def test_two_lowered_builds_have_equal_bytes(
 
 
 @pytest.mark.parametrize("is_moe", [True, False])
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4", MIXED])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4", MIXED, HALVED])
 def test_the_decode_graph_gives_the_best_tokens(
     precision: Precision | str, is_moe: bool, bundle: Any
 ) -> None:

@@ -113,11 +113,13 @@ def test_types_that_do_not_fit(types: dict[str, str], sentence: str) -> None:
 
 
 def test_bytes_of_a_mixture() -> None:
-    """By hand: 8 x 64 in int8 with blocks of 32, 8 x 64 in int4, and what is read as floats."""
+    """By hand: 8 x 64 in int8 with blocks of 32, 8 x 64 in int4, what is read as floats, and 4 x 64 in
+    float16."""
     shapes = {
         "model.layers.0.self_attn.v_proj.weight": (8, 64),
         "model.layers.0.self_attn.k_proj.weight": (8, 64),
         "model.layers.0.self_attn.dt_proj.weight": (2, 8),
+        "model.layers.0.mlp.router_gate.weight": (4, 64),
     }
-    precision = named_precision("int4", {"v_proj": "int8:32", "dt_proj": "int8"})
-    assert stored_bytes(shapes, precision, True, 4) == (512 + 16 * 2) + (256 + 16 * 2) + 16 * 4
+    precision = named_precision("int4", {"v_proj": "int8:32", "dt_proj": "int8", "router_gate": "fp16"})
+    assert stored_bytes(shapes, precision, True, 4) == (512 + 16 * 2) + (256 + 16 * 2) + 16 * 4 + 256 * 2
