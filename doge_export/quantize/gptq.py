@@ -8,8 +8,9 @@ block are searched for when it is its turn, on the weights as they are then.
 Published GPTQ rounds every row by itself, which takes an error of one output for as bad as that of another.
 `outputs` says how bad they are together: with a metric G of outputs the loss is tr(E H E^T G), whose Hessian
 is the Kronecker product of H and G, and so is its Cholesky factor. So within a column the rows go one after
-the other too, and those that are left make up for the error as well. Without it, a few passes of coordinate
-descent follow, which gain 3 to 8 % of the loss in int8 and 4 to 10 % in int4.
+the other too, and those that are left make up for the error as well. What is neither right of a number nor
+below it does not wait for it, so that a block is rounded diagonal by diagonal. Without a metric, a few passes
+of coordinate descent follow, which gain 3 to 8 % of the loss in int8 and 4 to 10 % in int4.
 """
 
 import numpy as np
@@ -71,12 +72,11 @@ def gptq(
         if grid.zeros is not None and found.zeros is not None:
             grid.zeros[:, number] = found.zeros[:, 0]
         step, zero = found.steps[:, 0].astype(np.float64), _zeros(found)[:, 0]
-        errors = np.zeros((rows, block))
-        for column in range(block):
-            at = first + column
-            numbers[:, at], off = _rounded(left[:, at], step, zero, dtype, across)
-            errors[:, column] = off / upper[at, at]
-            left[:, at + 1 : part.stop] -= np.outer(errors[:, column], upper[at, at + 1 : part.stop])
+        along = upper[part, part]
+        if across is None:
+            numbers[:, part], errors = _by_columns(left[:, part], step, zero, dtype, along)
+        else:
+            numbers[:, part], errors = _by_diagonals(left[:, part], step, zero, dtype, along, across)
         left[:, part.stop :] -= errors @ upper[part, part.stop :]
     if across is None:
         _descend(weight.astype(np.float64), numbers, grid, whole, dtype)
@@ -115,18 +115,41 @@ def _feedback(hessian: Array) -> Array:
     return upper
 
 
-def _rounded(
-    wanted: Array, step: Array, zeros: Array, dtype: str, across: Array | None
+def _by_columns(wanted: Array, step: Array, zeros: Array, dtype: str, along: Array) -> tuple[Array, Array]:
+    """The numbers of a block [n, block], and its errors as the columns after it are to make up for them, each
+    over its column's own feedback. `along`: the feedback within the block."""
+    left, numbers, errors = wanted.copy(), np.empty(wanted.shape), np.empty(wanted.shape)
+    for column in range(wanted.shape[1]):
+        near = np.divide(left[:, column], step, out=np.zeros(len(step)), where=step != 0)
+        numbers[:, column] = near = nearest_numbers(near, dtype, zeros)
+        errors[:, column] = (left[:, column] - near * step) / along[column, column]
+        left[:, column + 1 :] -= np.outer(errors[:, column], along[column, column + 1 :])
+    return numbers, errors
+
+
+def _by_diagonals(
+    wanted: Array, step: Array, zeros: Array, dtype: str, along: Array, across: Array
 ) -> tuple[Array, Array]:
-    """The numbers of a column [n], and its error [n] as the columns after it are to make up for it."""
-    if across is None:
-        near = np.divide(wanted, step, out=np.zeros(len(wanted)), where=step != 0)
-        near = nearest_numbers(near, dtype, zeros)
-        return near, wanted - near * step
-    left, near, errors = wanted.copy(), np.zeros(len(wanted)), np.zeros(len(wanted))
-    for row in range(len(wanted)):
-        if step[row] != 0:
-            near[row] = nearest_numbers(left[row : row + 1] / step[row], dtype, zeros[row])[0]
-        errors[row] = (left[row] - near[row] * step[row]) / across[row, row]
-        left[row + 1 :] -= errors[row] * across[row, row + 1 :]
-    return near, across.T @ errors
+    """The same where the rows after a number make up for its error too, by the feedback `across`.
+
+    A number's place is reached by the errors left of it, in `errors`, and by those above it, in `above`.
+    """
+    rows, width = wanted.shape
+    numbers, errors = np.zeros(wanted.shape), np.zeros(wanted.shape)
+    above, to_column, to_row = np.zeros((width, rows)), along.T.copy(), across.T.copy()
+    own = np.diag(across)
+    for diagonal in range(rows + width - 1):
+        first, last = max(0, diagonal - width + 1), min(rows, diagonal + 1)
+        row, column = np.arange(first, last), diagonal - np.arange(first, last)
+        # Views, no copies: the columns of a diagonal's rows fall by one each.
+        columns = slice(diagonal - first, diagonal - last if diagonal >= last else None, -1)
+        from_left = np.einsum("ij,ij->i", errors[first:last], to_column[columns])
+        from_above = np.einsum("ij,ij->i", above[columns], to_row[first:last])
+        left = wanted[row, column] - from_left - from_above
+        steps = step[first:last]
+        near = np.divide(left, steps, out=np.zeros(len(left)), where=steps != 0)
+        numbers[row, column] = near = nearest_numbers(near, dtype, zeros[first:last])
+        off = left - near * steps
+        above[column, row] = off / own[first:last]
+        errors[row, column] = (from_above + off) / to_column[column, column]
+    return numbers, errors

@@ -24,7 +24,7 @@ from doge_export.shapes import tensor_shapes
 __all__ = ["Study", "parts_of"]
 
 _CALIBRATION = 64  # windows
-_ROUNDING = 2  # grows where a method gives other numbers: what was measured of older ones is forgotten
+_ROUNDING = 3  # grows where a method gives other numbers: what was measured of older ones is forgotten
 _WIDTHS = {"float32": 4, "float16": 2}
 
 

@@ -149,22 +149,23 @@ def test_the_passes_after_it_gain_until_no_number_alone_can_be_better(
     assert (slopes[inside] <= 1e-6).all()
 
 
+@pytest.mark.parametrize("rows", [5, 19])
 @integers
-def test_gptq_with_a_metric_of_outputs_is_gptq_of_the_kronecker_product(dtype: str) -> None:
+def test_gptq_with_a_metric_of_outputs_is_gptq_of_the_kronecker_product(dtype: str, rows: int) -> None:
     """The matrix, column by column, as one row whose Hessian is the product of both, with the same grid."""
-    weight, inputs = drawn(4, rows=5, width=16, tokens=100)
+    weight, inputs = drawn(4, rows=rows, width=16, tokens=100)
     hessian = (inputs.T @ inputs / len(inputs)).astype(np.float64)
-    mixed = np.random.default_rng(5).normal(size=(5, 5))
-    metric = mixed @ mixed.T + 0.1 * np.eye(5)
+    mixed = np.random.default_rng(5).normal(size=(rows, rows))
+    metric = mixed @ mixed.T + 0.1 * np.eye(rows)
     found = gptq(weight, dtype, hessian, metric)
     zeros = np.zeros(found.scales.shape) if found.zeros is None else found.zeros.astype(np.float64)
     inner = hessian + np.eye(16) * 0.01 * np.diag(hessian).mean()
-    outer = metric + np.eye(5) * 1e-4 * np.diag(metric).mean()
+    outer = metric + np.eye(rows) * 1e-4 * np.diag(metric).mean()
     whole = np.kron(inner, outer)
     left = weight.T.astype(np.float64).ravel()
     lowest, highest = LIMITS[dtype]
     for at in range(left.size):
-        column, row = divmod(at, 5)
+        column, row = divmod(at, rows)
         block = column // (16 // found.scales.shape[1])
         step, zero = float(found.scales[row, block]), zeros[row, block]
         integer = int(np.clip(np.rint(left[at] / step) + zero, lowest, highest))
