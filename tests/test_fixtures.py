@@ -49,9 +49,9 @@ def fixture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def continuations(
-    fixture: tuple[Path, Bundle], shortest: int, step: int, new_tokens: int
+    fixture: tuple[Path, Bundle], shortest: int, step: int, new_tokens: int, every: int = 1
 ) -> Iterator[tuple[Run, Run, Selection]]:
-    """Greedy continuations of the twenty prompts, held to the reference's text.
+    """Greedy continuations of the twenty prompts, or `every` so many of them, held to the reference's text.
 
     The reference goes along the same ids. If each of its argmaxes is the next id, its own greedy text is
     the same text.
@@ -61,7 +61,7 @@ def continuations(
     reference, candidate = Reference(folder), Candidate(bundle)
     session = Session.open(bundle, threads=1)
     options = GenerationOptions(temperature=0.0, max_new_tokens=new_tokens, eos_token_ids=())
-    for prompt in prompts(tokenizer, shortest, step):
+    for prompt in prompts(tokenizer, shortest, step)[::every]:
         (completion,) = generate(session, [prompt], options).completions
         new = list(completion.ids)
         assert len(new) == new_tokens
@@ -84,13 +84,14 @@ def test_400_greedy_tokens_and_every_choice_are_the_reference(fixture: tuple[Pat
 
 
 def test_400_greedy_tokens_after_each_prompt(fixture: tuple[Path, Bundle]) -> None:
-    """The same text all the way. Keys may change places only where dt differs by its last bits.
+    """After seven of them, the same text all the way. Keys may change places only where dt differs by its
+    last bits.
 
     Greedy text of a small model runs in circles, whose states draw ever closer: among 100,000 sets a
     pair one rounding apart does come up.
     """
     changed, rows = 0, 0
-    for expected, got, selection in continuations(fixture, shortest=8, step=3, new_tokens=400):
+    for expected, got, selection in continuations(fixture, shortest=8, step=3, new_tokens=400, every=3):
         assert selection.widest <= 5e-7
         if selection.same == selection.rows:
             assert np.abs(expected.logits - got.logits).max() <= 1e-4

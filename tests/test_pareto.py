@@ -19,7 +19,11 @@ from doge_export.recipe import ExportOptions
 from doge_export.render.charts import pareto_svg
 from doge_export.searched import file_bytes, search_bundle
 from doge_export.sensitivity import Study, costs
+from doge_export.tokenizer import copy_tokenizer_files
+from tests.conftest import write_checkpoint
 
+#: Of a model that reads doge-tiny's tokens in windows of 512.
+SIZES: dict[str, Any] = {"vocab_size": 4096, "max_position_embeddings": 512, "is_moe": False}
 HELDOUT = presets.models_folder() / "heldout.txt"
 
 
@@ -69,9 +73,12 @@ def test_every_precision_and_method_is_tried() -> None:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    output = tmp_path_factory.mktemp("full") / "tiny"
+    """Of one layer, with doge-tiny's tokenizer: a search measures every matrix."""
+    folder = tmp_path_factory.mktemp("full")
+    checkpoint = write_checkpoint(folder / "checkpoint", num_hidden_layers=1, **SIZES)
+    copy_tokenizer_files(presets.models_folder() / "doge-tiny", checkpoint)
     options = ExportOptions.resolve(routing="per-token")
-    return export_model("doge-tiny", output, options, validate=False).bundle
+    return export_model(str(checkpoint), folder / "tiny", options, validate=False).bundle
 
 
 def test_it_goes_on_where_it_stopped(

@@ -64,7 +64,9 @@ def test_another_checkpoint_gives_others(
 def test_what_a_text_rounded_is_not_rebuilt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["export", "-m", "doge-tiny", "-o", str(tmp_path / "full"), "--no-validate"]) == 0
     arguments = ["quantize", str(tmp_path / "full"), "-o", str(tmp_path / "int4"), "--scheme", "int4-gptq"]
-    assert run([*arguments, "--text", str(HELDOUT)]) == 0
+    text = tmp_path / "text.txt"
+    text.write_text(HELDOUT.read_text(encoding="utf-8")[:20_000], encoding="utf-8")
+    assert run([*arguments, "--text", str(text)]) == 0
     assert run(["verify", str(tmp_path / "int4"), "--rebuild", "--reference", "doge-tiny"]) == 2
     assert "was rounded with a text (int4-gptq)" in capsys.readouterr().err
 
