@@ -54,7 +54,7 @@ test-gpu: $(STAMP) ## Run what needs an NVIDIA GPU; -s shows the figures (never 
 ctest: ## Run the kernels' own tests
 	cmake -S plugins -B build/ctest
 	cmake --build build/ctest --parallel $(JOBS)
-	ctest --test-dir build/ctest --output-on-failure --no-tests=error
+	ctest --test-dir build/ctest --parallel $(JOBS) --output-on-failure --no-tests=error
 
 # The same under AddressSanitizer and UBSan, and onnxruntime with a library that was built with them. What
 # Python and onnxruntime never free is not ours to judge, so leaks are looked for in the kernels' tests alone.
@@ -64,7 +64,7 @@ sanitize: sanitize-kernels sanitize-library ## Run the kernels' tests and the li
 sanitize-kernels:
 	cmake -S plugins -B build/sanitize -DDOGE_SANITIZE=ON
 	cmake --build build/sanitize --parallel $(JOBS)
-	ctest --test-dir build/sanitize --output-on-failure --no-tests=error
+	ctest --test-dir build/sanitize --parallel $(JOBS) --output-on-failure --no-tests=error
 
 sanitize-library: $(STAMP) # after sanitize-kernels
 	DOGE_TEST_LIBRARY=build/sanitize/libdoge_export.so LD_PRELOAD="$(SANITIZERS)" \

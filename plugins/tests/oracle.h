@@ -214,8 +214,11 @@ inline Doubles attention(const AttentionCase& c, Cache& cache, int64_t batch, in
                          [&](int64_t x, int64_t y) { return dt[static_cast<size_t>(x)] > dt[static_cast<size_t>(y)]; });
         if (static_cast<int64_t>(seen.size()) > c.config.keep_window_size)
           seen.resize(static_cast<size_t>(c.config.keep_window_size));
-        if (keep)
-          for (int64_t j = 0; j < total; j++) keep->push_back(std::find(seen.begin(), seen.end(), j) != seen.end());
+        if (keep) {
+          const size_t first = keep->size();
+          keep->resize(first + static_cast<size_t>(total), false);
+          for (int64_t j : seen) (*keep)[first + static_cast<size_t>(j)] = true;
+        }
         const bool blind = seen.empty();
         if (blind)
           for (int64_t j = sliding ? std::max<int64_t>(0, past - sliding + 1) : 0; j < total; j++) seen.push_back(j);
