@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from doge_export.quantize import role_of, stays_float
+from doge_export.quantize import role_of
 from doge_export.sensitivity.probe import Effect
 from doge_export.sensitivity.study import Study
 
@@ -59,6 +59,5 @@ def sensitivity(
     for role, layer, names, dtype in work:
         advance(f"{role if layer is None else f'layers.{layer}.{role}'} in {dtype}")
         types = dict.fromkeys(names, dtype)
-        saved = 0 if stays_float(names[0]) else full - study.bytes(types)
-        rows.append(Row(role, layer, dtype, saved, study.effect(types)))
+        rows.append(Row(role, layer, dtype, full - study.bytes(types), study.effect(types)))
     return rows
