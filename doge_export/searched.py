@@ -19,7 +19,7 @@ from doge_export.requantize import (
     judged_windows,
     write_rounded,
 )
-from doge_export.sensitivity import Basis, Mixture, Study, check_budget, choose, compressed, measure
+from doge_export.sensitivity import Basis, Mixture, Study, check_budget, choose, compressed, measure, smallest
 
 if TYPE_CHECKING:
     from doge_export.passes.quantize_weights import Round
@@ -124,7 +124,7 @@ def search_bundle(
     checkpoint_weights(source)  # refuses what no rounding can store
     around = file_bytes(source) - study.bytes({})  # what is no weight
     if max_bytes is not None:
-        check_budget(study, max_bytes - around)
+        check_budget(study, smallest(study), max_bytes - around)
     costs = measure(study, lambda count: planned(count + more), advance)
 
     count = 0

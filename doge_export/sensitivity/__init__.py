@@ -1,7 +1,7 @@
 """Which matrices bear fewer bits: what each costs on a text, and the best mixture within a budget."""
 
 from doge_export.sensitivity.basis import Basis
-from doge_export.sensitivity.costs import measure
+from doge_export.sensitivity.costs import measure, smallest
 from doge_export.sensitivity.mixture import Mixture, check_budget, choose, compressed
 from doge_export.sensitivity.probe import Effect, Probe
 from doge_export.sensitivity.rows import Row, sensitivity
@@ -20,4 +20,5 @@ __all__ = [
     "measure",
     "parts_of",
     "sensitivity",
+    "smallest",
 ]

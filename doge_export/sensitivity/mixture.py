@@ -17,7 +17,7 @@ import numpy as np
 
 from doge_export.errors import DogeExportError
 from doge_export.quantize import PRECISIONS, role_of, stays_float, stored_dtype
-from doge_export.sensitivity.costs import TYPES, Costs, Option, smallest
+from doge_export.sensitivity.costs import TYPES, Costs, Option
 from doge_export.sensitivity.probe import Effect
 from doge_export.sensitivity.study import Study
 
@@ -39,13 +39,13 @@ class Mixture:
     scaling: str = ""
 
 
-def check_budget(study: Study, max_bytes: int) -> None:
-    """See, before anything is measured, whether some mixture's tensors take at most `max_bytes`.
+def check_budget(study: Study, smallest: Mapping[str, str], max_bytes: int) -> None:
+    """See whether the tensors take at most `max_bytes` with each matrix in the smallest type it may have.
 
     Raises:
-        DogeExportError: none's do.
+        DogeExportError: they do not.
     """
-    if (least := study.bytes(smallest(study))) > max_bytes:
+    if (least := study.bytes(smallest)) > max_bytes:
         raise DogeExportError(
             f"No mixture of types is that small: the weights take {least:,} bytes at least, "
             f"and {max(max_bytes, 0):,} are left for them.",
@@ -118,7 +118,7 @@ def _scaled(costs: Costs, logarithms: np.ndarray) -> Costs:
 def _least_kl(study: Study, costs: Costs, max_bytes: int) -> Mixture:
     """Of the knapsack by matrices, the one by roles, and what there is without a search: all matrices in one
     type, or as a precision has them."""
-    check_budget(study, max_bytes)
+    check_budget(study, _smallest_types(costs), max_bytes)
     mixtures = [_fitting(study, costs, max_bytes)]
     if (alike := _best_by_role(study, costs, max_bytes)) is not None:
         mixtures.append(alike)
@@ -165,7 +165,11 @@ def _best_by_role(study: Study, costs: Costs, max_bytes: int) -> dict[str, str] 
 
 def _fitting(study: Study, costs: Costs, max_bytes: int) -> dict[str, str]:
     """`_best` where the smallest fits. The knapsack rounds sizes up, and may not find what only just does."""
-    return _best(study, costs, max_bytes) or smallest(study)
+    return _best(study, costs, max_bytes) or _smallest_types(costs)
+
+
+def _smallest_types(costs: Costs) -> dict[str, str]:
+    return {name: min(options, key=lambda each: each.bytes).dtype for name, options in costs.items()}
 
 
 def _best(study: Study, costs: Costs, max_bytes: int) -> dict[str, str] | None:
