@@ -11,11 +11,12 @@ __all__ = ["Journal"]
 
 class Journal:
     """Key -> value, of JSON, in a file of one line each. What was kept under another `subject`, in which all
-    that decides the values must stand, is forgotten; so is a last line that was cut off."""
+    that decides the values must stand, is forgotten; so is a last line that was cut off. There is no file
+    before there is a value."""
 
     def __init__(self, path: Path | None, subject: dict[str, Any]) -> None:
         self._path, self._values = path, dict[str, Any]()
-        header = json.dumps({"subject": subject}, sort_keys=True)
+        self._header = header = json.dumps({"subject": subject}, sort_keys=True)
         if path is None:
             return
         try:
@@ -24,7 +25,9 @@ class Journal:
             for line in lines[:-1] if first == header else []:  # what follows the last line end is no line
                 self._values.update(json.loads(line))
                 whole.append(line)
-            path.write_text("\n".join([*whole, ""]), encoding="utf-8")
+            path.write_text("\n".join([*whole, ""]), encoding="utf-8")  # or says at once that it cannot be
+            if not self._values:
+                path.unlink()
         except ValueError:
             raise DogeExportError(f"{path} is no journal of ours.", "Move it away.") from None
         except OSError as error:
@@ -39,6 +42,7 @@ class Journal:
         self._values[key] = value
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{self._header}\n" if file.tell() == 0 else "")
                 file.write(json.dumps({key: value}) + "\n")
 
     def done(self) -> None:

@@ -107,6 +107,7 @@ def test_a_searched_mixture_beats_one_type_in_its_bytes(
     assert validate(made, presets.models_folder() / "doge-tiny", quick=True).passed
     assert run([*command, str(tmp_path / "small"), "--max-bytes", "0.05"]) == 2
     assert "No mixture of types is that small" in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*")), "what measured nothing keeps nothing"
 
 
 def test_a_mixture_with_scales_is_stored_as_it_was_measured(
