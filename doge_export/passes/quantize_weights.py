@@ -78,22 +78,13 @@ def _quantize(
     stored_tensors = quantized_tensors(tensor, dtype, name.removesuffix(".weight"), made)
     if not bare_integers and len(stored_tensors) == 2:
         stored_tensors = (stored_tensors[0], _scales_for_dequantize(stored_tensors[1], tensor.dtype))
-    values, scales, *more = (  # zero points, or a global scale
-        ir.Value(
-            name=stored.name,
-            type=ir.TensorType(stored.dtype),
-            shape=ir.Shape(stored.shape.numpy()),
-            const_value=stored,
-        )
-        for stored in stored_tensors
-    )
+    values, scales, *more = map(_value_of, stored_tensors)  # zero points, or a global scale
     for node, place in tuple(weight.uses()):
         reader = _Reader(node, block, tensor.dtype)
         if not bare_integers:
             node.replace_input_with(place, reader.dequantized(values, scales, *more))
         elif node.op_type == "Gather":
-            ir.convenience.replace_all_uses_with(node.outputs[0], reader.rows(values, scales, *more))
-            graph.remove(node, safe=True)
+            _replace(node, reader.rows(values, scales, *more))
         else:
             assert node.op_type == "Transpose", f"{name} is read by {node.op_type}"
             node.replace_input_with(place, reader.matrix(values, scales, *more))
@@ -119,20 +110,29 @@ def _halve(graph: ir.Graph, weight: ir.Value, tensor: ir.TensorProtocol) -> None
         shape=weight.shape,
         name=name,
     )
-    value = ir.Value(name=name, type=ir.TensorType(half), shape=weight.shape, const_value=kept)
+    value = _value_of(kept)
     for node, place in tuple(weight.uses()):
+        reader = _Reader(node, 1, tensor.dtype)
         if node.op_type == "Gather":
-            emit = Emitter(node)
-            rows = emit("Gather", value, node.inputs[1], dtype=half, axis=0)
-            wide = emit("Cast", rows, dtype=tensor.dtype, to=int(tensor.dtype))
-            ir.convenience.replace_all_uses_with(node.outputs[0], wide)
-            graph.remove(node, safe=True)
+            _replace(node, reader.wide_rows(value))
         else:
-            wide = Emitter(node)("Cast", value, dtype=tensor.dtype, to=int(tensor.dtype))
-            node.replace_input_with(place, wide)
+            node.replace_input_with(place, reader.wide(value))
     # Behind all that is wider, as the scales are.
     del graph.initializers[name]
     graph.initializers.add(value)
+
+
+def _value_of(stored: ir.TensorProtocol) -> ir.Value:
+    """An initializer."""
+    dtype, shape = ir.TensorType(stored.dtype), ir.Shape(stored.shape.numpy())
+    return ir.Value(name=stored.name, type=dtype, shape=shape, const_value=stored)
+
+
+def _replace(node: ir.Node, value: ir.Value) -> None:
+    """Give `value` to all that read `node`, and remove it."""
+    assert node.graph is not None
+    ir.convenience.replace_all_uses_with(node.outputs[0], value)
+    node.graph.remove(node, safe=True)
 
 
 def _scales_for_dequantize(scales: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
@@ -194,6 +194,14 @@ class _Reader:
             "DequantizeLinear", integers[0], scales, *integers[1:], axis=-1, block_size=self._block
         )
         return self._cast(rows, self._dtype)
+
+    def wide(self, values: ir.Value) -> ir.Value:
+        """All of a matrix without scales."""
+        return self._cast(values, self._dtype)
+
+    def wide_rows(self, values: ir.Value) -> ir.Value:
+        """Of one without scales, those that `node`, a Gather, wants."""
+        return self._cast(self._gathered(values), self._dtype)
 
     def _gathered(self, table: ir.Value) -> ir.Value:
         assert table.dtype is not None

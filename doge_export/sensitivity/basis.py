@@ -12,7 +12,6 @@ from doge_export.quantize import (
     METHODS,
     Quantized,
     dequantize,
-    halved,
     nearest,
     output_metrics,
     scale_channels,
@@ -72,9 +71,7 @@ class Basis:
         return float((squares if inputs is None else squares * np.diag(inputs)).sum(dtype=np.float64))
 
     def _numbers(self, name: str, dtype: str) -> npt.NDArray[np.float32]:
-        if dtype == HALF:
-            return halved(self.weights[name]).astype(np.float32)
-        return dequantize(self.rounded(name, dtype))
+        return nearest(self.weights[name], HALF) if dtype == HALF else dequantize(self.rounded(name, dtype))
 
     @cached_property
     def _metrics(self) -> Mapping[str, npt.NDArray[np.float64]]:

@@ -93,7 +93,7 @@ def compressed(types: Mapping[str, str]) -> dict[str, str]:
     for role in dict.fromkeys(map(role_of, types)):
         own = {name: dtype for name, dtype in types.items() if role_of(name) == role}
         common = max(sorted(set(own.values())), key=list(own.values()).count)
-        if common == "fp32" and len(set(own.values())) == 1 and stays_float(next(iter(own))):
+        if set(own.values()) == {"fp32"} and all(map(stays_float, own)):
             continue
         found[role] = common
         for name, dtype in own.items():

@@ -11,13 +11,11 @@ import onnx_ir as ir
 
 from doge_export.bundle import Bundle
 from doge_export.quantize import (
-    HALF,
     Quantized,
     dequantize,
     folds,
     named_precision,
-    role_of,
-    stays_float,
+    own_of,
     stored_dtype,
 )
 
@@ -75,11 +73,14 @@ def stored_weights(bundle: Bundle, folded: bool = False) -> dict[str, npt.NDArra
     options, tied = bundle.manifest.options, bundle.config.tie_word_embeddings
     precision = named_precision(str(options["precision"]), options.get("types"))
     names = [name for name in stored.names if stored.scales(name) is not None]
-    for name in set(stored.names) - set(names):
-        if role_of(name) and (numbers := stored.numbers(name)) is not None:
-            dtype = stored_dtype(name, numbers.shape, precision, tied)
-            if dtype == HALF or (dtype is not None and stays_float(name)):
-                names.append(name)
+    for (
+        name
+    ) in stored.names:  # without scales: float16, or floats that are rounded; only where they are named
+        if name in names or own_of(name, dict(precision.own), tied) in (None, "fp32"):
+            continue
+        numbers = stored.numbers(name)
+        if numbers is not None and stored_dtype(name, numbers.shape, precision, tied) is not None:
+            names.append(name)
     for fold in folds(dict.fromkeys(stored.names)) if folded else ():
         names += [*fold.readers, fold.giver, f"{fold.giver.removesuffix('.weight')}.bias"]
     found = {name: stored.numbers(name) for name in names}
