@@ -25,6 +25,7 @@ from doge_export.passes import (
     quantize_weights,
     simplify,
     top_tokens,
+    write,
 )
 from doge_export.passes.quantize_activations import StaticRanges
 from doge_export.passes.quantize_weights import Round
@@ -139,7 +140,7 @@ def save_graph(
 
     Returns: the graph of `decode.onnx`, or None where there is none.
     """
-    ir.save(
+    write(
         graph.model,
         folder / "model.onnx",
         external_data="model.onnx.data",
@@ -157,7 +158,7 @@ def save_graph(
         in_place_cache(decode, replace(graph.options, static=kind == "static", opset=OPSETS[kind]), kind)
     top_tokens(decode, graph.count)
     decode_tokens(decode)
-    ir.save(decode, folder / "decode.onnx")
+    write(decode, folder / "decode.onnx")
     return decode
 
 
@@ -170,4 +171,4 @@ def _save_plugins(folder: Path, options: BodyOptions, activation: str) -> None:
     mix_experts(model, activation)
     attach_plugins(model, options)
     inline_bodies(model)
-    ir.save(model, folder / "plugins.onnx")
+    write(model, folder / "plugins.onnx")

@@ -6,11 +6,19 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["DOMAIN", "VERSION", "BodyBuilder"]
+__all__ = ["DOMAIN", "VERSION", "BodyBuilder", "name_in_body"]
 
 #: The domain and version of this project's operators.
 DOMAIN = "doge"
 VERSION = 1
+
+
+def name_in_body(node: ir.Node, number: int) -> None:
+    """Name the results of a function body's node, shortly: a layer's body is in the file once for every
+    mixture of types, and half of it was names. The node itself needs none."""
+    node.name = ""
+    for output in node.outputs:
+        output.name = f"v{number}_{output.index()}" if len(node.outputs) > 1 else f"v{number}"
 
 
 class BodyBuilder:
@@ -22,6 +30,7 @@ class BodyBuilder:
 
     def __init__(self, inputs: Sequence[str]) -> None:
         self.nodes: list[ir.Node] = []
+        self._added = 0
         self.inputs = {name: ir.Value(name=name) for name in inputs}
         self._attributes: dict[str, ir.AttributeType] = {}
 
@@ -35,12 +44,16 @@ class BodyBuilder:
                 for name, value in attributes.items()
             ]
             node = ir.Node("", op_type, inputs, attrs, num_outputs=outputs)
-            self.nodes.append(node)
-            for output in node.outputs:
-                output.name = f"{op_type.lower()}_{len(self.nodes)}_{output.index()}"
+            self.add(node)
             return node.outputs[0] if outputs == 1 else tuple(node.outputs)
 
         return emit
+
+    def add(self, node: ir.Node) -> None:
+        """Append a node that is there, and name its results."""
+        self.nodes.append(node)
+        name_in_body(node, self._added)  # not by its place: a subgraph's nodes leave theirs
+        self._added += 1
 
     def const(self, value: Any, dtype: Any = np.int64) -> ir.Value:
         """A constant tensor."""

@@ -16,6 +16,7 @@ from doge_export.passes.quantize_activations import quantize_activations
 from doge_export.passes.quantize_weights import quantize_weights
 from doge_export.passes.simplify import simplify
 from doge_export.passes.top_tokens import top_tokens
+from doge_export.passes.write import write
 
 __all__ = [
     "attach_bodies",
@@ -34,4 +35,5 @@ __all__ = [
     "quantize_weights",
     "simplify",
     "top_tokens",
+    "write",
 ]

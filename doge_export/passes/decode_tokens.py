@@ -142,9 +142,7 @@ def _body(
             overload=node.overload,
             num_outputs=len(node.outputs),
         )
-        b.nodes.append(copied)
-        for output in copied.outputs:
-            output.name = f"{node.op_type.lower()}_{len(b.nodes)}_{output.index()}"
+        b.add(copied)
         return list(copied.outputs)
 
     (states,) = call(embedding)

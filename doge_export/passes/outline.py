@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import onnx_ir as ir
 
 from doge_export.ops import DOMAIN, VERSION
+from doge_export.ops.function import name_in_body
 from doge_export.passes.simplify import number
 
 __all__ = ["ATTRIBUTE_KINDS", "Outline", "replace_by", "tidy"]
@@ -36,6 +37,7 @@ class Outline:
         self._role_of, self._like = role_of, like or {}
         self._formal: dict[str, ir.Value] = {}
         self._copies: dict[ir.Value, ir.Value] = {}
+        self._constants: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
 
     def copy(self, value: ir.Value) -> ir.Value:
         """The value's copy in the body, made with all that it needs."""
@@ -51,9 +53,10 @@ class Outline:
         node = value.producer()
         if node is None:
             assert value.const_value is not None, f"{value.name} is an input without a role"
-            constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", _bare(value.const_value))])
-            self._add(constant)
-            self._copies[value] = constant.outputs[0]
+            self._copies[value] = self._constant(value.const_value)
+            return
+        if node.op_type == "Constant" and "value" in node.attributes:
+            self._copies[value] = self._constant(node.attributes["value"].as_tensor())
             return
         inputs = [None if source is None else self.copy(self._source(node, source)) for source in node.inputs]
         copied = ir.Node(
@@ -62,6 +65,15 @@ class Outline:
         self._add(copied)
         self._copies.update(zip(node.outputs, copied.outputs, strict=True))
 
+    def _constant(self, tensor: ir.TensorProtocol) -> ir.Value:
+        """One node for all constants that are equal."""
+        key = tensor.dtype, tuple(map(int, tensor.shape.numpy())), tensor.tobytes()
+        if key not in self._constants:
+            node = ir.Node("", "Constant", [], [ir.AttrTensor("value", _bare(tensor))])
+            self._add(node)
+            self._constants[key] = node.outputs[0]
+        return self._constants[key]
+
     def _source(self, node: ir.Node, source: ir.Value) -> ir.Value:
         if source not in self._like:
             return source
@@ -69,10 +81,7 @@ class Outline:
         return self._like[source]
 
     def _add(self, node: ir.Node) -> None:
-        at = len(self.nodes)
-        node.name = f"{node.op_type}_{at}"
-        for output in node.outputs:
-            output.name = f"{node.op_type.lower()}_{at}_{output.index()}"
+        name_in_body(node, len(self.nodes))
         self.nodes.append(node)
 
     def function(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
@@ -17,6 +18,7 @@ from doge_export.model import DogeForExport
 from doge_export.ops import DOMAIN
 from doge_export.passes import expose_selection, pretranspose
 from doge_export.targets import get_target
+from doge_export.targets.lowered import DECODER_LAYER
 from tests.conftest import SMALL
 from tests.model._reference import calls
 
@@ -84,6 +86,46 @@ def test_nothing_of_the_machine_is_in_the_file(kv_cache: str, built: Any, tmp_pa
     here = str(Path(__file__).parents[2]).encode()
     for trace in (here, b"/home/", b".py", b"site-packages", b"torch", b"pkg."):
         assert trace not in content, trace
+
+
+def named_within(graph: onnx.GraphProto | onnx.FunctionProto) -> list[str]:
+    """Everything that has a name there and in the graphs of its nodes."""
+    names = []
+    for node in graph.node:
+        names += [name for name in node.output if name]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                names += [*(value.name for value in attribute.g.input), *named_within(attribute.g)]
+    return names
+
+
+@pytest.mark.parametrize("target", ["onnx", "ort-cpu"])
+def test_nothing_is_said_twice(target: str, built: Any, tmp_path: Path) -> None:
+    """The file does not describe what it stores, names no node of a body, and has an equal constant of a
+    layer's body once; loaded again it knows as much as before."""
+    graph = build("growing", attention_bias=False)[1] if target == "onnx" else lowered()
+    for path in (saved(graph, tmp_path / target), tmp_path / target / "decode.onnx"):
+        if not path.is_file():
+            assert target == "onnx"
+            continue
+        proto = onnx.load(path, load_external_data=False)
+        stored = {tensor.name for tensor in proto.graph.initializer}
+        assert stored and not stored & {value.name for value in proto.graph.value_info}
+        for value in ir.load(path).graph.initializers.values():
+            assert value.type is not None and value.shape is not None
+        for function in proto.functions:
+            assert path.stem == "decode" or not any(node.name for node in function.node)
+            names = [*function.input, *named_within(function)]
+            assert len(set(names)) == len(names), function.name
+            if function.name == DECODER_LAYER:
+                constants = [node for node in function.node if node.op_type == "Constant"]
+                told = [node.attribute[0].SerializeToString() for node in constants]
+                assert len(told) > 1 and len(set(told)) == len(told)
+
+
+def lowered() -> GraphFile:
+    model = make_model("growing", attention_bias=False)
+    return build_graph(model, get_target("ort-cpu"), "float32", "per-token", None, "int8")
 
 
 @pytest.mark.parametrize("kv_cache", ["growing", "static"])
