@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,8 @@ SCHEMES = tuple(
     if PRECISIONS[precision].rounds
     for method in METHODS
 )
-#: Budgets of the searched mixtures that are tried unasked: 0 is the size of int4, 1 that of int8 but for what
-#: its graph has more; the last is a little less than int8-fine takes.
-_STEPS = (0.02, 0.1, 0.25, 0.5, 0.75, 1.02, 1.06, 1.115)
+#: The largest searched mixture that is tried unasked, of the largest single scheme's bytes.
+_ABOVE = 1.008
 #: Speeds nearer than this are one: no round is quieter.
 SAME_SPEED = 0.03
 
@@ -57,7 +57,8 @@ Progress = Callable[[int, str], None]
 @dataclass(frozen=True)
 class Pareto:
     """How to measure: `schemes` as `quantize` takes them, `budgets` of searched mixtures as its --max-bytes
-    takes them (None: eight from int4's size to int8-fine's), and `rounds` of greedy decoding."""
+    takes them (None: the sizes that the schemes have, those halfway between, and one a little above), and
+    `rounds` of greedy decoding."""
 
     schemes: Sequence[str] = SCHEMES
     budgets: Sequence[str] | None = None
@@ -112,17 +113,25 @@ def pareto(
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder / "journal", subject)
     study = Study(source, text, journal=folder / "search", progress=progress)
-    candidates = _candidates(source, text, study, settings, progress)
-    planned(len(candidates))
-    points = []
-    for candidate in candidates:
-        progress(0, candidate.name)
-        points.append(_made(candidate, folder / candidate.name, journal))
-        progress(1, candidate.name)
+    points: list[dict[str, Any]] = []
+
+    def make(candidates: list[_Candidate], more: int = 0) -> None:
+        planned(len(points) + len(candidates) + more)
+        for candidate in candidates:
+            progress(0, candidate.name)
+            points.append(_made(candidate, folder / candidate.name, journal))
+            progress(1, candidate.name)
+
+    make(_singles(source, text, settings, progress), len(settings.budgets or ()))
+    sizes = sorted({point["bytes"] for point in points})
+    make(_searched(source, text, study, _budgets(source, settings, sizes), progress))
+    if source.manifest.options["dtype"] == "float32":
+        make([_half(source, text, progress)])
+    count = len(points)
     ids = judged_windows(source, text)
     points.append(_full(source, points))
     layouts = {point["layout"]: Path(point.pop("bundle")) for point in points}
-    planned(len(candidates) + settings.rounds * len(layouts))
+    planned(count + settings.rounds * len(layouts))
     speeds = _speeds(layouts, settings, threads, journal, source.config.vocab_size, progress)
     for point in points:
         rounds = speeds[point.pop("layout")]
@@ -182,9 +191,7 @@ def _check(source: Bundle, settings: Pareto) -> None:
         )
 
 
-def _candidates(
-    source: Bundle, text: str, study: Study, settings: Pareto, progress: Progress
-) -> list[_Candidate]:
+def _singles(source: Bundle, text: str, settings: Pareto, progress: Progress) -> list[_Candidate]:
     def say(steps: int, stage: str) -> None:
         progress(0, stage)
 
@@ -201,6 +208,12 @@ def _candidates(
 
         return _Candidate(scheme, f"quantize BUNDLE -o DIR --scheme {scheme} --text FILE", make)
 
+    return [single(scheme) for scheme in settings.schemes]
+
+
+def _searched(
+    source: Bundle, text: str, study: Study, budgets: Sequence[int], progress: Progress
+) -> list[_Candidate]:
     def searched(budget: int) -> _Candidate:
         def make(folder: Path) -> Any:
             return search_bundle(
@@ -210,47 +223,42 @@ def _candidates(
                 max_bytes=budget,
                 force=True,
                 advance=lambda name: progress(0, f"searching: {name}"),
-                progress=say,
+                progress=lambda steps, stage: progress(0, stage),
             ).divergence
 
         name = f"{SEARCHED} {budget / file_bytes(source):.3f}"
         command = f"quantize BUNDLE -o DIR --scheme {SEARCHED} --max-bytes {budget} --text FILE"
         return _Candidate(name, command, make)
 
-    def half(folder: Path) -> Any:
-        options = changed_options(source, dtype="float16")
-        weights = checkpoint_weights(source)
+    return [searched(budget) for budget in budgets]
+
+
+def _half(source: Bundle, text: str, progress: Progress) -> _Candidate:
+    def make(folder: Path) -> Any:
+        def say(steps: int, stage: str) -> None:
+            progress(0, stage)
+
         made = write_rounded(
             source,
             folder,
-            options,
+            changed_options(source, dtype="float16"),
             lambda name, weight, dtype: quantize(weight, dtype),  # nothing is rounded
-            weights,
+            checkpoint_weights(source),
             force=True,
             progress=say,
         )
         return judge(source, made.bundle, judged_windows(source, text), say)
 
-    found = [single(scheme) for scheme in settings.schemes]
-    if settings.budgets is None:
-        budgets = _default_budgets(source, study)
-    else:
-        budgets = [parse_budget(each, file_bytes(source)) for each in settings.budgets]
-    found += [searched(budget) for budget in dict.fromkeys(budgets)]
-    if source.manifest.options["dtype"] == "float32":
-        found.append(
-            _Candidate("float16", "export -m MODEL -o DIR --recipe BUNDLE/recipe.toml --dtype float16", half)
-        )
-    return found
+    command = "export -m MODEL -o DIR --recipe BUNDLE/recipe.toml --dtype float16"
+    return _Candidate("float16", command, make)
 
 
-def _default_budgets(source: Bundle, study: Study) -> list[int]:
-    around = file_bytes(source) - study.bytes({})
-    low, high = (
-        around + study.bytes({name: dtype for name in study.matrices if study.fits(name, dtype)})
-        for dtype in ("int4", "int8")
-    )
-    return [int(low + (high - low) * step) for step in _STEPS]
+def _budgets(source: Bundle, settings: Pareto, sizes: Sequence[int]) -> list[int]:
+    """Of the mixtures; `sizes` are those of the single schemes, in order."""
+    if settings.budgets is not None:
+        return list(dict.fromkeys(parse_budget(each, file_bytes(source)) for each in settings.budgets))
+    between = [(low + high) // 2 for low, high in pairwise(sizes)]
+    return sorted({*sizes, *between, int(sizes[-1] * _ABOVE)})
 
 
 def _made(candidate: _Candidate, folder: Path, journal: Journal) -> dict[str, Any]:

@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 _CALIBRATION = 64  # windows
-_JUDGED = 16  # windows of the text that is kept back
+_JUDGED = 64  # windows of the text that is kept back
 _CALIBRATIONS = {"int8": "percentile", "fp8": "min-max"}  # of activations, unless another is asked for
 
 

@@ -13,7 +13,7 @@ from doge_export import pareto as module
 from doge_export import presets
 from doge_export.bundle import Bundle
 from doge_export.cli.app import run
-from doge_export.pareto import SAME_SPEED, SCHEMES, dominates, front
+from doge_export.pareto import SAME_SPEED, SCHEMES, Pareto, dominates, front
 from doge_export.pipeline import export_model
 from doge_export.recipe import ExportOptions
 from doge_export.render.charts import pareto_svg
@@ -79,6 +79,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     copy_tokenizer_files(presets.models_folder() / "doge-tiny", checkpoint)
     options = ExportOptions.resolve(routing="per-token")
     return export_model(str(checkpoint), folder / "tiny", options, validate=False).bundle
+
+
+def test_mixtures_are_as_large_as_the_schemes_and_between(source: Bundle) -> None:
+    assert module._budgets(source, Pareto(), [1000, 2000, 4000]) == [1000, 1500, 2000, 3000, 4000, 4032]
+    asked = Pareto(budgets=("0.5", "7000", "0.5"))
+    assert module._budgets(source, asked, [1000]) == [file_bytes(source) // 2, 7000]
 
 
 def test_it_goes_on_where_it_stopped(

@@ -20,7 +20,7 @@ from doge_export.cli._shared import progress, write_json, write_text
 @click.option("--scheme", "schemes", metavar="SCHEME", multiple=True,
               help="As quantize takes it.  [default: every precision by every method]")  # fmt: skip
 @click.option("--max-bytes", "budgets", metavar="N|SHARE", multiple=True,
-              help="Of a searched mixture.  [default: eight, from int4's size to int8-fine's]")  # fmt: skip
+              help="Of a searched mixture.  [default: each scheme's size, and between]")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Of decoding.")
 @click.option("--prompt-tokens", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--new-tokens", type=click.IntRange(min=2), default=128, show_default=True)

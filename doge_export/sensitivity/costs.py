@@ -62,7 +62,7 @@ def measure(
         costs = {"fp32": 0.0}
         for anchor, dtypes in anchors:
             advance(f"{name.removesuffix('.weight')} in {anchor}")
-            cost = study.effect({name: anchor}).typical_kl
+            cost = study.effect({name: anchor}, few=True).typical_kl
             per_error = cost / max(study.basis().squared_error(name, anchor), 1e-30)
             costs |= {dtype: per_error * study.basis().squared_error(name, dtype) for dtype in dtypes}
         found[name] = [

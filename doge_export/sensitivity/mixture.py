@@ -6,8 +6,9 @@ finds only those on the convex hull: a small model's table is so large a step th
 between.) The sum is an estimate, so whole mixtures are measured: the knapsack's, that with one type a role,
 all matrices in one type or as a precision has them, and then neighbours of the best, knapsacks whose costs
 are multiplied, role by role, with a random factor (a (1+1) evolution strategy). The first ones are measured
-as they are and with AWQ's scales, neighbours as the best of these. What decides is Effect.typical_kl, and
-the mean KL must not be worse for it: what is taken in place of a single type has to be better by both.
+as they are and with AWQ's scales, neighbours as the best of these, and by a few windows first. What decides
+is Effect.typical_kl, and the mean KL must not be worse for it: what is taken in place of a single type has
+to be better by both, on all windows.
 """
 
 from collections.abc import Callable, Mapping
@@ -75,8 +76,9 @@ def choose(
     for number in range(neighbours):
         advance(f"mixture {number + 1} of {neighbours}")
         tried = factors + rng.normal(0, _SPREAD, len(factors))
-        found = _mixture(study, _fitting(study, _scaled(costs, tried), max_bytes), best.scaling)
-        if _better(found, best):
+        types = _fitting(study, _scaled(costs, tried), max_bytes)
+        few, least = (study.effect(each, best.scaling, few=True).typical_kl for each in (types, best.types))
+        if few < least and _better(found := _mixture(study, types, best.scaling), best):
             best, factors = found, tried
     return best
 

@@ -68,12 +68,13 @@ class Probe:
             )
             advance(ids.shape[1])
 
-    def effect(self, changed: Mapping[str, Array]) -> Effect:
-        """What the weights `changed`, by name, do in the place of the bundle's."""
+    def effect(self, changed: Mapping[str, Array], windows: int | None = None) -> Effect:
+        """What the weights `changed`, by name, do in the place of the bundle's, in the first `windows`."""
         given = {name: weight.astype(self._dtypes[name]) for name, weight in changed.items()}
         divergence, roots, agreeing, tokens = 0.0, 0.0, 0, 0
         keys, experts = [0, 0], [0, 0]
-        for call, (base, total, sets) in zip(self._calls, self._base, strict=True):
+        known = zip(self._calls[:windows], self._base[:windows], strict=True)
+        for call, (base, total, sets) in known:
             logits, *found = self._session.run(self._names, {**call, **given})
             other, sums = _shifted(logits[0])
             agreeing += int((base.argmax(-1) == other.argmax(-1)).sum())

@@ -24,6 +24,8 @@ from doge_export.shapes import tensor_shapes
 __all__ = ["Study", "parts_of"]
 
 _CALIBRATION = 64  # windows
+_MOST, _FEW = 64, 20  # windows that are measured on, and those of them that do where much is compared
+_MEMORY = 1 << 31  # bytes of logits
 _ROUNDING = 3  # grows where a method gives other numbers: what was measured of older ones is forgotten
 _WIDTHS = {"float32": 4, "float16": 2}
 
@@ -40,8 +42,9 @@ def parts_of(text: str) -> tuple[str, str, str]:
 
 class Study:
     """`bundle`, in full precision, whose matrices `method` rounds with the first part of `text`, measured on
-    `most` windows of the second. `journal`: a file that keeps what was measured, beside the work's output.
-    `progress` gets the tokens read in preparation, and the name of the stage.
+    `most` windows of the second (None: up to 64, whose logits take at most 2 GiB). `journal`: a file that
+    keeps what was measured, beside the work's output. `progress` gets the tokens read in preparation, and the
+    name of the stage.
 
     Raises:
         DogeExportError: the bundle is rounded already or damaged, or the text is too short.
@@ -53,7 +56,7 @@ class Study:
         text: str,
         *,
         method: str = "gptq",
-        most: int = 20,
+        most: int | None = None,
         journal: Path | None = None,
         progress: Callable[[int, str], None] = lambda steps, stage: None,
     ) -> None:
@@ -68,14 +71,17 @@ class Study:
         self.shapes = tensor_shapes(bundle.config)
         calibration, searched, _ = parts_of(text)
         self._calibration = windows(bundle, calibration, _CALIBRATION)
-        self._ids = windows(bundle, searched, most)
+        self._ids = _few_first(windows(bundle, searched, most or _MOST))
+        if most is None:
+            logits = 4 * self._ids.shape[1] * bundle.config.vocab_size
+            self._ids = self._ids[: max(1, _MEMORY // logits)]
         self._scaled: dict[str, Basis] = {}
         subject = {
             "weights": {name: each.sha256 for name, each in bundle.manifest.files.items() if "onnx" in name},
             "text": hashlib.sha256(text.encode()).hexdigest(),
             "method": method,
             "rounding": _ROUNDING,
-            "windows": len(self._ids),
+            "windows": [len(self._ids), _FEW],
             "figures": [field.name for field in fields(Effect)],
         }
         self.journal = Journal(journal, subject)
@@ -120,13 +126,15 @@ class Study:
             self._scaled[scaling] = self._plain.scaled(dtype_of)
         return self._scaled[scaling]
 
-    def effect(self, types: Mapping[str, str], scaling: str = "") -> Effect:
-        """What storing these matrices so, and all others in full, does."""
+    def effect(self, types: Mapping[str, str], scaling: str = "", few: bool = False) -> Effect:
+        """What storing these matrices so, and all others in full, does; to a `few` of the windows, from all
+        over the text, where they tell enough: a typical KL, but no mean."""
         given = {name: dtype for name, dtype in sorted(types.items()) if dtype != "fp32"}
-        key = json.dumps(given) + (f" scaled for {scaling}" if scaling else "")
+        count = min(_FEW, len(self._ids)) if few else len(self._ids)
+        key = f"{json.dumps(given)} on {count}" + (f" scaled for {scaling}" if scaling else "")
         kept: Any = self.journal.get(key)
         if kept is None:
-            kept = asdict(self._probe.effect(self.basis(scaling).changed(given, self._plain)))
+            kept = asdict(self._probe.effect(self.basis(scaling).changed(given, self._plain), count))
             self.journal.put(key, kept)
         return Effect(**kept)
 
@@ -143,3 +151,9 @@ class Study:
     @cached_property
     def _plain(self) -> Basis:
         return Basis(checkpoint_tensors(ir.load(self.bundle.model_path)), self._hessians, self.method)
+
+
+def _few_first(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The rows, but first some from all over."""
+    first = np.unique(np.linspace(0, len(ids) - 1, min(_FEW, len(ids))).astype(np.int64))
+    return ids[np.concatenate((first, np.setdiff1d(np.arange(len(ids)), first)))]

@@ -61,11 +61,11 @@ def test_sensitivity_goes_on_where_it_stopped(
     arguments += ["--json", str(output), "--svg", str(picture)]
     effect, count = Probe.effect, [0]
 
-    def limited(self: Probe, changed: Any) -> Any:
+    def limited(self: Probe, *given: Any) -> Any:
         count[0] += 1
         if count[0] == 20:
             raise KeyboardInterrupt
-        return effect(self, changed)
+        return effect(self, *given)
 
     monkeypatch.setattr(Probe, "effect", limited)
     assert run(arguments) == 130
@@ -127,6 +127,24 @@ def test_a_mixture_with_scales_is_stored_as_it_was_measured(
     assert found is not None
     assert found.kl_divergence == pytest.approx(made.mixture.effect.kl_divergence, rel=0.02)
     assert validate(bundle, presets.models_folder() / "doge-tiny", quick=True).passed
+
+
+def test_few_windows_are_from_all_over_the_text_and_measured_as_by_themselves(
+    source: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, module = HELDOUT.read_text(), importlib.import_module("doge_export.sensitivity.study")
+    monkeypatch.setattr(module, "_FEW", 2)
+    study = Study(source, text, method="nearest", most=5)
+    order = windows(source, parts_of(text)[1], 5)
+    np.testing.assert_array_equal(study._ids, order[[0, 4, 1, 2, 3]])
+    types = {name: "int4" for name in study.matrices if "down_proj" in name}
+    few, whole = (study.effect(types, few=few) for few in (True, False))
+    assert few != whole and study.effect(types, few=True) == few
+    monkeypatch.setattr(module, "windows", lambda *given: order[[0, 4]])
+    alone = Study(source, text, method="nearest")
+    assert alone.effect(types) == alone.effect(types, few=True) == few
+    monkeypatch.setattr(module, "_MEMORY", 1)
+    assert Study(source, text, method="nearest").tokens == 512, "one window always fits"
 
 
 @pytest.mark.parametrize(

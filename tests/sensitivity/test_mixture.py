@@ -48,7 +48,7 @@ class Additive:
     def fits(self, name: str, dtype: str) -> bool:
         return dtype in KINDS
 
-    def effect(self, types: dict[str, str], scaling: str = "") -> Any:
+    def effect(self, types: dict[str, str], scaling: str = "", few: bool = False) -> Any:
         assert set(types) == set(NAMES)
         options = {(name, each.dtype): each.cost for name, found in self.costs.items() for each in found}
         total = sum(options[name, dtype] for name, dtype in types.items())
@@ -96,7 +96,7 @@ def test_a_mixture_has_to_be_better_by_both_measures() -> None:
     budget = (3 * study.bytes(dict.fromkeys(NAMES, "int8")) + study.bytes({})) // 4
     plain = study.effect
 
-    def effect(types: dict[str, str], scaling: str = "") -> Any:
+    def effect(types: dict[str, str], scaling: str = "", few: bool = False) -> Any:
         found = plain(types)
         mixed = len(set(types.values())) > 1
         return SimpleNamespace(kl_divergence=found.kl_divergence + mixed, typical_kl=found.typical_kl - mixed)
@@ -107,12 +107,31 @@ def test_a_mixture_has_to_be_better_by_both_measures() -> None:
     assert found.types == dict.fromkeys(NAMES, "int8")
 
 
+def test_neighbours_are_measured_whole_where_a_few_windows_speak_for_them() -> None:
+    """The costs are right, so that the first mixture is the best."""
+    study: Any = Additive(1)
+    plain, asked = study.effect, list[bool]()
+
+    def effect(types: dict[str, str], scaling: str = "", few: bool = False) -> Any:
+        asked.append(few)
+        return plain(types)
+
+    study.effect = effect
+    budget = study.bytes(dict.fromkeys(NAMES, "int8"))
+    choose(study, study.costs, max_bytes=budget)
+    assert not any(asked)
+    first = len(asked)
+    choose(study, study.costs, max_bytes=budget, neighbours=20)
+    more = asked[2 * first :]
+    assert more.count(True) == 40 and more.count(False) == 0, "no neighbour is better"
+
+
 def test_scales_are_taken_where_they_lose_less() -> None:
     study: Any = Additive(3)
     plain, study.scalings = study.effect, ("", "int8", "int4")
     budget = study.bytes(dict.fromkeys(NAMES, "int8"))
 
-    def effect(types: dict[str, str], scaling: str = "") -> Any:
+    def effect(types: dict[str, str], scaling: str = "", few: bool = False) -> Any:
         factor = {"": 1.0, "int8": 0.9, "int4": 1.1}[scaling]
         total = plain(types).typical_kl * factor
         return SimpleNamespace(kl_divergence=total, typical_kl=total)
