@@ -31,11 +31,15 @@ def report_lines(report: "Report", every: bool = False) -> Iterator[str]:
             f"window: {report.changed_rows} rows chose other keys or experts than the reference; keys that "
             f"changed places were at most {report.widest_change:.1e} apart ({rounding} is about one rounding)"
         )
-    if report.settled_rows:
-        yield (
-            f"window: in {report.settled_rows} rows rounding decides between keys of other values, at most "
-            f"{report.widest_settled:.1e} apart; there the reference was given the choice made here"
-        )
+    for what, settled in (
+        ("window: in {} rows rounding decides between keys of other values", report.settled_rows),
+        ("experts: for {} tokens of a layer rounding decides between experts", report.settled_experts),
+    ):
+        if settled:
+            yield (
+                f"{what.format(settled)}, at most {report.widest_settled:.1e} apart; there the reference was "
+                "given the choice made here"
+            )
     if report.blind_heads:
         yield (
             f"masked: {len(report.blind_heads)} heads mask every key and average over all keys of a call, "

@@ -146,9 +146,12 @@ def validate(
         _locate(report, bundle, reference, missed, weights, precision.rounds)
         if not report.drift:
             _drift(report, bundle, reference, calls)
-    if report.settled_rows:
-        share = report.settled_rows / report.boundary_rows
-        report.checks.append(Check("rows whose keys rounding decides", share, MOST_SETTLED))
+    for what, settled, rows in (
+        ("rows whose keys", report.settled_rows, report.boundary_rows),
+        ("tokens whose experts", report.settled_experts, report.expert_rows),
+    ):
+        if settled:
+            report.checks.append(Check(f"{what} rounding decides", settled / rows, MOST_SETTLED))
     if precision.rounds:
         report.rounding = _rounding(Reference(reference_folder, dtype, per_token), Candidate(bundle), calls)
     return report
@@ -199,8 +202,9 @@ def _judge(
     if selection is not None and "selection" in side.limits and selection.share < 1:
         run = reference().run(*call, follow=got)
         report.settled_rows += run.settled.rows
+        report.settled_experts += run.settled.experts
         report.widest_settled = max(report.widest_settled, run.settled.widest)
-        if run.settled.rows:
+        if run.settled.rows or run.settled.experts:
             judges.append(run)
     nearest = nearer(call, got, judges)
     if nearest is not judges[0]:

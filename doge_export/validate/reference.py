@@ -19,10 +19,9 @@ from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
 from doge_export.generations import CURRENT, GENERATIONS
 from doge_export.model.load import DTYPES
-from doge_export.ops.topk import stable_topk
 from doge_export.quantize import PRECISIONS, Precision, nearest, stored_dtype
 from doge_export.validate.earlier import load_earlier
-from doge_export.validate.near_ties import NearTies
+from doge_export.validate.near_ties import NearTies, best_experts
 from doge_export.validate.pinned import pinned
 from doge_export.validate.schedules import Schedule, Tokens
 from doge_export.validate.watch import watching
@@ -126,12 +125,17 @@ class Reference:
         self._weights: list[npt.NDArray[np.float32]] = []
         self._ties, self._expert_ties, self._settled = Ties(), Ties(), NearTies()
         self._follow: list[npt.NDArray[np.bool_]] | None = None
+        self._follow_experts: list[npt.NDArray[np.int64]] = []
         self._record = False
         for layer in self.model.model.layers:
             self._watch_attention(layer.self_attn)
             if self.config.is_moe:
                 if per_token and self.config.mixes_tokens:
                     layer.mlp.router_gate.register_forward_hook(_own_halves)
+                if self.current:
+                    layer.mlp.router_gate.register_forward_hook(
+                        functools.partial(self._settle_experts, layer.mlp)
+                    )
                 layer.mlp.register_forward_hook(self._watch_experts)
 
     def run(
@@ -143,8 +147,8 @@ class Reference:
         follow: Run | None = None,
     ) -> Run:
         """The schedule, from a fresh cache and a fresh history of the dynamic rope. `trace`: the parts whose
-        results are recorded. `follow`: a run of the same schedule whose keys are taken where nothing but
-        rounding is between its choice and this one (doge_export.validate.near_ties)."""
+        results are recorded. `follow`: a run of the same schedule whose keys and experts are taken where
+        nothing but rounding is between its choice and this one (doge_export.validate.near_ties)."""
         from transformers.cache_utils import DynamicCache
 
         model, self._record = self.model, record
@@ -160,7 +164,8 @@ class Reference:
         with torch.inference_mode(), pinned(), watching(model, trace) as seen:
             for call, count in enumerate(schedule.steps):
                 self._keys, self._experts, self._weights = [], [], []
-                self._follow = None if follow is None else follow.keys[call]
+                if follow is not None:
+                    self._follow, self._follow_experts = follow.keys[call], follow.experts[call]
                 part = slice(at, at + count)
                 at += count
                 kept = torch.from_numpy(schedule.kept(count))
@@ -239,14 +244,20 @@ class Reference:
             attention.dt_proj.register_forward_pre_hook(keep)
         attention.prepare_dynamic_mask = prepare
 
+    def _settle_experts(
+        self, moe: Any, router: Any, inputs: Any, logits: torch.Tensor
+    ) -> torch.Tensor | None:
+        if self._follow is None or not self._record:
+            return None
+        wanted = self._follow_experts[len(self._experts)]
+        halves = logits.reshape(2, -1, moe.num_keys)  # as the layer reads them
+        return self._settled.settle_experts(halves, wanted, moe.top_k).reshape(logits.shape)
+
     def _watch_experts(self, module: Any, inputs: Any, output: Any) -> None:
         if not self._record:
             return
-        (x, y), (index_x, index_y) = stable_topk(output[1], module.num_keys)
-        scores = (x[..., :, None] + y[..., None, :]).flatten(-2)
-        experts = (index_x[..., :, None] * module.num_keys + index_y[..., None, :]).flatten(-2)
-        best, places = stable_topk(scores, min(module.top_k + 1, scores.shape[-1]))
-        self._experts.append(experts.gather(-1, places[..., : module.top_k]).numpy())
+        experts, best = best_experts(output[1], module.top_k)
+        self._experts.append(experts.numpy())
         if best.shape[-1] > module.top_k:
             self._expert_ties.add(Ties.between(best[..., -2].flatten(), best[..., -1].flatten()))
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from doge_export.pipeline import export_model
 from doge_export.render import report_lines
 from doge_export.validate import validate
-from doge_export.validate.near_ties import NEAR, NearTies
+from doge_export.validate.near_ties import NEAR, NearTies, best_experts
 from doge_export.validate.reference import Reference, Run
 from doge_export.validate.schedules import Schedule, draw_tokens
 from tests.validate.test_validate import tampered
@@ -82,6 +82,86 @@ def test_keys_that_one_side_has_forgotten() -> None:
     more[..., 0] = True
     ties.settle(*given, more)
     assert ties.rows == 1
+
+
+def router(distance: float) -> torch.Tensor:
+    """Logits [2, 1, 3]: of the experts 0 is the best (3), then 1 (2.75) and 3 (1.5 + 1), and 2 (2 + 0.5) is
+    `distance` of the larger logit behind that; then 4 (2.25)."""
+    return torch.tensor([[[2.0, 1.5, 1.0]], [[1.0, 0.75, 0.5 - 2 * distance]]])
+
+
+@pytest.mark.parametrize(
+    ("distance", "experts", "taken"),
+    [
+        (4e-7, (2, 0, 1), True),
+        (1e-7, (0, 1, 2), True),
+        (6e-7, (0, 1, 2), False),  # a choice
+        (4e-7, (0, 1, 4), False),  # another one
+        (4e-7, (0, 2, 3), False),  # two places
+        (4e-7, (0, 2, 2), False),  # one of them twice
+        (4e-7, (0, 1, 9), False),  # there is none of that number
+    ],
+)
+def test_experts_of_one_token(distance: float, experts: tuple[int, ...], taken: bool) -> None:
+    ties, logits = NearTies(), router(distance)
+    chosen, scores = best_experts(logits, 3)
+    assert chosen.tolist() == [[0, 1, 3]] and scores.shape == (1, 4)
+    given = logits.clone()
+    found = ties.settle_experts(logits, np.array([experts]), 3)
+    assert (logits == given).all(), "what was given stays"
+    assert ties.experts == int(taken) and ties.widest <= 2 * NEAR
+    after = best_experts(found, 3)[0][0].tolist()
+    assert sorted(after) == (sorted(experts) if taken else [0, 1, 3])
+    assert (found - given).abs().max() <= 2 * NEAR * 2.0
+
+
+def test_equal_scores_of_other_logits_are_settled() -> None:
+    ties, logits = NearTies(), router(0.0)
+    assert best_experts(logits, 3)[0].tolist() == [[0, 1, 2]]
+    found = ties.settle_experts(logits, np.array([[0, 1, 3]]), 3)
+    assert ties.experts == 1 and best_experts(found, 3)[0].tolist() == [[0, 1, 3]]
+
+
+def test_where_router_logits_are_equal_the_tie_rule_holds() -> None:
+    """Experts 1 and 2 have the same logits, as of equal rows of the router."""
+    ties, logits = NearTies(), torch.tensor([[[2.0, 1.0, 1.0]], [[1.0, 0.5, 0.5]]])
+    assert best_experts(logits, 2)[0].tolist() == [[0, 1]]
+    assert ties.settle_experts(logits, np.array([[0, 2]]), 2) is logits and ties.experts == 0
+
+
+def test_the_reference_follows_experts_within_rounding_only(exported: Export) -> None:
+    """Of the first layer, and one token whose last expert is moved to a rounding before the next."""
+    schedule = Schedule("prefill", (LENGTH,))
+    tokens = draw_tokens(schedule, 257, 0)
+    reference = Reference(exported(is_moe=True)[0], per_token=True)
+    moe = reference.model.model.layers[0].mlp
+    seen = list[torch.Tensor]()
+    handle = moe.router_gate.register_forward_hook(lambda module, given, made: seen.append(made.clone()))
+    reference.run(schedule, tokens)
+    handle.remove()
+    logits = seen[0].reshape(2, LENGTH, moe.num_keys)
+    token = LENGTH - 1
+    more = best_experts(logits, moe.top_k + 1)[0][token].tolist()
+    last, after = (divmod(expert, moe.num_keys) for expert in more[-2:])
+    half = int(last[0] == after[0])  # the half in which they differ
+    first, second = (logits[0, token, x] + logits[1, token, y] for x, y in (last, after))
+    nudge = torch.zeros_like(seen[0]).reshape(2, LENGTH, -1)
+    nudge[half, token, after[half]] = first - second - 2e-7 * logits[:, token].abs().max()
+    moe.router_gate.register_forward_hook(
+        lambda module, given, made: (made.reshape(2, LENGTH, -1) + nudge).reshape(made.shape), prepend=True
+    )
+    run = reference.run(schedule, tokens)
+    kept = run.experts[0][0][token].tolist()
+    assert more[-2] in kept and more[-1] not in kept
+    other = deepcopy(run)
+    other.experts[0][0][token] = [more[-1] if each == more[-2] else each for each in kept]
+    near = reference.run(schedule, tokens, follow=other)
+    assert (near.settled.experts, near.settled.rows) == (1, 0) and 0 < near.settled.widest <= 2 * NEAR
+    assert set(near.experts[0][0][token].tolist()) == set(other.experts[0][0][token].tolist())
+    assert (near.logits[:, :-1] == run.logits[:, :-1]).all() and (near.logits != run.logits).any()
+    other.experts[0][0][token] = [more[-1] if each == more[0] else each for each in kept]
+    far = reference.run(schedule, tokens, follow=other)
+    assert far.settled.experts == 0 and (far.logits == run.logits).all()
 
 
 def twins(checkpoint: Path, folder: Path) -> Path:
