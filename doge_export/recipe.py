@@ -194,6 +194,11 @@ class ExportOptions:
                 raise DogeExportError(
                     f"{key} cannot be rounded by {method!r}.", f"Choose {_any(tuple(known))}."
                 )
+            if self.types.get(key) in ("fp32", HALF):
+                raise DogeExportError(
+                    f"{key} in {self.types[key]} is a matrix of floats, which no method rounds.",
+                    "Leave out what is behind the @.",
+                )
         target = self.target_data
         if self.kv_cache not in target.caches:
             raise DogeExportError(

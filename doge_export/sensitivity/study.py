@@ -16,7 +16,7 @@ from doge_export.bundle import Bundle
 from doge_export.calibrate import checkpoint_tensors, hessians, windows
 from doge_export.errors import DogeExportError
 from doge_export.journal import Journal
-from doge_export.quantize import named_precision, role_of, stays_float, stored_bytes, stored_dtype
+from doge_export.quantize import HALF, named_precision, role_of, stays_float, stored_bytes, stored_dtype
 from doge_export.sensitivity.basis import Basis, scaled_method
 from doge_export.sensitivity.probe import Effect, Probe
 from doge_export.shapes import tensor_shapes
@@ -97,7 +97,9 @@ class Study:
         return int(self._ids.size)
 
     def fits(self, name: str, dtype: str) -> bool:
-        """Whether the matrix has blocks for the type."""
+        """Whether the matrix has blocks for the type, or numbers that float16 has."""
+        if dtype == HALF and name in self._beyond_half:
+            return False
         found = stored_dtype(name, self.shapes[name], named_precision("fp32", {name: dtype}), self.tied)
         return dtype == "fp32" or found is not None
 
@@ -149,8 +151,17 @@ class Study:
         return hessians(self.bundle, self._calibration, lambda tokens: self._progress(0, "calibrating"))
 
     @cached_property
+    def _weights(self) -> Mapping[str, npt.NDArray[Any]]:
+        return checkpoint_tensors(ir.load(self.bundle.model_path))
+
+    @cached_property
+    def _beyond_half(self) -> set[str]:
+        most = np.finfo(np.float16).max
+        return {name for name in self.matrices if np.abs(self._weights[name]).max() > most}
+
+    @cached_property
     def _plain(self) -> Basis:
-        return Basis(checkpoint_tensors(ir.load(self.bundle.model_path)), self._hessians, self.method)
+        return Basis(self._weights, self._hessians, self.method)
 
 
 def _few_first(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -304,6 +304,7 @@ def test_a_method_of_its_own(source: Any, tmp_path: Path, capsys: pytest.Capture
         ("v_proj=int8@gptq", "A method of --set learns from a text"),
         ("v_proj=@hq", "v_proj cannot be rounded by 'hq'"),
         ("v_proj=@awq", "v_proj cannot be rounded by 'awq'"),
+        ("v_proj=fp16@search", "v_proj in fp16 is a matrix of floats, which no method rounds"),
         ("v_prj=@search", "'v_prj' names no matrix"),
         ("v_proj=int8-asym", "--target ort-cpu takes no matrices in int8-asym"),
         ("v_proj", "is not key=value"),

@@ -129,6 +129,19 @@ def test_a_mixture_with_scales_is_stored_as_it_was_measured(
     assert validate(bundle, presets.models_folder() / "doge-tiny", quick=True).passed
 
 
+def test_what_float16_has_not_is_not_stored_in_it(source: Bundle) -> None:
+    study = Study(source, HELDOUT.read_text(), method="nearest", most=1)
+    name = next(each for each in study.matrices if "v_proj" in each)
+    assert study.fits(name, "fp16")
+    study = Study(source, HELDOUT.read_text(), method="nearest", most=1)
+    weights = dict(study._weights)
+    weights[name] = weights[name] * np.float32(1e6)
+    study.__dict__["_weights"] = weights
+    others = set(study.matrices) - {name}
+    assert not study.fits(name, "fp16") and all(study.fits(each, "fp16") for each in others)
+    assert study.fits(name, "fp32") and study.fits(name, "int8")
+
+
 def test_few_windows_are_from_all_over_the_text_and_measured_as_by_themselves(
     source: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
