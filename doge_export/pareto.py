@@ -10,7 +10,7 @@ import json
 import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 from doge_export.bench.machine import describe, usable_cpus
 from doge_export.bench.turns import turn
 from doge_export.bundle import Bundle
+from doge_export.calibrate import Divergence
 from doge_export.errors import DogeExportError
 from doge_export.journal import Journal
 from doge_export.quantize import METHODS, PRECISIONS, parse_scheme, quantize
@@ -89,7 +90,8 @@ def pareto(
     """Measure all candidates of a bundle in full precision; `work` is a folder for bundles and journals,
     which the caller removes when the result is safe.
 
-    Returns: JSON: `points`, each with `name`, `command`, `types`, `bytes`, `kl_divergence`, `top1_agreement`,
+    Returns: JSON: `points`, each with `name`, `command`, `types`, `bytes`, `kl_divergence` and its standard
+    error `kl_error` (calibrate.Divergence), `top1_agreement`,
     `perplexity`, `tokens_per_second` and `front`, and what it was measured on.
 
     Raises:
@@ -101,6 +103,7 @@ def pareto(
     _check(source, settings)
     threads = usable_cpus() if settings.threads is None else settings.threads
     subject = {
+        "judged": [field.name for field in fields(Divergence)],
         "weights": {name: each.sha256 for name, each in source.manifest.files.items() if "onnx" in name},
         "text": hashlib.sha256(text.encode()).hexdigest(),
         "timing": [settings.prompt_tokens, settings.new_tokens, threads],
@@ -292,6 +295,7 @@ def _full(source: Bundle, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         "types": {},
         "bytes": file_bytes(source),
         "kl_divergence": 0.0,
+        "kl_error": 0.0,
         "top1_agreement": 1.0,
         "tokens": points[0]["tokens"],
         "bundle": str(source.path),

@@ -1,12 +1,10 @@
 """int8 and int4 of ours beside onnxruntime's stock quantizers: KL, top-1 agreement and bytes, in one run.
 
     .venv/bin/python scripts/compare_quantizers.py                    # doge-tiny on its held-out text
-    .venv/bin/python scripts/compare_quantizers.py --model doge-tiny-moe --json build/quantizers.json
+    .venv/bin/python scripts/compare_quantizers.py --model doge-tiny-moe --text build/corpus/heldout.txt
 
 The first four fifths of the text calibrate, the rest judges, against the full model. Ours are those of
-`quantize`, on function bodies, those with zero points of the plain export. A searched mixture is named by its
-budget and keeps what it measured in build/, so that a second run is quick; the budgets are the sizes of the
-single schemes and some between. At the end stands which single scheme no mixture of its size reaches.
+`quantize`, on function bodies, those with zero points of the plain export. Mixtures are `pareto`'s.
 
 The stock ones (onnxruntime.quantization.matmul_nbits_quantizer: RTN, HQQ and k-quant, 4 bits) quantize the
 matrix products of the plain ONNX export whose weight is constant. A tied head reads the transposed table, so
@@ -19,6 +17,7 @@ import json
 import logging
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,12 @@ import onnxruntime as ort
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from doge_export.bundle import Bundle
-from doge_export.calibrate import windows
 from doge_export.calibrate.inputs import first_call
 from doge_export.pipeline import export_model
 from doge_export.recipe import ExportOptions
 from doge_export.render.charts import pareto_svg
-from doge_export.requantize import matrix_inputs, quantize_bundle
-from doge_export.searched import file_bytes, search_bundle
-from doge_export.sensitivity import Study
+from doge_export.requantize import judged_windows, matrix_inputs, quantize_bundle
+from doge_export.searched import file_bytes
 from doge_export.validate.figures import compare_logits
 from doge_export.validate.reference import Run
 
@@ -47,12 +44,22 @@ OURS = (
     *("int4", "int4-hqq", "int4-search", "int4-gptq", "int4-awq", "int4-awq-gptq"),
 )
 ASYMMETRIC = tuple(f"int{bits}-asym{method}" for bits in (8, 4) for method in ("", "-search", "-gptq"))
-BUDGETS = ("0.17", "0.2", "0.22", "0.25", "0.28")
 
 
-def read(session: Any, bundle: Bundle, ids: npt.NDArray[np.int64]) -> Run:
-    """Logits [windows, length, vocab]."""
-    return Run(np.concatenate([session.run(["logits"], first_call(bundle, row[None]))[0] for row in ids]))
+def read(session: Any, bundle: Bundle, ids: npt.NDArray[np.int64]) -> Iterator[Run]:
+    """Of each window, logits [1, length, vocab]."""
+    for row in ids:
+        yield Run(session.run(["logits"], first_call(bundle, row[None]))[0])
+
+
+def compared(base: Iterable[Run], found: Iterable[Run]) -> dict[str, float]:
+    """KL and top-1 agreement of runs of windows, all of one length."""
+    figures = [
+        compare_logits(one, other, np.ones(one.logits.shape[:2], bool))
+        for one, other in zip(base, found, strict=True)
+    ]
+    names = ("kl_divergence", "top1_agreement")
+    return {name: float(np.mean([each[name] for each in figures])) for name in names}
 
 
 def opened(model: Path | bytes) -> Any:
@@ -116,8 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="doge-tiny")
     parser.add_argument("--text", type=Path, default=ROOT / "models" / "heldout.txt")
-    parser.add_argument("--budgets", nargs="*", default=BUDGETS, help="of more mixtures, shares of fp32")
-    parser.add_argument("--only", nargs="*", metavar="SCHEME", help="these of ours, no search, nothing stock")
+    parser.add_argument("--only", nargs="*", metavar="SCHEME", help="these of ours, nothing stock")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path, help="draw what has at most 0.3 of fp32")
     arguments = parser.parse_args()
@@ -134,13 +140,12 @@ def main() -> None:
             ExportOptions.resolve(target="onnx", routing="per-token"),
             validate=False,
         ).bundle
-        ids = windows(full, text[text.rfind(" ", 0, len(text) * 4 // 5) :], 16)
-        base = read(opened(full.model_path), full, ids)
-        real = np.ones(ids.shape, bool)
+        ids = judged_windows(full, text)
+        base = list(read(opened(full.model_path), full, ids))
         size = file_bytes(full)
 
-        def row(found: Run, bytes_: int) -> dict[str, Any]:
-            return {**compare_logits(base, found, real), "bytes": bytes_, "of_fp32": bytes_ / size}
+        def row(found: Iterator[Run], bytes_: int) -> dict[str, Any]:
+            return {**compared(base, found), "bytes": bytes_, "of_fp32": bytes_ / size}
 
         known = matrix_inputs(full, text)
         for scheme in arguments.only or (*OURS, *ASYMMETRIC):
@@ -150,17 +155,6 @@ def main() -> None:
                 source.path, folder / scheme, scheme, text, known_inputs=known
             ).exported.bundle
             results[f"ours, {scheme}"] = row(read(opened(made.model_path), made, ids), file_bytes(made))
-        (ROOT / "build").mkdir(exist_ok=True)
-        study = Study(full, text, journal=ROOT / "build" / f"{arguments.model}.search")
-        singles = {name: found for name, found in results.items() if "asym" not in name}
-        budgets = {found["bytes"] for found in singles.values()}
-        budgets |= {int(float(budget) * size) for budget in arguments.budgets}
-        for budget in () if arguments.only else sorted(budgets):
-            label = f"ours, searched, {budget / size:.3f}"
-            print(label, file=sys.stderr)
-            made = search_bundle(study, folder / f"{budget}", text, max_bytes=budget).exported.bundle
-            results[label] = row(read(opened(made.model_path), made, ids), file_bytes(made))
-        searched = [found for name, found in results.items() if "searched" in name]
         for label, content in ({} if arguments.only else stock(plain)).items():
             print(label, file=sys.stderr)
             results[label] = row(read(opened(content), plain, ids), len(content))
@@ -170,14 +164,9 @@ def main() -> None:
     for label, found in results.items():
         shares = f"{found['top1_agreement']:.2%} | {found['bytes']:,} | {found['of_fp32']:.3f}"
         print(f"| {label} | {found['kl_divergence']:.2e} | {shares} |")
-    for label, single in singles.items() if searched else ():
-        fitting = [found for found in searched if found["bytes"] <= single["bytes"]]
-        least = min((found["kl_divergence"] for found in fitting), default=float("inf"))
-        if least > single["kl_divergence"]:
-            print(f"\n{label} has {single['kl_divergence']:.2e}, mixtures of its size {least:.2e}")
     if arguments.svg:
         points = [
-            {"name": label.removeprefix("ours, "), "named": "searched" not in label, **found}
+            {"name": label.removeprefix("ours, "), "named": label.startswith("ours"), **found}
             for label, found in results.items()
             if found["of_fp32"] <= 0.3
         ]

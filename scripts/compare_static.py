@@ -25,15 +25,14 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from compare_quantizers import ROOT, opened, read
+from compare_quantizers import ROOT, compared, opened, read
 from doge_export.bundle import Bundle
 from doge_export.calibrate import CALIBRATIONS, windows
 from doge_export.calibrate.inputs import first_call
 from doge_export.pipeline import export_model
 from doge_export.recipe import ExportOptions
-from doge_export.requantize import quantize_bundle
+from doge_export.requantize import judged_windows, quantize_bundle
 from doge_export.runtime.graph import fold_weights
-from doge_export.validate.figures import compare_logits
 
 OURS: tuple[dict[str, Any], ...] = (
     *({"scheme": "w8a8-fp8", "calibration": name} for name in ("min-max", "percentile")),
@@ -121,13 +120,12 @@ def main() -> None:
         folder = Path(name)
         options = ExportOptions.resolve(target="onnx", routing="per-token")
         plain = export_model(arguments.model, folder / "plain", options, validate=False).bundle
-        known, ids = windows(plain, text[:border], 64), windows(plain, text[border:], 16)
-        base = read(opened(plain.model_path), plain, ids)
-        real = np.ones(ids.shape, bool)
+        known, ids = windows(plain, text[:border], 64), judged_windows(plain, text)
+        base = list(read(opened(plain.model_path), plain, ids))
         size = sum(e.bytes for n, e in plain.manifest.files.items() if n.startswith("model.onnx"))
 
         def judge(name: str, session: Any, bytes_: int) -> None:
-            found = compare_logits(base, read(session, plain, ids), real)
+            found = compared(base, read(session, plain, ids))
             results[name] = {**found, "bytes": bytes_, "of_fp32": bytes_ / size}
             print(name, results[name], file=sys.stderr)
 

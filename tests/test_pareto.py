@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import statistics
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,6 +18,7 @@ from doge_export.pareto import SAME_SPEED, SCHEMES, Pareto, dominates, front
 from doge_export.pipeline import export_model
 from doge_export.recipe import ExportOptions
 from doge_export.render.charts import pareto_svg
+from doge_export.requantize import judge, judged_windows, quantize_bundle
 from doge_export.searched import file_bytes, search_bundle
 from doge_export.sensitivity import Study, costs
 from doge_export.tokenizer import copy_tokenizer_files
@@ -61,9 +63,25 @@ def test_the_picture_names_the_front() -> None:
     circles = list(root.iter("{http://www.w3.org/2000/svg}circle"))
     assert len(circles) == 6, "two panels"
     assert sum(each.get("fill") == "#fff" for each in circles) == 2
+    assert not any("V" in each.get("d", "") for each in root.iter())
+    told = [each | {"kl_error": each["kl_divergence"] / 2} for each in points]
+    lines = [each.get("d", "") for each in ElementTree.fromstring(pareto_svg(told, "a")).iter()]
+    assert sum("V" in each for each in lines) == 2 * 2, "of the two that lose something, in two panels"
     assert len(
         list(ElementTree.fromstring(pareto_svg([{"name": "a", "bytes": 1, "kl_divergence": 0.0}], "b")))
     )
+
+
+def test_the_error_is_that_of_the_mean_of_windows(source: Bundle, tmp_path: Path) -> None:
+    made = quantize_bundle(source.path, tmp_path / "made", "int4", None)
+    text = HELDOUT.read_text(encoding="utf-8")[:24_000]
+    ids = judged_windows(source, text * 2)[:3]
+    alone = [judge(source, made.exported.bundle, row[None], lambda steps, stage: None) for row in ids]
+    both = judge(source, made.exported.bundle, ids, lambda steps, stage: None)
+    assert both is not None and all(each is not None and each.kl_error is None for each in alone)
+    means = [each.kl_divergence for each in alone if each is not None]
+    assert both.kl_divergence == pytest.approx(statistics.mean(means), rel=1e-5)
+    assert both.kl_error == pytest.approx(statistics.stdev(means) / 3**0.5, rel=1e-4)
 
 
 def test_every_precision_and_method_is_tried() -> None:
@@ -126,6 +144,8 @@ def test_it_goes_on_where_it_stopped(
     points = {each["name"]: each for each in found["points"]}
     assert set(points) == {"int8", "int4-search", "searched 0.200", "float16", "fp32"}
     assert points["fp32"]["bytes"] == file_bytes(source) and points["fp32"]["kl_divergence"] == 0
+    assert found["judged_tokens"] > 512 and points["fp32"]["kl_error"] == 0
+    assert all(0 < each["kl_error"] < each["kl_divergence"] for each in points.values() if each["command"])
     mixed = points["searched 0.200"]
     assert mixed["of_full"] <= 0.2 and set(mixed["types"].values()) == {"int4", "int8"}
     assert points["int8"]["kl_divergence"] < mixed["kl_divergence"] < points["int4-search"]["kl_divergence"]

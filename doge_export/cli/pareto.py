@@ -86,14 +86,18 @@ def command(
 def _say(result: dict[str, Any], output: Path) -> None:
     points = sorted(result["points"], key=lambda point: -point["kl_divergence"])
     width = max(len(point["name"]) for point in points)
-    click.echo(f"  {'':{width}} {'bytes':>12} {'share':>6} {'KL':>8} {'top-1':>7} {'tokens/s':>9}")
+    titles = f"{'bytes':>12} {'share':>6} {'KL':>8} {'error':>6} {'top-1':>7} {'tokens/s':>9}"
+    click.echo(f"  {'':{width}} {titles}")
     for point in points:
         mark = "*" if point["front"] else " "
-        quality = f"{point['kl_divergence']:>8.1e} {point['top1_agreement']:>7.2%}"
+        error = "" if point["kl_error"] is None else f"{point['kl_error']:.0e}"
+        quality = f"{point['kl_divergence']:>8.1e} {error:>6} {point['top1_agreement']:>7.2%}"
         size = f"{point['bytes']:>12,} {point['of_full']:>6.3f}"
         speed = f"{point['tokens_per_second']:>9,.0f}"
         click.echo(f"{mark} {point['name']:{width}} {size} {quality} {speed}")
-    click.echo(f"* none is better in all three; {result['judged_tokens']:,} tokens judge")
+    click.echo(
+        f"* none is better in all three; {result['judged_tokens']:,} tokens judge; error: standard, of KL"
+    )
     click.echo(f"{output / 'pareto.svg'}")
     for point in points:
         if point["front"]:

@@ -148,7 +148,8 @@ def _say(made: "Requantized", scheme: str, output: Path, json_to: str | None) ->
             click.echo("not judged: give a --text to know what it cost")
         else:
             lost = made.divergence
+            error = "" if lost.kl_error is None else f" \u00b1 {lost.kl_error:.0e}"
             click.echo(
-                f"KL {lost.kl_divergence:.2e}, top-1 agreement {lost.top1_agreement:.2%}, perplexity "
+                f"KL {lost.kl_divergence:.2e}{error}, top-1 agreement {lost.top1_agreement:.2%}, perplexity "
                 f"{lost.base_perplexity:.4f} -> {lost.perplexity:.4f}, on {lost.tokens:,} tokens kept back"
             )

@@ -53,7 +53,8 @@ def sensitivity_svg(rows: Sequence[Mapping[str, Any]], title: str) -> str:
 def pareto_svg(points: Sequence[Mapping[str, Any]], title: str) -> str:
     """Points with `name`, `bytes` and `kl_divergence`: KL over megabytes, and where they have
     `tokens_per_second` over those beside it, on logarithmic axes. Points that none beats in both axes are
-    joined and named, as are those with `named`; filled are those with `front`, or all without it."""
+    joined and named, as are those with `named`; filled are those with `front`, or all without it. A line
+    goes over one `kl_error` to both sides, where there is one."""
     parts = [f'<text x="8" y="18" font-weight="bold">{escape(title)}: KL against bytes</text>']
     sizes = [point["bytes"] / 1e6 for point in points]
     parts += _panel(points, sizes, "MB", smaller=True, x0=0)
@@ -108,6 +109,10 @@ def _panel(
         x, y = place(values[at], costs[at])
         colour, name = _RED if at in best else _BLUE, escape(point["name"])
         fill = colour if point.get("front", True) else "#fff"
+        if (error := point.get("kl_error")) and (kl := point["kl_divergence"]) > 0:
+            ends = [math.log10(max(each, 10**low)) for each in (kl - error, kl + error)]
+            bottom, top = (place(values[at], min(end, high))[1] for end in ends)
+            parts.append(f'<path d="M{x:.1f} {bottom:.1f}V{top:.1f}" stroke="{colour}"/>')
         parts.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colour}">'
             f"<title>{name}</title></circle>"
