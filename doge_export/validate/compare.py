@@ -148,7 +148,7 @@ def validate(
             _drift(report, bundle, reference, calls)
     for what, settled, rows in (
         ("rows whose keys", report.settled_rows, report.boundary_rows),
-        ("tokens whose experts", report.settled_experts, report.expert_rows),
+        ("tokens whose experts", report.settled_experts, sum(report.margins.get("experts", ()))),
     ):
         if settled:
             report.checks.append(Check(f"{what} rounding decides", settled / rows, MOST_SETTLED))

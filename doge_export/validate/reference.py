@@ -124,8 +124,7 @@ class Reference:
         self._experts: list[npt.NDArray[np.int64]] = []
         self._weights: list[npt.NDArray[np.float32]] = []
         self._ties, self._expert_ties, self._settled = Ties(), Ties(), NearTies()
-        self._follow: list[npt.NDArray[np.bool_]] | None = None
-        self._follow_experts: list[npt.NDArray[np.int64]] = []
+        self._follow: tuple[list[npt.NDArray[np.bool_]], list[npt.NDArray[np.int64]]] | None = None
         self._record = False
         for layer in self.model.model.layers:
             self._watch_attention(layer.self_attn)
@@ -164,8 +163,7 @@ class Reference:
         with torch.inference_mode(), pinned(), watching(model, trace) as seen:
             for call, count in enumerate(schedule.steps):
                 self._keys, self._experts, self._weights = [], [], []
-                if follow is not None:
-                    self._follow, self._follow_experts = follow.keys[call], follow.experts[call]
+                self._follow = None if follow is None else (follow.keys[call], follow.experts[call])
                 part = slice(at, at + count)
                 at += count
                 kept = torch.from_numpy(schedule.kept(count))
@@ -232,7 +230,7 @@ class Reference:
             dt = arguments["dt_states"].float()
             if self._follow is not None and window is not None:
                 visible = arguments["attention_mask"][:, 0, :, : dt.shape[-1]] == 0
-                mask = self._settled.settle(mask, dt, values, visible, self._follow[len(self._keys)])
+                mask = self._settled.settle(mask, dt, values, visible, self._follow[0][len(self._keys)])
             if self._record:
                 self._weights.append(dt.numpy())
                 self._keys.append((mask > torch.finfo(mask.dtype).min).numpy())
@@ -249,7 +247,7 @@ class Reference:
     ) -> torch.Tensor | None:
         if self._follow is None or not self._record:
             return None
-        wanted = self._follow_experts[len(self._experts)]
+        wanted = self._follow[1][len(self._experts)]
         halves = logits.reshape(2, -1, moe.num_keys)  # as the layer reads them
         return self._settled.settle_experts(halves, wanted, moe.top_k).reshape(logits.shape)
 

@@ -31,7 +31,7 @@ class Report:
     `changed_rows` chose other keys or experts than the reference; keys that changed places were at most
     `widest_change` apart: some 1e-7 is the rounding of dt, more is a wrong choice. In `settled_rows` it was
     rounding, of keys at most `widest_settled` apart, and the reference was given their choice; in
-    `settled_experts` it was so with experts, of `expert_rows`, tokens of a layer. `kernels`
+    `settled_experts` tokens of a layer it was so with experts. `kernels`
     has the worst `max_abs_diff`, `kl_divergence` and `top1_agreement` of the native kernels against the
     reference; the figures beside it are of the graph in plain onnxruntime. `rounding` says what a
     precision costs, without a limit: on one `schedule`, the `kl_divergence` and `top1_agreement` of the
@@ -54,7 +54,6 @@ class Report:
     widest_change: float = 0.0
     settled_rows: int = 0
     settled_experts: int = 0
-    expert_rows: int = 0
     widest_settled: float = 0.0
     kernels: dict[str, float] = field(default_factory=dict)
     rounding: Mapping[str, Any] = field(default_factory=dict)
@@ -105,7 +104,6 @@ class Report:
                 "widest_change": self.widest_change,
                 "settled_rows": self.settled_rows,
                 "settled_experts": self.settled_experts,
-                "expert_rows": self.expert_rows,
                 "widest_settled": self.widest_settled,
             },
             "cause": self.cause,

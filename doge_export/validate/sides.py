@@ -96,7 +96,6 @@ def judge(
         report.add_figures(figures)
         report.boundary_rows += expected.ties.rows
         report.tie_rows += expected.ties.tied
-        report.expert_rows += expected.expert_ties.rows
         report.nearest_margin = min(report.nearest_margin, expected.ties.nearest)
         report.add_margins(MARGINS, expected.ties.counts.tolist(), expected.expert_ties.counts.tolist())
     hold(report, f"{schedule.name}{side.suffix}", figures, limits)
