@@ -34,18 +34,20 @@ from doge_export.requantize import (
     quantize_bundle,
     write_rounded,
 )
-from doge_export.searched import SEARCHED, file_bytes, parse_budget, search_bundle
+from doge_export.searched import SEARCHED, SEARCHED_METHOD, file_bytes, parse_budget, search_bundle
 from doge_export.sensitivity import Study
 from doge_export.targets import get_target
 
 __all__ = ["SCHEMES", "Pareto", "dominates", "front", "pareto"]
 
-#: What is tried unasked: every precision that the kernels have, rounded in every way.
+#: What is tried unasked: every precision that the kernels have, rounded in every way but the last, which
+#: takes minutes to be as good as the one before.
 SCHEMES = tuple(
     precision if method == "nearest" else f"{precision}-{method}"
     for precision in get_target("ort-cpu").precisions
     if PRECISIONS[precision].rounds
-    for method in METHODS
+    for method, how in METHODS.items()
+    if not (how.tunes and how.scales_channels)
 )
 #: The largest searched mixture that is tried unasked, of the largest single scheme's bytes.
 _ABOVE = 1.008
@@ -115,7 +117,7 @@ def pareto(
             shutil.rmtree(other) if other.is_dir() else other.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder / "journal", subject)
-    study = Study(source, text, journal=folder / "search", progress=progress)
+    study = Study(source, text, method=SEARCHED_METHOD, journal=folder / "search", progress=progress)
     points: list[dict[str, Any]] = []
 
     def make(candidates: list[_Candidate], more: int = 0) -> None:

@@ -187,9 +187,7 @@ class ExportOptions:
         if self.generation is not None:
             find_generation(self.generation)
         for key, method in self.roundings.items():
-            known = [
-                name for name, each in METHODS.items() if not each.scales_channels and each.knows(self.stored)
-            ]
+            known = [name for name, each in METHODS.items() if each.of_matrices and each.knows(self.stored)]
             if method not in known:
                 raise DogeExportError(
                     f"{key} cannot be rounded by {method!r}.", f"Choose {_any(tuple(known))}."

@@ -13,6 +13,7 @@ from doge_export.pipeline import Exported, export_model
 from doge_export.quantize import (
     HALF,
     METHODS,
+    nearest,
     output_metrics,
     parse_scheme,
     scale_channels,
@@ -39,6 +40,7 @@ __all__ = [
     "judged_windows",
     "matrix_inputs",
     "quantize_bundle",
+    "tuned",
     "write_rounded",
 ]
 
@@ -113,10 +115,20 @@ def quantize_bundle(
         how = METHODS[options.method_of(name, config.tie_word_embeddings)]
         return how.round(weight, dtype, inputs.get(name), metrics.get(name))
 
+    full = dict(weights)
     if METHODS[method].scales_channels:
         progress(0, "scaling channels")
         inputs = scale_channels(weights, inputs, dtype_of, METHODS[method].round)
     metrics = output_metrics(weights, inputs)
+    rounding: Round = round_with
+    if METHODS[method].tunes:
+        assert text is not None
+        made = {
+            name: round_with(name, weights[name].astype("float32"), dtype)
+            for name in weights
+            if (dtype := dtype_of(name)) is not None
+        }
+        rounding, weights = tuned(source, options, full, weights, made, text, progress)
     static = None
     if options.stored.static:
         from doge_export.calibrate import static_ranges
@@ -132,9 +144,40 @@ def quantize_bundle(
             stored.static,
         )
     exported = write_rounded(
-        source, output, options, round_with, weights, static, force=force, progress=progress
+        source, output, options, rounding, weights, static, force=force, progress=progress
     )
     return Requantized(exported, judge(source, exported.bundle, judged, progress))
+
+
+def tuned(
+    source: Bundle,
+    options: ExportOptions,
+    full: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    made: "Mapping[str, Quantized]",
+    text: str,
+    progress: Callable[[int, str], None] = lambda steps, stage: None,
+) -> "tuple[Round, dict[str, Any]]":
+    """`made`, what `weights` are rounded to, nearer to the checkpoint `full` on the first four fifths of the
+    text (doge_export.tune): what gives the matrices, and all tensors."""
+    from doge_export.calibrate import windows
+    from doge_export.tune import TUNING, tune
+
+    tied, given = source.config.tie_word_embeddings, dict(weights)
+    for name, weight in weights.items():
+        if stored_dtype(name, weight.shape, options.stored, tied) == HALF:
+            given[name] = nearest(weight, HALF)
+    ids = windows(source, _seen(text), TUNING)
+    learned, floats = tune(
+        source.config,
+        full,
+        given,
+        made,
+        ids,
+        routing=options.routing,
+        advance=lambda tokens: progress(tokens, "tuning"),
+    )
+    return lambda name, weight, dtype: learned[name], {**weights, **floats}
 
 
 def matrix_inputs(
@@ -230,10 +273,15 @@ def _split(source: Bundle, text: str | None) -> tuple[Any, Any]:
     if text is None:
         return None, None
     from doge_export.calibrate import windows
+
+    return windows(source, _seen(text), _CALIBRATION), judged_windows(source, text)
+
+
+def _seen(text: str) -> str:
+    """What calibrates: all but what is kept back."""
     from doge_export.sensitivity import parts_of
 
-    calibration = "".join(parts_of(text)[:2])
-    return windows(source, calibration, _CALIBRATION), judged_windows(source, text)
+    return "".join(parts_of(text)[:2])
 
 
 def judged_windows(source: Bundle, text: str) -> "npt.NDArray[np.int64]":

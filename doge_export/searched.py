@@ -17,6 +17,7 @@ from doge_export.requantize import (
     checkpoint_weights,
     judge,
     judged_windows,
+    tuned,
     write_rounded,
 )
 from doge_export.sensitivity import Basis, Mixture, Study, check_budget, choose, compressed, measure, smallest
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NEIGHBOURS",
     "SEARCHED",
+    "SEARCHED_METHOD",
     "Searched",
     "file_bytes",
     "parse_budget",
@@ -36,6 +38,8 @@ __all__ = [
 
 #: The scheme's name; with a method behind it, "searched-search", that rounds.
 SEARCHED = "searched"
+#: What rounds where the scheme does not say.
+SEARCHED_METHOD = "gptq-tuned"
 _TRIES = 6
 #: Mixtures near the best that are measured.
 NEIGHBOURS = 24
@@ -52,13 +56,14 @@ class Searched(Requantized):
 
 
 def searched_method(scheme: str) -> str | None:
-    """How a searched mixture is rounded, GPTQ where the scheme does not say; None for any other scheme.
+    """How a searched mixture is rounded, by GPTQ and tuned where the scheme does not say; None for any other
+    scheme.
 
     Raises:
         DogeExportError: there is no such method.
     """
     if scheme == SEARCHED:
-        return "gptq"
+        return SEARCHED_METHOD
     if not scheme.startswith(f"{SEARCHED}-"):
         return None
     method = scheme.removeprefix(f"{SEARCHED}-")
@@ -143,6 +148,14 @@ def search_bundle(
                 around = size - mixture.bytes + (_SLACK if size > max_bytes else 0)
                 count = count if size > max_bytes else neighbours
                 continue
+            if METHODS[basis.method].tunes:  # the file is as large
+                full = study.basis().weights
+                rounding, weights = tuned(
+                    source, options, full, basis.weights, basis.made(mixture.types), text, progress
+                )
+                made = write_rounded(
+                    source, Path(folder) / "tuned", options, rounding, weights, progress=progress
+                )
             with new_folder(Path(output), force) as partial:
                 shutil.copytree(made.bundle.path, partial, dirs_exist_ok=True)
         bundle = Bundle.open(output)

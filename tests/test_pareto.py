@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from doge_export import pareto as module
-from doge_export import presets
+from doge_export import presets, tune
 from doge_export.bundle import Bundle
 from doge_export.cli.app import run
 from doge_export.pareto import SAME_SPEED, SCHEMES, Pareto, dominates, front
@@ -85,8 +85,8 @@ def test_the_error_is_that_of_the_mean_of_windows(source: Bundle, tmp_path: Path
 
 
 def test_every_precision_and_method_is_tried() -> None:
-    assert {"int8", "int4-gptq", "int8-head4-awq-gptq", "int4-hqq"} <= set(SCHEMES)
-    assert len(SCHEMES) == len(set(SCHEMES)) == 24 and not any("fp32" in each for each in SCHEMES)
+    assert {"int8", "int4-gptq", "int8-head4-awq-gptq", "int4-hqq", "int8-fine-gptq-tuned"} <= set(SCHEMES)
+    assert len(SCHEMES) == len(set(SCHEMES)) == 28 and not any("fp32" in each for each in SCHEMES)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +113,7 @@ def test_it_goes_on_where_it_stopped(
     monkeypatch.setattr(costs, "TYPES", ("int4", "int8"))
     monkeypatch.setitem(Study.__init__.__kwdefaults__, "most", 1)
     monkeypatch.setitem(search_bundle.__kwdefaults__, "neighbours", 1)
+    monkeypatch.setattr(tune, "TUNING", 8)
     made, turns = list[str](), list[str]()
     quantize, turn = module.quantize_bundle, module.turn
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", required=True)
 @click.option("--scheme", metavar="SCHEME", required=True,
-              help="int8, int8-fine, int4, int8-head4; better with -search, -hqq, -gptq or -awq behind it. "
+              help="int8, int8-fine, int4, int8-head4; better with -search, -hqq, -gptq or -awq behind it, "
+              "best with -gptq-tuned, which takes minutes. "
               "int8-asym, int4-asym: with zero points, of a bundle of --target onnx. int8-row, int4, fp8, "
               "nvfp4: of one of --target tensorrt. searched: the best "
               "mixture within --max-bytes or --max-kl. w8a8, w8a8-fp8: activations too.")  # fmt: skip

@@ -43,8 +43,9 @@ def command(
     from doge_export.render.charts import sensitivity_svg
     from doge_export.sensitivity import Study, sensitivity
 
-    if method not in METHODS:
-        raise DogeExportError(f"There is no method {method!r}.", f"Choose {', '.join(METHODS)}.")
+    known = [name for name, each in METHODS.items() if each.of_matrices]
+    if method not in known:
+        raise DogeExportError(f"No matrix is rounded by {method!r} alone.", f"Choose {', '.join(known)}.")
     if windows < 1:
         raise DogeExportError(f"--windows {windows} is too few.", "Give at least 1.")
     for dtype in dtypes:

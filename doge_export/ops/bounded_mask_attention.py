@@ -29,6 +29,7 @@ import onnx_ir as ir
 import torch
 
 from doge_export.ops.attention_body import AttentionBody
+from doge_export.ops.custom import custom_op
 from doge_export.ops.dynamic_mask_attention import attend, key_weights, normalise, rotate, select_keys
 from doge_export.ops.function import BodyBuilder
 from doge_export.ops.schema import BodyOptions, Operator
@@ -39,7 +40,7 @@ __all__ = ["OPERATOR", "bounded_mask_attention"]
 _LAST = torch.iinfo(torch.int64).max
 
 
-@torch.library.custom_op("doge::bounded_mask_attention", mutates_args=())
+@custom_op("doge::bounded_mask_attention")
 def bounded_mask_attention(
     query: torch.Tensor,
     key: torch.Tensor,

@@ -37,6 +37,7 @@ import torch
 
 from doge_export.ops.attention_body import AttentionBody
 from doge_export.ops.cached_keys import cached_keys, cached_keys_body
+from doge_export.ops.custom import custom_op
 from doge_export.ops.function import BodyBuilder
 from doge_export.ops.schema import BodyOptions, Operator
 from doge_export.ops.topk import stable_topk
@@ -95,7 +96,7 @@ def attend(
     return (weights @ values.repeat_interleave(group, 1)).transpose(1, 2).flatten(2)
 
 
-@torch.library.custom_op("doge::dynamic_mask_attention", mutates_args=())
+@custom_op("doge::dynamic_mask_attention")
 def dynamic_mask_attention(
     query: torch.Tensor,
     key: torch.Tensor,

@@ -22,6 +22,7 @@ for a single token.
 import onnx_ir as ir
 import torch
 
+from doge_export.ops.custom import custom_op
 from doge_export.ops.function import BodyBuilder
 from doge_export.ops.schema import BodyOptions, Operator
 from doge_export.ops.topk import stable_topk
@@ -29,7 +30,7 @@ from doge_export.ops.topk import stable_topk
 __all__ = ["OPERATOR", "expert_routing"]
 
 
-@torch.library.custom_op("doge::expert_routing", mutates_args=())
+@custom_op("doge::expert_routing")
 def expert_routing(
     router_logits: torch.Tensor, num_keys: int, num_experts_per_tok: int, per_token: int, norm_topk_prob: int
 ) -> tuple[torch.Tensor, torch.Tensor]:

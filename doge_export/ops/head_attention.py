@@ -38,6 +38,7 @@ import torch
 
 from doge_export.ops.attention_body import AttentionBody
 from doge_export.ops.cached_keys import CachedKeys, cached_keys, cached_keys_body
+from doge_export.ops.custom import custom_op
 from doge_export.ops.dynamic_mask_attention import attend, key_weights, rotate
 from doge_export.ops.function import BodyBuilder
 from doge_export.ops.schema import BodyOptions, Operator
@@ -135,9 +136,7 @@ def define(name: str, torch_name: str, mask: HeadMask) -> tuple[Callable[..., An
     def fake(*arguments: Any) -> tuple[torch.Tensor, ...]:
         return _shapes(dict(zip(names, arguments, strict=True)))
 
-    function = torch.library.custom_op(
-        torch_name, run, mutates_args=(), schema=f"({listed}) -> (Tensor, Tensor, Tensor, Tensor)"
-    )
+    function = custom_op(torch_name, f"({listed}) -> (Tensor, Tensor, Tensor, Tensor)")(run)
     function.register_fake(fake)
     operator = Operator(
         name=name,

@@ -16,10 +16,12 @@ from doge_export.quantize.precisions import (
     stays_float,
     stored_bytes,
     stored_dtype,
+    tunable,
     zero_points,
 )
 from doge_export.quantize.round_to_nearest import (
     HALF,
+    Grid,
     Quantized,
     choose_block,
     dequantize,
@@ -34,6 +36,7 @@ __all__ = [
     "HALF",
     "METHODS",
     "PRECISIONS",
+    "Grid",
     "Method",
     "Precision",
     "Quantized",
@@ -60,5 +63,6 @@ __all__ = [
     "stays_float",
     "stored_bytes",
     "stored_dtype",
+    "tunable",
     "zero_points",
 ]

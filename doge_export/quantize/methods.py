@@ -37,12 +37,19 @@ class Round(Protocol):
 class Method:
     """`round` is how a matrix is rounded. `needs_text`: without a calibration text there is no point.
     `scales_channels`: AWQ's scales are folded in first, so that norms and up_proj are others too. `even`: it
-    knows numbers at even distances only."""
+    knows numbers at even distances only. `tunes`: scales and norms learn from the full model at the end
+    (doge_export.tune)."""
 
     round: Round
     needs_text: bool = False
     scales_channels: bool = False
     even: bool = False
+    tunes: bool = False
+
+    @property
+    def of_matrices(self) -> bool:
+        """Whether one matrix may be rounded so, and others otherwise."""
+        return not (self.scales_channels or self.tunes)
 
     def suits(self, precision: Precision) -> bool:
         """Whether it can make that precision; a static one is rounded to nearest alone."""
@@ -84,6 +91,8 @@ METHODS: dict[str, Method] = {
     "gptq": Method(_gptq, needs_text=True),
     "awq": Method(_search, needs_text=True, scales_channels=True),
     "awq-gptq": Method(_gptq, needs_text=True, scales_channels=True),
+    "gptq-tuned": Method(_gptq, needs_text=True, tunes=True),
+    "awq-gptq-tuned": Method(_gptq, needs_text=True, scales_channels=True, tunes=True),
 }
 
 

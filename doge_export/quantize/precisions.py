@@ -104,6 +104,12 @@ def stays_float(name: str) -> bool:
     return role_of(name) in _FLOATS
 
 
+def tunable(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of a checkpoint's tensors that may learn where others are rounded: weights of norms and
+    residuals, by which alone no key or expert is chosen."""
+    return tuple(name for name in names if name.endswith(("norm.weight", "_residual")))
+
+
 def zero_points(dtype: str) -> bool:
     """Whether the type, perhaps with a block behind, has zero points."""
     name = dtype.partition(":")[0]

@@ -26,7 +26,8 @@ def scaled_method(method: str) -> str | None:
     """The method that rounds as `method` does once AWQ's scales are folded in ("awq-gptq" of "gptq"); None
     where there is none."""
     for name, each in METHODS.items():
-        if each.scales_channels and each.round is METHODS[method].round:
+        alike = each.round is METHODS[method].round and each.tunes == METHODS[method].tunes
+        if each.scales_channels and alike:
             return name
     return None
 
@@ -53,6 +54,11 @@ class Basis:
             known = self._inputs.get(name), self._metrics.get(name)
             self._rounded[name, dtype] = METHODS[self.method].round(weight, dtype, *known)
         return self._rounded[name, dtype]
+
+    def made(self, types: Mapping[str, str]) -> dict[str, Quantized]:
+        """What the matrices are rounded to that have one of these types, name -> type, and scales."""
+        scaled = {name: dtype for name, dtype in types.items() if dtype not in ("fp32", HALF)}
+        return {name: self.rounded(name, dtype) for name, dtype in scaled.items()}
 
     def changed(self, types: Mapping[str, str], since: "Basis") -> dict[str, npt.NDArray[np.float32]]:
         """The tensors that differ from `since`'s where some have these types, name -> type."""

@@ -180,10 +180,12 @@ def _stored(bundle: Bundle, precision: Precision) -> tuple[Mapping[str, Any] | N
     options = bundle.manifest.options
     if precision.static:
         return stored_weights(bundle, folded=options.get("smooth") is not None), stored_activations(bundle)
-    methods = {str(options.get("rounding", "nearest")), *options.get("roundings", {}).values()}
-    if methods == {"nearest"}:
+    named = {str(options.get("rounding", "nearest")), *options.get("roundings", {}).values()}
+    if named == {"nearest"}:
         return None, {}
-    return stored_weights(bundle, any(METHODS[each].scales_channels for each in methods & set(METHODS))), {}
+    methods = [METHODS[each] for each in named & set(METHODS)]
+    folded, tuned = any(each.scales_channels for each in methods), any(each.tunes for each in methods)
+    return stored_weights(bundle, folded, tuned), {}
 
 
 def _judge(

@@ -17,6 +17,7 @@ from doge_export.quantize import (
     named_precision,
     own_of,
     stored_dtype,
+    tunable,
 )
 
 
@@ -63,11 +64,14 @@ class Stored:
         return dequantize(Quantized(values, scales, self._beside(name, "zero"), global_scale))
 
 
-def stored_weights(bundle: Bundle, folded: bool = False) -> dict[str, npt.NDArray[np.float32]]:
+def stored_weights(
+    bundle: Bundle, folded: bool = False, tuned: bool = False
+) -> dict[str, npt.NDArray[np.float32]]:
     """Name in the checkpoint -> float32 [n, k] of every weight of `model.onnx` that has scales, of a block or
     of a row, or is rounded without.
 
     `folded`: also of what scales of channels are folded into, a norm [k], and of what reads it unrounded.
+    `tuned`: also of norms and residuals, which learned.
     """
     stored = Stored(bundle.model_path)
     options, tied = bundle.manifest.options, bundle.config.tie_word_embeddings
@@ -83,6 +87,7 @@ def stored_weights(bundle: Bundle, folded: bool = False) -> dict[str, npt.NDArra
             names.append(name)
     for fold in folds(dict.fromkeys(stored.names)) if folded else ():
         names += [*fold.readers, fold.giver, f"{fold.giver.removesuffix('.weight')}.bias"]
+    names += tunable(stored.names) if tuned else ()
     found = {name: stored.numbers(name) for name in names}
     return {name: numbers for name, numbers in found.items() if numbers is not None}
 
