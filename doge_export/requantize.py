@@ -175,7 +175,7 @@ def tuned(
         made,
         ids,
         routing=options.routing,
-        advance=lambda tokens: progress(tokens, "tuning"),
+        advance=progress,
     )
     return lambda name, weight, dtype: learned[name], {**weights, **floats}
 

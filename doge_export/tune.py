@@ -47,22 +47,24 @@ def tune(
     ids: npt.NDArray[np.int64],
     *,
     routing: str = "reference",
-    advance: Callable[[int], None] = lambda tokens: None,
+    advance: Callable[[int, str], None] = lambda tokens, stage: None,
 ) -> tuple[dict[str, Quantized], dict[str, npt.NDArray[Any]]]:
     """Bring a rounded model nearer to the full one on ids [windows, length].
 
     `full` are the checkpoint's tensors, `weights` those that the rounded model is made from: `made` has what
-    some of them are rounded to. `advance` is told of tokens as they are read.
+    some of them are rounded to. `advance` is told of tokens as they are read, and of the stage.
 
     Returns: `made` with other scales, and the changed ones of `weights`, of the dtypes they had; both as they
     were where the windows that are kept back, one in ten, say that nothing was gained.
     """
     student = _Student(config, full, weights, made, routing)
-    checked = (
-        np.arange(len(ids)) % _CHECKED == _CHECKED - 1 if len(ids) >= _CHECKED else np.ones(len(ids), bool)
-    )
-    kept, learned = ids[checked], ids if checked.all() else ids[~checked]
-    before = student.loss(kept, advance)
+    checked = np.arange(len(ids)) % _CHECKED == _CHECKED - 1
+    kept, learned = (ids[checked], ids[~checked]) if checked.any() else (ids, ids)
+
+    def say(stage: str) -> Callable[[int], None]:
+        return lambda tokens: advance(tokens, f"tuning, {stage}")
+
+    before = student.loss(kept, say("before"))
     steps = -(-TUNING // _BATCH)
     optimizer = torch.optim.Adam(student.groups(), betas=(0.9, 0.99))
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -72,10 +74,11 @@ def tune(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * share
         optimizer.zero_grad()
-        student.learn(learned[order[step * _BATCH : (step + 1) * _BATCH]], advance)
+        batch = learned[order[step * _BATCH : (step + 1) * _BATCH]]
+        student.learn(batch, say(f"step {step + 1} of {steps}"))
         optimizer.step()
     student.settle()
-    if not student.loss(kept, advance) < before:
+    if not student.loss(kept, say("what is gained")) < before:
         return dict(made), {}
     return student.rounded(), student.floats()
 

@@ -53,6 +53,11 @@ def loss(
     return student.loss(texts(config, 8, seed=1), lambda tokens: None)
 
 
+@pytest.fixture(autouse=True)
+def _half_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TUNING", 160)
+
+
 @pytest.mark.parametrize(
     ("dtype", "experts"),
     [(dtype, experts) for dtype in ("int4", "int8", "int4-asym", "nvfp4") for experts in (False, True)]
@@ -63,7 +68,13 @@ def test_a_text_that_was_not_seen_loses_less(dtype: str, experts: bool, tmp_path
     made = rounded(weights, dtype)
     read: list[int] = []
     found, floats = tune(
-        config, weights, weights, made, texts(config, 40), routing="per-token", advance=read.append
+        config,
+        weights,
+        weights,
+        made,
+        texts(config, 40),
+        routing="per-token",
+        advance=lambda tokens, stage: read.append(tokens),
     )
     assert loss(config, weights, weights | floats, found) < 0.97 * loss(config, weights, weights, made)
     assert sum(read) == (module.TUNING + 2 * 4) * 48, "every tenth window is kept back, and read twice"
@@ -152,7 +163,6 @@ def text() -> str:
 def test_a_tuned_bundle_is_what_was_tuned_and_validates(
     method: str, source: Bundle, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "TUNING", 160)
     scheme = f"int4-{method}"
     types = {"up_proj": "fp16", "dt_proj": "int8"}
     made = quantize_bundle(source.path, tmp_path / "tuned", scheme, text, types=types)
@@ -176,7 +186,6 @@ def test_a_mixture_is_tuned_at_the_end(
 ) -> None:
     from doge_export import searched
 
-    monkeypatch.setattr(module, "TUNING", 160)
     study = Study(source, text, method="gptq-tuned", most=2)
     types = {name: "fp16" if stays_float(name) else "int4:16" for name in study.matrices}
     chosen = Mixture(types, study.bytes(types), study.effect(types, "int8"), "int8")
