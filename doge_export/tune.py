@@ -173,7 +173,8 @@ class _Student:
             wanted, aims = self._run(self._full, ids)
         given, scores = self._run(self._tensors(), ids)
         divergences = (wanted.exp() * (wanted - given)).sum(-1)
-        off = [(one - aim).abs().mean() / aim.std() for one, aim in zip(scores, aims, strict=True)]
+        spread = [aim.std().clamp_min(1e-30) for aim in aims]  # none where a dt_proj is all zeros
+        off = [(one - aim).abs().mean() / of for one, aim, of in zip(scores, aims, spread, strict=True)]
         return divergences.clamp_min(_LEAST).sqrt().mean() + _CHOICES * torch.stack(off).mean()
 
     def _tensors(self) -> dict[str, torch.Tensor]:

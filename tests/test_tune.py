@@ -16,7 +16,7 @@ from doge_export.config import DogeConfig
 from doge_export.pipeline import export_model
 from doge_export.quantize import Quantized, dequantize, quantize, role_of, stays_float, tunable
 from doge_export.recipe import ExportOptions
-from doge_export.requantize import checkpoint_weights, judge, judged_windows, quantize_bundle
+from doge_export.requantize import judge, judged_windows, quantize_bundle
 from doge_export.searched import search_bundle
 from doge_export.sensitivity import Mixture, Study
 from doge_export.tokenizer import copy_tokenizer_files
@@ -123,6 +123,15 @@ def test_where_nothing_is_gained_nothing_changes(tmp_path: Path, monkeypatch: py
     assert found == made and floats == {}
 
 
+def test_a_dt_of_zeros_is_no_obstacle(tmp_path: Path) -> None:
+    """What is chosen by has no spread there."""
+    config, weights = drawn(tmp_path / "model")
+    weights |= {name: np.zeros_like(each) for name, each in weights.items() if "dt_proj.weight" in name}
+    made = rounded(weights, "int4")
+    found, floats = tune(config, weights, weights, made, texts(config, 40), routing="per-token")
+    assert loss(config, weights, weights | floats, found) < loss(config, weights, weights, made)
+
+
 def test_rows_of_a_batch_do_not_mix(tmp_path: Path) -> None:
     """Of "reference" routing a row's experts depend on what else is in the call."""
     config, weights = drawn(tmp_path / "model", is_moe=True)
@@ -223,4 +232,3 @@ def test_wrong_input(
     assert run([each.format(source.path) for each in arguments]) == 2
     assert sentence in capsys.readouterr().err
     assert not (source.path / "x").exists()
-    assert checkpoint_weights(source)
