@@ -40,8 +40,9 @@ from doge_export.validate.reference import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = (
-    *("int8", "int8-search", "int8-gptq", "int8-awq-gptq", "int8-fine", "int8-fine-gptq"),
-    *("int4", "int4-hqq", "int4-search", "int4-gptq", "int4-awq", "int4-awq-gptq"),
+    *("int8", "int8-search", "int8-gptq", "int8-awq-gptq", "int8-gptq-tuned"),
+    *("int8-fine", "int8-fine-gptq", "int8-fine-gptq-tuned"),
+    *("int4", "int4-hqq", "int4-search", "int4-gptq", "int4-awq", "int4-awq-gptq", "int4-gptq-tuned"),
 )
 ASYMMETRIC = tuple(f"int{bits}-asym{method}" for bits in (8, 4) for method in ("", "-search", "-gptq"))
 

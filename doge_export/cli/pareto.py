@@ -51,15 +51,17 @@ def command(
     doge-export pareto out/doge-tiny --text corpus.txt -o out/front --scheme int8 --max-bytes 0.2
     """
     from doge_export.errors import DogeExportError
-    from doge_export.evaluate import read_sample
-    from doge_export.pareto import SCHEMES, Pareto, pareto
-    from doge_export.render.charts import pareto_svg
 
     found, picture, work = output / "pareto.json", output / "pareto.svg", output / ".work"
     if output.exists() and not output.is_dir():
         raise DogeExportError(f"{output} is no folder.", "Give another -o.")
     if found.exists() and not force:
         raise DogeExportError(f"{found} exists already.", "Use --force to replace it.")
+
+    from doge_export.evaluate import read_sample  # takes seconds: after what can be said at once
+    from doge_export.pareto import SCHEMES, Pareto, pareto
+    from doge_export.render.charts import pareto_svg
+
     settings = Pareto(schemes or SCHEMES, budgets or None, rounds, prompt_tokens, new_tokens, threads)
     content = read_sample(text)
     with progress("Measuring") as advance:
