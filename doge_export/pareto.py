@@ -108,7 +108,6 @@ def pareto(
         "judged": [field.name for field in fields(Divergence)],
         "weights": {name: each.sha256 for name, each in source.manifest.files.items() if "onnx" in name},
         "text": hashlib.sha256(text.encode()).hexdigest(),
-        "timing": [settings.prompt_tokens, settings.new_tokens, threads],
         "cpu": describe()["cpu"],
     }
     folder = work / hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:12]
@@ -320,7 +319,8 @@ def _speeds(
     for number, prompt in enumerate(prompts):
         for layout, bundle in layouts.items():
             progress(0, f"timing, round {number + 1} of {len(prompts)}")
-            key = f"round {number} of {layout}"
+            asked = f"{len(prompt)} + {settings.new_tokens} tokens, threads: {threads}"
+            key = f"round {number} of {layout}, {asked}"
             if journal.get(key) is None:
                 journal.put(key, turn(bundle, prompt, settings.new_tokens, threads))
             found[layout].append(journal.get(key))
