@@ -216,6 +216,7 @@ def test_a_merged_adapter_is_pefts_own_merge(tmp_path: Path) -> None:
             {"target_modules": ["embed_tokens", "gate_proj"], "modules_to_save": ["norm"]},
         )
     ):
+        torch.manual_seed(number)
         base: Any = DogeForCausalLM.from_pretrained(TINY, dtype=torch.float32)
         model = peft.get_peft_model(base, peft.LoraConfig(init_lora_weights=False, **settings))
         lora = tmp_path / f"lora{number}"
@@ -231,7 +232,9 @@ def test_a_merged_adapter_is_pefts_own_merge(tmp_path: Path) -> None:
         )
         assert any(np.abs(got[name] - before[name]).max() > 1e-2 for name in got)
         for name, weight in got.items():
-            assert np.abs(weight - expected[name].detach().numpy()).max() <= 1e-6, (name, settings)
+            wanted = expected[name].detach().numpy()
+            # processors sum the products of a rank in different orders, of an embedding up to 20
+            assert np.abs(weight - wanted).max() <= 5e-7 * max(1, np.abs(wanted).max()), (name, settings)
 
 
 def test_the_command_for_pickled_weights_works(tmp_path: Path) -> None:
