@@ -97,6 +97,9 @@ class Reference:
     computes in bfloat16 knows which (docs/parity.md). `precision` rounds the matrices to nearest after that,
     as it does in an export; `rounded` puts others in their place. `activations`: weight's name -> the scale
     that the input of its product is rounded with, to the type of the static `precision`.
+
+    Raises:
+        DogeExportError: the folder is no checkpoint, or a weight is not finite: nothing is near to that.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class Reference:
         self.config = checkpoint.config
         self.current = self.config.generation == CURRENT
         model: Any = _transformers(folder, dtype) if self.current else load_earlier(checkpoint)
+        _check_finite(model, folder, dtype)
         if rounded is None:
             _round_weights(model, precision, self.config.tie_word_embeddings)
         else:
@@ -286,6 +290,15 @@ def _cache_parts(cache: Any, parts: Container[str]) -> dict[str, npt.NDArray[np.
             if f"{number}.{part}" in parts:
                 found[f"{number}.{part}"] = tensor.float().numpy().copy()
     return found
+
+
+def _check_finite(model: Any, folder: Path, dtype: str) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise DogeExportError(
+                f"{name} of {folder} holds numbers that are not finite in {dtype}.",
+                "Give a checkpoint without them.",
+            )
 
 
 def _round_weights(model: Any, precision: Precision | str, tied: bool) -> None:

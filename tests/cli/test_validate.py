@@ -84,3 +84,22 @@ def test_another_tokenizer_is_found(tiny: Path, tmp_path: Path, capsys: pytest.C
     assert missed == {"tokenizer: texts with other ids"}
     assert found["tokenizer"]["first_difference"]
     assert "tokenizer: texts with other ids" in found["cause"]
+
+
+def test_a_checkpoint_that_is_not_finite(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither is anything held to it nor is it taken for another's weights."""
+    from safetensors.numpy import load_file, save_file
+
+    checkpoint = shutil.copytree(TINY, tmp_path / "checkpoint")
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    for arguments in (
+        ["validate", str(tiny), "--reference", str(checkpoint)],
+        ["export", "-m", str(checkpoint), "-o", str(tmp_path / "out")],
+    ):
+        assert run(arguments) == 2
+        assert "up_proj.weight of" in (error := capsys.readouterr().err) and "not finite" in error
+    assert [each.name for each in tmp_path.iterdir()] == ["checkpoint"]
