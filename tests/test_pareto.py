@@ -72,6 +72,27 @@ def test_the_picture_names_the_front() -> None:
     )
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_names_do_not_lie_on_each_other(seed: int) -> None:
+    """Of points in one heap; a letter is at most as wide as the line is high."""
+    rng = random.Random(seed)
+    points = [point(rng.randint(100, 104), rng.uniform(0.01, 0.015), 10) | {"named": True} for _ in range(14)]
+    points += [point(rng.randint(10, 1000), rng.uniform(1e-4, 1), 10) | {"named": True} for _ in range(6)]
+    texts = ElementTree.fromstring(pareto_svg(points, "a")).iter("{http://www.w3.org/2000/svg}text")
+    names = {each["name"] for each in points}
+    boxes = []
+    for text in texts:
+        if text.text in names:
+            x, y, width = float(text.get("x", "")), float(text.get("y", "")), 6.0 * len(text.text)
+            boxes.append((x - width if text.get("text-anchor") == "end" else x, y, width))
+    assert len(boxes) == 2 * len(points)
+    for panel in (0, 640):
+        here = [box for box in boxes if panel <= box[0] < panel + 640]
+        assert len(here) == len(points)
+        for (x, y, width), (other, line, far) in itertools.combinations(here, 2):
+            assert abs(y - line) > 11 or x + width <= other or other + far <= x
+
+
 def test_the_error_is_that_of_the_mean_of_windows(source: Bundle, tmp_path: Path) -> None:
     made = quantize_bundle(source.path, tmp_path / "made", "int4", None)
     text = HELDOUT.read_text(encoding="utf-8")[:24_000]

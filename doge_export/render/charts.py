@@ -105,8 +105,9 @@ def _panel(
             best.append(at)
     path = "L".join("{:.1f} {:.1f}".format(*place(values[at], costs[at])) for at in best)
     parts.append(f'<path d="M{path}" fill="none" stroke="{_RED}"/>')
-    for at, point in enumerate(points):
-        x, y = place(values[at], costs[at])
+    spots = [place(*each) for each in zip(values, costs, strict=True)]
+    names: dict[int, str] = {}
+    for at, (point, (x, y)) in enumerate(zip(points, spots, strict=True)):
         colour, name = _RED if at in best else _BLUE, escape(point["name"])
         fill = colour if point.get("front", True) else "#fff"
         if (error := point.get("kl_error")) and (kl := point["kl_divergence"]) > 0:
@@ -118,8 +119,44 @@ def _panel(
             f"<title>{name}</title></circle>"
         )
         if at in best or point.get("named"):
-            anchor, shift = ("end", -7) if x > middle else ("start", 7)
-            parts.append(f'<text x="{x + shift:.1f}" y="{y - 5:.1f}" text-anchor="{anchor}">{name}</text>')
+            names[at] = point["name"]
+    return parts + _names(names, spots, left, right)
+
+
+def _names(
+    names: Mapping[int, str], spots: Sequence[tuple[float, float]], left: float, right: float
+) -> list[str]:
+    """A name beside each of these `spots`, one over the other where they would lie on each other, between
+    `left` and `right`; a line leads to one that is further away."""
+    parts, taken = list[str](), list[tuple[float, float, float]]()  # from x to x, around y
+
+    def cost(begin: float, end: float, y: float, moved: float) -> float:
+        if begin < left or end > right or not _TOP < y < _HEIGHT - 44:
+            return math.inf
+        if any(begin < other_end and other < end and abs(y - line) < 12 for other, other_end, line in taken):
+            return math.inf
+        return abs(moved) + 4 * sum(begin < x + 4 and x - 4 < end and abs(y - at) < 9 for x, at in spots)
+
+    for at in sorted(names, key=lambda each: spots[each][1]):
+        (x, y), width = spots[at], 6.6 * len(names[at])
+        sides = (x + 7, x + 7 + width), (x - 7 - width, x - 7)
+        nearest = sides[::-1] if x > (left + right) / 2 else sides
+        tried = [
+            (*side, y - 9 + moved, moved)
+            for moved in sorted(range(-264, 265, 4), key=abs)
+            for side in nearest
+        ]
+        begin, end, line, moved = min(tried, key=lambda each: cost(*each))
+        taken.append((begin, end, line))
+        if abs(moved) > 12:
+            edge = begin - 2 if begin > x else end + 2
+            parts.append(
+                f'<path d="M{x:.1f} {y:.1f}L{edge:.1f} {line:.1f}" stroke="#aaa" stroke-width="0.5"/>'
+            )
+        anchor, start = ("start", begin) if begin > x else ("end", end)
+        parts.append(
+            f'<text x="{start:.1f}" y="{line + 4:.1f}" text-anchor="{anchor}">{escape(names[at])}</text>'
+        )
     return parts
 
 
