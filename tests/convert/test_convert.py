@@ -224,6 +224,8 @@ def test_a_merged_adapter_is_pefts_own_merge(tmp_path: Path) -> None:
             for name, parameter in model.named_parameters():
                 if "modules_to_save" in name:
                     parameter.add_(0.1)
+                if "lora_embedding" in name:  # PEFT draws it so large that float32 steps by more than 1e-6
+                    parameter.mul_(0.1)
         model.save_pretrained(lora)
         expected = dict(model.merge_and_unload().named_parameters())
         convert("doge-tiny", tmp_path / f"out{number}", adapter=lora)
@@ -232,9 +234,7 @@ def test_a_merged_adapter_is_pefts_own_merge(tmp_path: Path) -> None:
         )
         assert any(np.abs(got[name] - before[name]).max() > 1e-2 for name in got)
         for name, weight in got.items():
-            wanted = expected[name].detach().numpy()
-            # processors sum the products of a rank in different orders, of an embedding up to 20
-            assert np.abs(weight - wanted).max() <= 5e-7 * max(1, np.abs(wanted).max()), (name, settings)
+            assert np.abs(weight - expected[name].detach().numpy()).max() <= 1e-6, (name, settings)
 
 
 def test_the_command_for_pickled_weights_works(tmp_path: Path) -> None:

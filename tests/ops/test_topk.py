@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from doge_export.ops.topk import stable_topk
 
-INFINITE = [0.0, -0.0, 1.0, -1.0, torch.inf, -torch.inf, torch.finfo(torch.float32).min, 1e-45, -1e-45]
+EDGES = [0.0, -0.0, 1.0, -1.0, torch.inf, -torch.inf, torch.finfo(torch.float32).min, 1e-45, -1e-45]
 
 
 def _slow(values: torch.Tensor, k: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,7 +21,7 @@ def _same(values: torch.Tensor, k: int, dim: int = -1) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
-@given(st.lists(st.sampled_from(INFINITE) | st.floats(width=16), min_size=1, max_size=40), st.data())
+@given(st.lists(st.sampled_from(EDGES) | st.floats(width=16), min_size=1, max_size=40), st.data())
 def test_is_a_stable_sort(entries: list[float], data: st.DataObject) -> None:
     _same(torch.tensor(entries), data.draw(st.integers(0, len(entries))))
 
