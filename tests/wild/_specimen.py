@@ -1,8 +1,8 @@
 """The zoo's table: a row a specimen of what people have, and an area for each kind of thing that is read.
 
 An odd folder that somebody finds is one row more: a small function that makes it, what the reference does
-with it, and what we must do. A row says what the reference does too, and the test holds it to that: a row that
-is wrong about transformers or peft fails.
+with it, and what we must do. A row says what the reference does too, and the test holds it to that: a row
+that is wrong about transformers or peft fails.
 """
 
 from collections.abc import Callable
