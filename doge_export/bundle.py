@@ -106,7 +106,8 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`doge_export.json`, decoded and checked. `decode`: None where there is no such graph."""
+    """`doge_export.json`, decoded and checked. `decode`: None where there is no such graph. `generation`:
+    which the model is of and what decided it (doge_export.evidence.Decision); empty in older bundles."""
 
     format: int
     doge_export: str
@@ -118,6 +119,7 @@ class Manifest:
     call: str
     files: Mapping[str, FileEntry] = field(repr=False)
     decode: DecodeSpec | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, raw: Any) -> "Manifest":
@@ -149,6 +151,7 @@ class Manifest:
                     for name, entry in raw["files"].items()
                 },
                 decode=_decode(raw.get("decode")),
+                generation=dict(raw.get("generation", {})),
             )
         except KeyError as error:
             raise DogeExportError(f"{MANIFEST} lacks {error.args[0]!r}.", _EXPORT_AGAIN) from None
@@ -302,6 +305,7 @@ def write_manifest(
     cache: Mapping[str, Any],
     call: str,
     decode: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Hash every file of `folder` and write `doge_export.json` beside them.
 
@@ -322,6 +326,8 @@ def write_manifest(
     }
     if decode is not None:
         raw["decode"] = dict(decode)
+    if generation is not None:
+        raw["generation"] = dict(generation)
     text = json.dumps(raw, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     manifest = Manifest.from_dict(json.loads(text))
     (folder / MANIFEST).write_text(text, encoding="utf-8")

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from doge_export.candidates import Candidates, find_candidates
 from doge_export.config import DogeConfig, known_keys, read_config
 from doge_export.errors import DogeExportError
-from doge_export.generations import canonical_names, detect
+from doge_export.generations import canonical_names
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -51,35 +52,19 @@ class Checkpoint:
             DogeExportError: no safetensors, a shard missing or truncated, a dtype that is not a
                 floating point one, a config that is not supported, or two generations fit.
         """
-        if not folder.is_dir():
-            raise DogeExportError(f"{folder} is not a folder.", "Give a checkpoint folder.")
-        raw = read_config(folder / "config.json")
-        known_keys(raw)
-        files: dict[str, Path] = {}
-        shapes: dict[str, tuple[int, ...]] = {}
-        dtypes: dict[str, str] = {}
-        shards, index = _shards(folder)
-        for shard in shards:
-            for name, (dtype, shape) in _header(shard).items():
-                if dtype not in _DTYPES:
-                    raise DogeExportError(
-                        f"{name} in {shard} is {dtype}, and only float32, float16 and bfloat16 weights "
-                        "can be read.",
-                        "Export the unquantized checkpoint.",
-                    )
-                files[name], shapes[name], dtypes[name] = shard, shape, dtype
-        for name, shard in index.items():
-            if files.get(name) != shard:
-                raise DogeExportError(
-                    f"The index of {folder} says that {shard.name} holds {name!r}, and it does not.",
-                    "Download the checkpoint again.",
-                )
-        stored = canonical_names(shapes)
-        files = {ours: files[theirs] for ours, theirs in stored.items()}
-        shapes = {ours: shapes[theirs] for ours, theirs in stored.items()}
-        dtypes = {ours: dtypes[theirs] for ours, theirs in stored.items()}
-        config = DogeConfig.from_dict(raw, generation or detect(raw, shapes))
+        raw, files, shapes, dtypes, stored = _read(folder)
+        config = DogeConfig.from_dict(raw, generation or find_candidates(raw, shapes).only())
         return cls(folder, config, files, shapes, dtypes, stored)
+
+    @staticmethod
+    def candidates(folder: Path) -> Candidates:
+        """The generations that the checkpoint in `folder` may be of.
+
+        Raises:
+            DogeExportError: as `open` does, but for generations that fit.
+        """
+        raw, _, shapes, _, _ = _read(folder)
+        return find_candidates(raw, shapes)
 
     def tensor(self, name: str) -> "torch.Tensor":
         """One tensor, as a view of the mapped file."""
@@ -96,6 +81,40 @@ class Checkpoint:
         with safe_open(self.files[name], framework="numpy") as file:
             array: npt.NDArray[Any] = file.get_tensor(self.stored[name])
         return array
+
+
+def _read(
+    folder: Path,
+) -> tuple[dict[str, Any], dict[str, Path], dict[str, tuple[int, ...]], dict[str, str], dict[str, str]]:
+    """config.json, and by transformers' names the file, shape, dtype and stored name of every tensor."""
+    if not folder.is_dir():
+        raise DogeExportError(f"{folder} is not a folder.", "Give a checkpoint folder.")
+    raw = read_config(folder / "config.json")
+    known_keys(raw)
+    files: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, str] = {}
+    shards, index = _shards(folder)
+    for shard in shards:
+        for name, (dtype, shape) in _header(shard).items():
+            if dtype not in _DTYPES:
+                raise DogeExportError(
+                    f"{name} in {shard} is {dtype}, and only float32, float16 and bfloat16 weights "
+                    "can be read.",
+                    "Export the unquantized checkpoint.",
+                )
+            files[name], shapes[name], dtypes[name] = shard, shape, dtype
+    for name, shard in index.items():
+        if files.get(name) != shard:
+            raise DogeExportError(
+                f"The index of {folder} says that {shard.name} holds {name!r}, and it does not.",
+                "Download the checkpoint again.",
+            )
+    stored = canonical_names(shapes)
+    files = {ours: files[theirs] for ours, theirs in stored.items()}
+    shapes = {ours: shapes[theirs] for ours, theirs in stored.items()}
+    dtypes = {ours: dtypes[theirs] for ours, theirs in stored.items()}
+    return raw, files, shapes, dtypes, stored
 
 
 def _shards(folder: Path) -> tuple[list[Path], dict[str, Path]]:

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import importlib.metadata
+import logging
 import tempfile
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from doge_export import presets
 from doge_export.adapters import Adapter, write_merged
-from doge_export.bundle import DECODE, Bundle, new_folder, write_manifest
+from doge_export.bundle import Bundle, check_output, new_folder, write_manifest
 from doge_export.checkpoint import Checkpoint
 from doge_export.config import DogeConfig
+from doge_export.description import describe_graphs
 from doge_export.errors import DogeExportError
 from doge_export.genai import GENAI_CONFIG, genai_config
 from doge_export.generations import CURRENT
@@ -25,15 +27,14 @@ from doge_export.shapes import parameter_count, tensor_shapes
 from doge_export.tokenizer import check_vocabulary, copy_tokenizer_files, has_tokenizer
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
-    from doge_export.export import GraphFile
-    from doge_export.model import DogeForExport
+    from doge_export.evidence import Decision
     from doge_export.passes.quantize_activations import StaticRanges
     from doge_export.passes.quantize_weights import Round
     from doge_export.validate import Report
 
-__all__ = ["Exported", "export_model", "plan_export", "validate_bundle"]
+__all__ = ["Exported", "decide", "export_model", "plan_export", "validate_bundle"]
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, str], None]
 
@@ -46,8 +47,36 @@ class Exported:
     report: "Report | None"
 
 
-def plan_export(model: str, options: ExportOptions, adapter: Path | None = None) -> dict[str, Any]:
+def decide(
+    model: str, generation: str | None = None, progress: Progress = lambda steps, stage: None
+) -> "Decision":
+    """The generation of `model` and what decided it (doge_export.evidence); a preset is a current one.
+
+    Raises:
+        DogeExportError: several fit, or its configuration speaks for another than its weights do.
+    """
+    from doge_export.evidence import Decision, decide_generation
+
+    if _is_preset(model):
+        return Decision(CURRENT, "preset", (f"{model} is a preset",))
+    folder = presets.resolve_model(model)
+    decision = decide_generation(folder, generation, lambda stage: progress(0, stage))
+    if decision.better is not None:
+        _log.warning(
+            "%s is read as generation %s, and as %s its weights are clearly the better language model: %s.",
+            folder,
+            decision.generation,
+            decision.better,
+            decision.figures,
+        )
+    return decision
+
+
+def plan_export(
+    model: str, options: ExportOptions, adapter: Path | None = None, decision: "Decision | None" = None
+) -> dict[str, Any]:
     """What `export_model` would do, after checking everything that can be checked without the work.
+    `decision` is what `decide` gave for this model, to spare doing it again.
 
     Raises:
         DogeExportError: as `export_model` would.
@@ -55,7 +84,8 @@ def plan_export(model: str, options: ExportOptions, adapter: Path | None = None)
     if _is_preset(model):
         config = presets.load(model)
     else:
-        checkpoint = Checkpoint.open(presets.resolve_model(model), options.generation)
+        decision = decision or decide(model, options.generation)
+        checkpoint = Checkpoint.open(presets.resolve_model(model), decision.generation)
         config = checkpoint.config
         if adapter is not None:
             Adapter.open(adapter, checkpoint)
@@ -71,6 +101,7 @@ def plan_export(model: str, options: ExportOptions, adapter: Path | None = None)
         "bytes": stored_bytes(tensor_shapes(config), options.stored, tied, width),
         "options": _resolved(options, config),
         "opset": options.opset,
+        **({} if decision is None else {"generation": decision.to_dict()}),
     }
 
 
@@ -85,6 +116,7 @@ def export_model(
     progress: Progress = lambda steps, stage: None,
     round_with: "Round | None" = None,
     static: "StaticRanges | None" = None,
+    decision: "Decision | None" = None,
 ) -> Exported:
     """Export `model` (a folder, a fixture's or preset's name, a hub id) to the bundle folder `output`, with a
     LoRA `adapter` merged where one is given.
@@ -92,7 +124,8 @@ def export_model(
     With `validate` the finished graph is compared with the reference before `output` appears; the
     bundle is written even if it misses, and the report says so. `progress` gets bytes of weights
     written and the name of the stage. `round_with` rounds in the place of rounding to nearest
-    (doge_export.passes.quantize_weights); `static` are the ranges that w8a8 and w8a8-fp8 need.
+    (doge_export.passes.quantize_weights); `static` are the ranges that w8a8 and w8a8-fp8 need;
+    `decision` is what `decide` gave for this model, to spare doing it again.
 
     Raises:
         DogeExportError: the checkpoint is damaged or not supported, an option or the adapter does not fit it,
@@ -106,12 +139,14 @@ def export_model(
     from doge_export.export import build_graph, save_graph
     from doge_export.model import load_model
 
+    check_output(Path(output), force)
+    decision = decision or decide(model, options.generation, progress)
     with (
         new_folder(Path(output), force) as folder,
-        _checkpoint_folder(model, adapter, options.generation) as source,
+        _checkpoint_folder(model, adapter, decision.generation) as source,
     ):
         progress(0, "reading the checkpoint")
-        checkpoint = Checkpoint.open(source, options.generation)
+        checkpoint = Checkpoint.open(source, decision.generation)
         options.check_model(checkpoint.config)
         _check_tokenizer(source, checkpoint.config)
         round_with = round_with or _rounding(options, checkpoint.config.tie_word_embeddings)
@@ -136,7 +171,8 @@ def export_model(
         progress(0, "hashing")
         if static is not None:
             resolved |= {"calibration": static.calibration, "smooth": static.smooth}
-        write_manifest(folder, **_manifest(torch_model, graph, decode, resolved, options.opset))
+        made = describe_graphs(torch_model, graph, decode, resolved, options.opset)
+        write_manifest(folder, **made, generation=decision.to_dict())
         # The weights go before the reference brings its own. onnxscript's rewrite rules remember the last
         # node they looked at, and with it the graph.
         for value in graph.model.graph.initializers.values():
@@ -183,10 +219,26 @@ def validate_bundle(
 
     compare = validate_engine if opened.compiled else validate
     presets.resolve_model(reference)  # no preset
-    with _checkpoint_folder(reference, adapter, opened.config.generation) as folder:
-        return compare(
+    generation = opened.config.generation
+    with _checkpoint_folder(reference, adapter, generation) as folder:
+        report = compare(
             opened, folder, seed=seed, tolerance=tolerance, limits=limits, text=text, advance=progress
         )
+        _check_generation(report, decide(str(folder), generation, progress))
+    return report
+
+
+def _check_generation(report: "Report", decision: "Decision") -> None:
+    """Let the report miss where the weights are clearly a better language model in another generation: the
+    judge of the bundle's own generation cannot know."""
+    from doge_export.validate import Check
+
+    if not decision.bits_per_byte:
+        return
+    name = "generation: others in which the weights are a clearly better language model"
+    report.checks.append(Check(name, float(decision.better is not None), 0.0))
+    if decision.better is not None and report.cause is None:
+        report.cause = f"The weights are those of generation {decision.better}: {decision.figures}."
 
 
 @contextlib.contextmanager
@@ -289,103 +341,3 @@ def _write_sidecars(checkpoint: Checkpoint, folder: Path, genai: bool) -> None:
     if genai:
         made = genai_config(config, read_object(folder / generation.name))
         (folder / GENAI_CONFIG).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-
-
-def _manifest(
-    model: "DogeForExport",
-    graph: "GraphFile",
-    decode: "ir.Model | None",
-    resolved: dict[str, Any],
-    opset: int,
-) -> dict[str, Any]:
-    versions = {
-        name: importlib.metadata.version(name).split("+")[0]
-        for name in ("torch", "transformers", "onnx", "onnxscript", "onnx-ir")
-    }
-    interface = _interface(graph.model)
-    return {
-        "options": {**resolved, "opset": opset},
-        "versions": versions,
-        "graph": interface,
-        "cache": _cache(model, interface, model.kv_cache, resolved),
-        "call": _CALL[model.kv_cache],
-        "decode": None if decode is None else _decode(model, graph, decode, resolved),
-    }
-
-
-def _decode(
-    model: "DogeForExport", graph: "GraphFile", decode: "ir.Model", resolved: dict[str, Any]
-) -> dict[str, Any]:
-    interface = _interface(decode)
-    cache = _cache(model, interface, graph.decode_cache, resolved)
-    call = _CALL[f"decode, {graph.decode_cache}"]
-    return {"file": DECODE, "count": graph.count, **interface, "cache": cache, "call": call}
-
-
-def _interface(model: "ir.Model") -> dict[str, Any]:
-    graph = model.graph
-    return {"inputs": [_spec(v) for v in graph.inputs], "outputs": [_spec(v) for v in graph.outputs]}
-
-
-def _cache(
-    model: "DogeForExport", interface: dict[str, Any], kind: str, resolved: dict[str, Any]
-) -> dict[str, Any]:
-    config = model.config
-    names = {key: [spec["name"] for spec in specs] for key, specs in interface.items()}
-    return {
-        "kind": kind,
-        "layers": config.num_hidden_layers,
-        "kv_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "dtype": resolved["dtype"],
-        "max_length": resolved["max_length"],
-        **({"slots": config.keep_window_size} if kind == "bounded" else {}),
-        **({"dt_heads": config.dt_heads} if config.dt_heads != config.num_key_value_heads else {}),
-        "inputs": [name for name in names["inputs"] if name.startswith("past_")],
-        "outputs": [name for name in names["outputs"] if name.startswith("present.")],
-    }
-
-
-def _spec(value: Any) -> dict[str, Any]:
-    names = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "INT64": "int64"}
-    shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
-    return {"name": value.name, "dtype": names[value.dtype.name], "shape": shape}
-
-
-_STEPS = (
-    "token_ids and token_logits [batch, steps, best] are the `count` best tokens, best first. With steps "
-    "above 1 the graph goes on alone: each step takes the best token of the one before, which has a "
-    "position more, and best is 1. All new tokens but the last are in the cache then."
-)
-_CALL = {
-    "growing": (
-        "Start with empty past_key_values (past = 0). Each call takes new tokens, attention_mask over all "
-        "tokens so far and the new ones (0 on left padding), and position_ids = cumsum(mask) - 1, at least "
-        "0. Feed each present.N back as past_key_values.N."
-    ),
-    "static": (
-        "Start with past_key_values of zeros, max_length slots each. cache_position [batch] is the slot of "
-        "the first new token of each row; new tokens take the slots from there on. attention_mask "
-        "[batch, slots] is 1 for every slot that holds a real token, the new ones included. "
-        "position_ids = cumsum(mask) - 1 of the new tokens, at least 0. Feed each present.N back as "
-        "past_key_values.N; both may be one buffer."
-    ),
-    "bounded": (
-        "Start with empty past_key_values (past = 0), or with more slots of which every position is -1: "
-        "such a slot is empty. Each call takes new tokens, attention_mask [batch, sequence] of them alone "
-        "(0 on left padding), and position_ids = cumsum(mask) - 1 over all tokens so far, at least 0. Feed "
-        "each present.N back as past_key_values.N: it has min(past + sequence, keep_window_size) slots. "
-        "rope_length [] (only where the rope depends on the length): 0, or, when a text is read in pieces, "
-        "the length of the whole: each piece has the frequencies of one call then."
-    ),
-    "decode, static": (
-        "As with a static cache, but key, value and dt of all layers are one tensor each, with the layer as "
-        "its first axis, of as many slots as wanted where there is no max_length. "
-        f"{_STEPS} attention_mask must be 1 for their slots."
-    ),
-    "decode, bounded": (
-        "As with a bounded cache, but key, value, dt and position of all layers are one tensor each, with "
-        "the layer as its first axis, of keep_window_size slots, or fewer that suffice, which they keep: "
-        f"start with positions of -1. {_STEPS}"
-    ),
-}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from doge_export.bundle import Bundle, check_output
 from doge_export.errors import DogeExportError
+from doge_export.evidence import Decision
 from doge_export.pipeline import Exported, export_model
 from doge_export.quantize import (
     HALF,
@@ -224,6 +225,7 @@ def write_rounded(
             progress=progress,
             round_with=round_with,
             static=static,
+            decision=Decision.from_dict(source.manifest.generation, source.config.generation),
         )
 
 

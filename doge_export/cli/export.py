@@ -79,7 +79,7 @@ def command(
     doge-export export -m path/to/Doge-20M-MoE -o out/moe --routing per-token --kv-cache static
     """
     from doge_export.bundle import check_output
-    from doge_export.pipeline import export_model, plan_export
+    from doge_export.pipeline import decide, export_model, plan_export
     from doge_export.recipe import ExportOptions
     from doge_export.render import report_lines
 
@@ -95,7 +95,9 @@ def command(
         generation=generation,
     )
     check_output(output, force)
-    plan = plan_export(model, options, adapter)
+    with progress("Reading the checkpoint") as advance:
+        decision = decide(model, options.generation, lambda steps, stage: advance(steps, stage))
+    plan = plan_export(model, options, adapter, decision)
     if dry_run:
         _say_plan(plan, output, json_to)
         return
@@ -108,6 +110,7 @@ def command(
             force=force,
             adapter=adapter,
             progress=lambda steps, stage: advance(steps, f"Exporting: {stage}"),
+            decision=decision,
         )
     report = exported.report
     if json_to is not None:

@@ -1,6 +1,11 @@
 """The generations of Doge checkpoints: what sets each apart, and which one a folder holds. No torch here."""
 
-from doge_export.generations.detect import detect
+from doge_export.generations.detect import (
+    generations_of_keys,
+    generations_of_tensors,
+    refuse_unsupported,
+    same_mathematics,
+)
 from doge_export.generations.names import canonical_names, stored_name
 from doge_export.generations.settings import check_earlier, check_whole, is_number
 from doge_export.generations.table import CURRENT, GENERATIONS, Generation, find_generation
@@ -12,8 +17,11 @@ __all__ = [
     "canonical_names",
     "check_earlier",
     "check_whole",
-    "detect",
     "find_generation",
+    "generations_of_keys",
+    "generations_of_tensors",
     "is_number",
+    "refuse_unsupported",
+    "same_mathematics",
     "stored_name",
 ]

@@ -1,49 +1,44 @@
-"""Which generation a checkpoint is of, by its config.json and the shapes of its tensors. A wrong guess is a
-model that runs and is another one: where the evidence leaves two, or contradicts itself, this asks."""
+"""Which generations a checkpoint may be of, by the shapes of its tensors and by the keys of its
+config.json, each with what was seen. Names of tensors tell nothing: a checkpoint whose tensors were renamed
+is what it was."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from doge_export.errors import DogeExportError
 from doge_export.generations.table import CURRENT, GENERATIONS
 
-__all__ = ["detect"]
+__all__ = ["generations_of_keys", "generations_of_tensors", "refuse_unsupported", "same_mathematics"]
 
 _Shapes = Mapping[str, tuple[int, ...]]
-_ASK = "Say which one it is with --generation."
+_Config = Mapping[str, Any]
 _INNER = ("v_queries", "v_keys", "v_embed", "dynamic_mask")
-_PER_HEAD = frozenset({"3a", "3b", "3c"})
 _ALL = frozenset(GENERATIONS)
+#: Without norms of queries and keys: those that lack an A for each kv head.
+_PER_HEAD = frozenset(name for name, row in GENERATIONS.items() if row.per_head and not row.inner)
+_REPEATED = frozenset(name for name in _PER_HEAD if GENERATIONS[name].repeated)
+_BY_VALUES = _PER_HEAD - _REPEATED
+#: Generation -> the one that it equals, and for which (experts, dynamic_mask_ratio).
+_SAME: Mapping[str, tuple[str, Callable[[bool, float], bool]]] = {
+    "3a-filled": ("3a", lambda experts, ratio: ratio == 0),
+    "3b-positional": ("3b", lambda experts, ratio: not experts),
+}
 
 
-def detect(raw: Mapping[str, Any], shapes: _Shapes) -> str:
-    """The generation of a checkpoint with this config.json and these tensors, by transformers' names.
+def same_mathematics(name: str, experts: bool, ratio: float) -> str | None:
+    """The generation that computes what `name` does in a model with or without `experts` and with this
+    dynamic_mask_ratio; None where none does."""
+    other, equal = _SAME.get(name, ("", lambda experts, ratio: False))
+    return other if equal(experts, ratio) else None
 
-    Where no layer's attention can be seen it is the current one, which the missing tensors refuse then.
+
+def refuse_unsupported(raw: _Config, shapes: _Shapes) -> None:
+    """Refuse by its name what was a Doge for some days only, or never was one.
 
     Raises:
-        DogeExportError: several generations fit, or none, or it is a model that is of none.
+        DogeExportError: saying what it is, and what can be exported.
     """
-    by_tensors, seen, certain = _of_tensors(raw, shapes)
-    if certain:
-        return next(iter(by_tensors))
-    by_config, said = _of_config(raw)
-    both = by_tensors & by_config
-    if len(both) == 1:
-        return next(iter(both))
-    if not both:
-        raise DogeExportError(
-            f"The tensors are those of generation {_any(by_tensors)} ({seen}), and config.json is of "
-            f"generation {_any(by_config)} ({said}).",
-            f"Take both from the same checkpoint. {_ASK}",
-        )
-    raise DogeExportError(f"The checkpoint may be of generation {_any(both)}: {seen}; {said}.", _ASK)
-
-
-def _of_tensors(raw: Mapping[str, Any], shapes: _Shapes) -> tuple[frozenset[str], str, bool]:
-    """What the shapes allow, why, and whether no key of config.json can change that: a checkpoint that was
-    converted in its place keeps keys of what it was."""
-    parts = {name.split("self_attn.")[-1].split("mlp.")[-1].removesuffix(".weight") for name in shapes}
+    parts = _parts(shapes)
     for name in _INNER:
         if name in parts and "v_proj" in parts:
             raise DogeExportError(
@@ -51,65 +46,119 @@ def _of_tensors(raw: Mapping[str, Any], shapes: _Shapes) -> tuple[frozenset[str]
                 "which is not supported.",
                 "Export a checkpoint of November or of late December 2024.",
             )
-        if name in parts:
-            return frozenset({"1"}), f"there is a {name}", True
     if "queries_proj" in parts:
         raise DogeExportError(
             "The experts are found by queries_proj, as for three weeks from 22 February 2025 on, which is "
             "not supported.",
             "Export a checkpoint with queries or with router_gate.",
         )
-    if "router_gate.bias" in parts:
+    heads, kv_heads, _ = _sizes(raw)
+    a = _one_shape(shapes, "self_attn.A")
+    if "q_norm" in parts and a is not None and heads != kv_heads and a == (heads,):
         raise DogeExportError(
-            "router_gate has a bias: the models of 17 March to 14 April 2025 took the places of the best "
-            "scores for experts' numbers, which is not supported.",
-            "Export a checkpoint that was trained after 14 April 2025.",
+            "There is a q_norm, and A has an entry for each query head: Doge2 was so from 29 April to 7 June "
+            "2025, which is not supported.",
+            "Export a checkpoint of 8 June 2025 or later.",
         )
-    if "q_norm" in parts or "k_norm" in parts:
-        return frozenset({CURRENT}), "there is a q_norm", True
-    ends: dict[str, set[tuple[int, ...]]] = {"self_attn.A": set(), "self_attn.dt_proj.weight": set()}
-    for name, shape in shapes.items():
-        for end, found in ends.items():
-            if name.endswith(end):
-                found.add(shape)
-    if not all(len(found) == 1 for found in ends.values()):
-        return frozenset({CURRENT}), "A and dt_proj are not in every layer, or not of one shape", False
-    ((a,), (dt,)) = ends.values()
-    heads, kv_heads, hidden = _sizes(raw)
-    if len(a) != 1 or len(dt) != 2 or a[0] != dt[0] or heads is None:
-        return frozenset({CURRENT}), "the shapes of A and dt_proj do not fit together", False
-    what = f"there is no q_norm, A has {a[0]} entries and dt_proj {dt[1]} inputs"
-    if heads == kv_heads:
-        # A current checkpoint whose q_norm was lost looks the same.
-        alike = f"{what}, and with as many kv heads as heads the shapes are alike"
-        return _PER_HEAD | {"2", CURRENT}, alike, False
-    if a[0] != heads:
-        return frozenset({CURRENT}), what, False
-    return (frozenset({"2"}) if dt[1] == hidden else _PER_HEAD), what, False
-
-
-def _of_config(raw: Mapping[str, Any]) -> tuple[frozenset[str], str]:
-    """What the keys allow, and why."""
-    if "window_size" in raw and "keep_window_size" not in raw:
+    if not _INNER_KEYS & raw.keys() and "window_size" in raw and "keep_window_size" not in raw:
         raise DogeExportError(
             "config.json has window_size: it is of flash-dmattn's example model, which adds A * softplus(dt) "
             "without the exponential and is no Doge checkpoint.",
             "Train and export a Doge of transformers.",
         )
-    if any(key in raw for key in ("num_inner_values", "inner_values_retrieval_size")):
-        return frozenset({"1"}), "config.json has inner values"
-    if any(key.startswith("num_cdmmoe_") for key in raw):
-        return frozenset({"2"}), "config.json has num_cdmmoe_* and no inner values"
-    if "dynamic_mask_ratio" in raw:
-        if "keep_window_size" in raw:
-            return frozenset({"3b"}), "config.json has dynamic_mask_ratio and keep_window_size"
-        return frozenset({"3a"}), "config.json has dynamic_mask_ratio and no keep_window_size"
-    if "keep_window_size" in raw:
-        return frozenset({"3c", CURRENT}), "config.json has keep_window_size and no dynamic_mask_ratio"
+
+
+def generations_of_tensors(raw: _Config, shapes: _Shapes) -> tuple[frozenset[str], str]:
+    """The generations whose attention has these tensors, and what was seen of them, as half a sentence.
+
+    Where no layer's attention can be seen it is the current one, which the missing tensors refuse then.
+    """
+    parts = _parts(shapes)
+    for name in _INNER:
+        if name in parts:
+            return frozenset({"1"}), f"there is a {name}"
+    if "q_norm" in parts or "k_norm" in parts:
+        return frozenset({CURRENT}), "there is a q_norm"
+    a, dt = _one_shape(shapes, "self_attn.A"), _one_shape(shapes, "self_attn.dt_proj.weight")
+    if a is None or dt is None:
+        return frozenset({CURRENT}), "A and dt_proj are not in every layer, or not of one shape"
+    heads, kv_heads, hidden = _sizes(raw)
+    if len(a) != 1 or len(dt) != 2 or a[0] != dt[0] or heads is None:
+        return frozenset({CURRENT}), "the shapes of A and dt_proj do not fit together"
+    seen = f"there is no q_norm, A has {a[0]} entries and dt_proj {dt[1]} inputs"
+    if heads == kv_heads:
+        # A current checkpoint whose q_norm was lost looks the same, and the missing norm refuses it.
+        return _PER_HEAD | {CURRENT}, f"{seen}, and with as many kv heads as heads the shapes are alike"
+    if a[0] != heads:
+        return frozenset({CURRENT}), seen
+    return (_REPEATED if dt[1] == hidden else _BY_VALUES), seen
+
+
+_INNER_KEYS = {"num_inner_values", "inner_values_retrieval_size"}
+
+
+def _any_of(*keys: str) -> Callable[[_Config], bool]:
+    return lambda raw: any(key in raw for key in keys)
+
+
+def _old_expert_keys(raw: _Config) -> bool:
+    return any(key.startswith("num_cdmmoe_") for key in raw)
+
+
+#: What the keys of config.json speak for: the first row that holds counts. A class writes all of its own
+#: keys, so that a key that is there was known to some class that wrote the file, and the newest of them was
+#: the last.
+_KEYS: tuple[tuple[Callable[[_Config], bool], frozenset[str], str], ...] = (
+    (_any_of(*_INNER_KEYS), frozenset({"1"}), "config.json has inner values"),
+    (
+        _any_of("mlp_bias", "sliding_window"),
+        frozenset({"3c", CURRENT}),
+        "config.json has mlp_bias or sliding_window, which only classes since June 2025 write",
+    ),
+    (
+        lambda raw: _old_expert_keys(raw) and "dynamic_mask_ratio" in raw,
+        frozenset({"3a-filled"}),
+        "config.json has dynamic_mask_ratio and num_cdmmoe_*, as from 12 to 20 January 2025",
+    ),
+    (_old_expert_keys, frozenset({"2"}), "config.json has num_cdmmoe_* and no inner values"),
+    (
+        lambda raw: "dynamic_mask_ratio" in raw and "keep_window_size" in raw,
+        frozenset({"3b", "3b-positional"}),
+        "config.json has dynamic_mask_ratio and keep_window_size",
+    ),
+    (
+        _any_of("dynamic_mask_ratio"),
+        frozenset({"3a-filled", "3a"}),
+        "config.json has dynamic_mask_ratio and no keep_window_size",
+    ),
+    (
+        _any_of("keep_window_size"),
+        frozenset({"3c", CURRENT}),
+        "config.json has keep_window_size and no dynamic_mask_ratio",
+    ),
+)
+
+
+def generations_of_keys(raw: _Config) -> tuple[frozenset[str], str]:
+    """The generations that the keys of a config.json speak for, and why, as half a sentence."""
+    for holds, names, said in _KEYS:
+        if holds(raw):
+            return names, said
     return _ALL, "config.json has no key that tells"
 
 
-def _sizes(raw: Mapping[str, Any]) -> tuple[int | None, int | None, int | None]:
+def _parts(shapes: _Shapes) -> set[str]:
+    """What the tensors of the attentions and experts are called."""
+    return {name.split("self_attn.")[-1].split("mlp.")[-1].removesuffix(".weight") for name in shapes}
+
+
+def _one_shape(shapes: _Shapes, end: str) -> tuple[int, ...] | None:
+    """The shape of all tensors whose name ends so; None where there are none or several shapes."""
+    found = {shape for name, shape in shapes.items() if name.endswith(end)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _sizes(raw: _Config) -> tuple[int | None, int | None, int | None]:
     """heads, kv_heads, hidden, where they are whole numbers."""
     heads = raw.get("num_attention_heads", 8)
     kv_heads = raw.get("num_key_value_heads") or heads
@@ -117,7 +166,3 @@ def _sizes(raw: Mapping[str, Any]) -> tuple[int | None, int | None, int | None]:
     if not all(type(size) is int for size in (heads, kv_heads, hidden)):
         return None, None, None
     return heads, kv_heads, hidden
-
-
-def _any(names: frozenset[str]) -> str:
-    return " or ".join(name for name in GENERATIONS if name in names)

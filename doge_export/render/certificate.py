@@ -4,6 +4,7 @@ __all__ = ["certificate", "certificate_dict", "certificate_faults"]
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +49,13 @@ def certificate(report: "Report", bundle: "Bundle", machine: dict[str, Any]) -> 
     notes = [line for line in notes if not any(line.startswith(name) for name in failed)]
     tables = [
         ("Subject", [("reference", report.subject.get("reference")), ("seed", report.subject.get("seed"))]),
+        ("Generation", _generation(manifest.generation)),
         ("Options", sorted((key, _text(value)) for key, value in manifest.options.items())),
         ("Versions", [("doge-export", manifest.doge_export), *sorted(manifest.versions.items())]),
         ("Machine", [(key, _text(value)) for key, value in machine.items()]),
         ("Files", [(name, f"sha256 {entry.sha256}") for name, entry in sorted(bundle.files.items())]),
     ]
+    tables = [(name, rows) for name, rows in tables if rows]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(_PAGE).render(
         title=f"Parity of {bundle.path.name} with {report.subject.get('reference')}",
@@ -73,6 +76,7 @@ def certificate_dict(report: "Report", bundle: "Bundle", machine: dict[str, Any]
         "files": {name: entry.sha256 for name, entry in sorted(bundle.files.items())},
         "versions": {"doge-export": manifest.doge_export, **manifest.versions},
         "machine": machine,
+        "generation": dict(manifest.generation),
     }
 
 
@@ -100,6 +104,19 @@ def certificate_faults(path: Path, bundle: "Bundle") -> list[str]:
     if passed is not True:
         faults.append(f"{path} says that the bundle missed: {found.get('cause') or 'see its checks'}")
     return faults
+
+
+def _generation(decision: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Which generation the model is of, and what decided it."""
+    if not decision:
+        return []
+    rows = [
+        ("generation", _text(decision["name"])),
+        ("decided by", _text(decision["decided_by"])),
+        ("evidence", "; ".join(decision["evidence"])),
+    ]
+    bits = sorted(decision["bits_per_byte"].items(), key=lambda item: item[1])
+    return [*rows, *((f"bits per byte as {name}", f"{value:.2f}") for name, value in bits)]
 
 
 def _pictures(report: "Report") -> list[str]:

@@ -1,0 +1,134 @@
+"""The generations that a checkpoint may be of: those whose configuration and tensors fit, each of the
+others with the reason that excludes it. A wrong guess is a model that runs and is another one, so nothing
+is guessed here: where several are left, the weights decide (doge_export.evidence), or the user does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from doge_export.config import DogeConfig
+from doge_export.errors import DogeExportError
+from doge_export.generations import (
+    CURRENT,
+    GENERATIONS,
+    generations_of_keys,
+    generations_of_tensors,
+    refuse_unsupported,
+    same_mathematics,
+)
+from doge_export.shapes import tensor_shapes
+
+__all__ = ["ASK", "Candidates", "describe", "find_candidates", "misfit"]
+
+ASK = "Say which one it is with --generation."
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What config.json and the tensors say of a checkpoint's generation.
+
+    `fitting`: the generations whose tensors these are, in the table's order. `likely`: those of them that
+    the keys of config.json speak for; they may be none. `named`: all that the keys speak for. `damaged`:
+    those of them that would lack a tensor. `excluded`: why each other generation is not one of `fitting`.
+    `tensors` and `keys`: what was seen, as half a sentence each.
+    """
+
+    fitting: tuple[str, ...]
+    likely: tuple[str, ...]
+    named: tuple[str, ...]
+    damaged: tuple[str, ...]
+    excluded: Mapping[str, str]
+    tensors: str
+    keys: str
+
+    @property
+    def decided(self) -> str | None:
+        """The one generation that tensors and keys leave; None where they leave several, or disagree."""
+        return self.likely[0] if len(self.likely) == 1 else None
+
+    def only(self) -> str:
+        """The one generation that tensors and keys leave.
+
+        Raises:
+            DogeExportError: they leave several, or disagree.
+        """
+        if self.decided is None:
+            raise self.question()
+        return self.decided
+
+    def question(self, why: str = "") -> DogeExportError:
+        """The error that asks for --generation; `why` says what else was tried, as a sentence."""
+        if not self.likely:
+            return DogeExportError(
+                f"The tensors are those of generation {describe(self.fitting)} ({self.tensors}), and "
+                f"config.json is of generation {describe(self.named)} ({self.keys}).{why and ' '}{why}",
+                f"Take both from the same checkpoint. {ASK}",
+            )
+        return DogeExportError(
+            f"The checkpoint may be of generation {describe(self.likely)}: {self.tensors}; {self.keys}."
+            f"{why and ' '}{why}",
+            ASK,
+        )
+
+
+def find_candidates(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Candidates:
+    """What `raw`, a config.json, and the `shapes` of the tensors, by transformers' names, leave.
+
+    A generation is excluded by its tensors alone: keys of config.json stay behind when a checkpoint is
+    converted or edited, and so they make a generation likely and exclude none. Where no generation fits to
+    the last tensor (one is missing, say), those stay whose attention it is, and loading says what is wrong.
+
+    Raises:
+        DogeExportError: it is of a kind that is not supported, by its name.
+    """
+    refuse_unsupported(raw, shapes)
+    structure, tensors = generations_of_tensors(raw, shapes)
+    by_keys, keys = generations_of_keys(raw)
+    excluded = {name: f"not by its attention: {tensors}" for name in GENERATIONS if name not in structure}
+    configs: dict[str, DogeConfig] = {}
+    reasons: dict[str, str] = {}
+    for name in GENERATIONS:
+        if name not in structure:
+            continue
+        try:
+            configs[name] = DogeConfig.from_dict(raw, name)
+        except DogeExportError as error:
+            reasons[name] = error.message.rstrip(".")
+            continue
+        if (reason := misfit(configs[name], shapes)) is not None:
+            reasons[name] = reason
+    whole = [name for name in structure if name not in reasons]
+    # Norms that were lost leave a current checkpoint that looks whole as an earlier one: it stays in doubt.
+    damaged = [name for name in reasons if not whole or (name == CURRENT and "_norm" in reasons[name])]
+    fitting = [name for name in GENERATIONS if name in whole or name in damaged]
+    excluded |= {name: reason for name, reason in reasons.items() if name not in damaged}
+    for name in tuple(fitting):
+        config = configs.get(name)
+        other = None if config is None else same_mathematics(name, config.is_moe, config.dynamic_mask_ratio)
+        if other in fitting:
+            excluded[name] = f"it computes what {other} does with this configuration"
+            fitting.remove(name)
+            if name in by_keys:
+                by_keys |= {other}
+    likely = tuple(name for name in fitting if name in by_keys)
+    named = tuple(name for name in GENERATIONS if name in by_keys)
+    return Candidates(tuple(fitting), likely, named, tuple(damaged), excluded, tensors, keys)
+
+
+def misfit(config: DogeConfig, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The first tensor of `shapes` that a checkpoint of `config` does not have so; None where all fit. A tied
+    head may be stored a second time."""
+    wanted = tensor_shapes(config)
+    for name, shape in wanted.items():
+        if name not in shapes:
+            return f"there is no {name}"
+        if shapes[name] != shape:
+            return f"{name} is {list(shapes[name])} and would be {list(shape)}"
+    extra = sorted(set(shapes) - set(wanted) - {"lm_head.weight"})
+    return f"it has no place for {extra[0]}" if extra else None
+
+
+def describe(names: tuple[str, ...]) -> str:
+    """The generations with their eras, joined by "or"."""
+    return " or ".join(f"{name} ({GENERATIONS[name].era})" for name in names)

@@ -1,0 +1,177 @@
+"""Which generation a checkpoint is of, and what decided it."""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from doge_export.candidates import Candidates, describe
+from doge_export.checkpoint import Checkpoint
+from doge_export.errors import DogeExportError
+from doge_export.evidence.score import Score, read_windows, score
+
+__all__ = ["Decision", "decide_generation"]
+
+
+def figures(bits: Mapping[str, float]) -> str:
+    """The figures, the best first: "2.31 bits per byte as 3a, 5.10 as 3b"."""
+    ordered = sorted(bits.items(), key=lambda item: item[1])
+    return ", ".join(
+        f"{value:.2f}{' bits per byte' if not at else ''} as {name}"
+        for at, (name, value) in enumerate(ordered)
+    )
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The generation of a checkpoint and the evidence for it.
+
+    `decided_by`: "tensors" where no other generation has such tensors, "config" where keys of config.json
+    speak for one of several, "text" where the weights are clearly a better language model in one, "user"
+    where --generation named it. `evidence`: what was seen, as sentences without a full stop.
+    `bits_per_byte`: of each candidate that was tried, on a text that comes with the package. `excluded`:
+    the other generations, and why each is none of the candidates. `better`: one in which the weights are
+    clearly a better language model than in the one that the user named.
+    """
+
+    generation: str
+    decided_by: str
+    evidence: tuple[str, ...] = ()
+    bits_per_byte: Mapping[str, float] = field(default_factory=dict)
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    better: str | None = None
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], generation: str) -> "Decision":
+        """What a manifest says of `generation`; of an older one, which says nothing, that it was recorded."""
+        if raw.get("name") != generation:
+            return cls(generation, "manifest", ("the manifest names it",))
+        return cls(
+            generation,
+            str(raw.get("decided_by", "manifest")),
+            tuple(map(str, raw.get("evidence", ()))),
+            {str(name): float(bits) for name, bits in dict(raw.get("bits_per_byte", {})).items()},
+            {str(name): str(why) for name, why in dict(raw.get("excluded", {})).items()},
+        )
+
+    @property
+    def figures(self) -> str:
+        """The bits per byte, the best first: "2.31 bits per byte as 3a, 5.10 as 3b"."""
+        return figures(self.bits_per_byte)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The decision as the manifest and a certificate have it."""
+        return {
+            "name": self.generation,
+            "decided_by": self.decided_by,
+            "evidence": list(self.evidence),
+            "bits_per_byte": {name: round(bits, 3) for name, bits in self.bits_per_byte.items()},
+            "excluded": dict(self.excluded),
+        }
+
+
+def decide_generation(
+    folder: Path, asked: str | None = None, progress: Callable[[str], None] = lambda stage: None
+) -> Decision:
+    """The generation of the checkpoint in `folder`, or the one that is `asked` for.
+
+    Where tensors leave several, a text is read with the weights in each of them: the one in which they are
+    a language model decides where config.json does not, and where it does, one that is clearly better
+    refuses. Without a tokenizer, or without torch, config.json decides alone. `progress` gets the name of
+    each candidate that is tried.
+
+    Raises:
+        DogeExportError: the checkpoint is damaged; several generations fit, or config.json speaks for another
+            than the weights do, and none was asked for.
+    """
+    found = Checkpoint.candidates(folder)
+    fitting = tuple(name for name in found.fitting if name not in found.damaged)
+    scores: dict[str, Score] = {}
+    alone = found.decided is not None and len(found.fitting) == 1
+    if not alone and (asked is None or asked in fitting):
+        scores = _scores(folder, fitting, progress)
+    bits = {name: scored.bits_per_byte for name, scored in scores.items()}
+    seen, excluded = (found.tensors, found.keys), found.excluded
+
+    if asked is not None:
+        evidence = ("--generation named it", *seen)
+        return Decision(asked, "user", evidence, bits, excluded, _better(scores, asked))
+    if alone:
+        assert found.decided is not None
+        return Decision(found.decided, "tensors", seen, bits, excluded)
+    best = _winner(scores, found.likely)
+    if found.decided is not None:
+        better = _better(scores, found.decided)
+        if better is None:
+            return Decision(found.decided, "config", seen, bits, excluded)
+        raise DogeExportError(
+            f"config.json speaks for generation {describe((found.decided,))}, since {found.keys}; but as "
+            f"{describe((better,))} the weights are clearly the better language model: {figures(bits)} of a "
+            "short English text.",
+            f"Take config.json and weights from the same checkpoint, or say which one it is: --generation "
+            f"{better}.",
+        )
+    if best is not None:
+        return Decision(best, "text", (*seen, f"{figures(bits)} of a short English text"), bits, excluded)
+    raise found.question(_what_would_tell(found, bits))
+
+
+def _scores(folder: Path, names: tuple[str, ...], progress: Callable[[str], None]) -> dict[str, Score]:
+    """Generation -> what the text costs in it; empty where nothing can be read."""
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    checkpoints = {name: Checkpoint.open(folder, name) for name in names}
+    configs = [checkpoint.config for checkpoint in checkpoints.values()]
+    if not configs:
+        return {}
+    windows = read_windows(
+        folder,
+        min(config.max_position_embeddings for config in configs),
+        max(config.window or 0 for config in configs),
+    )
+    if windows is None or any(int(ids.max()) >= configs[0].vocab_size for ids in windows.ids):
+        return {}  # a tokenizer of another model is refused by its own check
+    scores = {}
+    for name, checkpoint in checkpoints.items():
+        progress(f"reading a text as generation {name}")
+        try:
+            scores[name] = score(checkpoint, windows)
+        except DogeExportError:  # a head that differs, say: loading it says so, whichever generation it is
+            return {}
+    return scores
+
+
+def _winner(scores: Mapping[str, Score], likely: tuple[str, ...]) -> str | None:
+    """The one in which the weights are a language model, clearly a better one than in any other; of several
+    that the text does not tell apart, the one that config.json speaks for."""
+    if not scores:
+        return None
+    best = min(scores.values(), key=lambda scored: scored.bits_per_byte)
+    if not best.is_language:
+        return None
+    left = [name for name, scored in scores.items() if not best.clearly_better(scored)]
+    named = [name for name in left if name in likely]
+    return named[0] if len(named) == 1 else left[0] if len(left) == 1 else None
+
+
+def _better(scores: Mapping[str, Score], than: str) -> str | None:
+    """The best of those that are a language model and clearly better than `than`; None where there is
+    none."""
+    if than not in scores:
+        return None
+    better = [
+        name
+        for name, scored in scores.items()
+        if name != than and scored.is_language and scored.clearly_better(scores[than])
+    ]
+    return min(better, key=lambda name: scores[name].bits_per_byte, default=None)
+
+
+def _what_would_tell(found: Candidates, bits: Mapping[str, float]) -> str:
+    """What was tried beyond tensors and keys, or would tell, as a sentence."""
+    if bits:
+        return f"A short English text tells none from the others: {figures(bits)}."
+    if importlib.util.find_spec("torch") is None:
+        return "With torch (pip install 'doge-export[export]') the weights would be asked, by a text."
+    return "A trained checkpoint is told by a text, and for that its tokenizer must lie beside it."

@@ -1,0 +1,113 @@
+"""What a text costs a checkpoint when its weights are read as of one generation or another."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from doge_export.checkpoint import Checkpoint
+from doge_export.tokenizer import Tokenizer, has_tokenizer
+
+__all__ = ["Score", "TextWindows", "read_windows", "score"]
+
+#: Tokens that are scored at most, and of one call. More would tell no more, and a call of Doge-320M takes
+#: seconds.
+_TOKENS = 512
+#: A window of keys that is at most so long is crossed by the text, since generations differ beyond it.
+_REACH = 1024
+#: A language model costs a token at most so much of what equal chances for the whole vocabulary cost.
+_LANGUAGE = 0.9
+#: How many standard errors apart are not by chance. Neighbouring tokens are not independent, so more than
+#: three.
+_ERRORS = 5.0
+#: Nats a token that are too little to mean anything, whatever their error: the rounding of float32 and more.
+_LEAST = 1e-3
+
+
+@dataclass(frozen=True)
+class TextWindows:
+    """The token ids of the text, cut into calls, and the bytes that its scored tokens stand for."""
+
+    ids: tuple[npt.NDArray[np.int64], ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """Nats that each scored token costs: float64 [tokens]. `bytes` is what they stand for."""
+
+    nats: npt.NDArray[np.float64]
+    bytes: int
+    vocab_size: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Infinite where a logit is not finite."""
+        total = float(self.nats.sum())
+        return total / math.log(2) / self.bytes if math.isfinite(total) else math.inf
+
+    @property
+    def is_language(self) -> bool:
+        """Whether these weights, read so, know anything of the text: equal chances cost log(vocab_size)."""
+        return float(self.nats.mean()) < _LANGUAGE * math.log(self.vocab_size)
+
+    def clearly_better(self, other: "Score") -> bool:
+        """Whether `other` costs more on the same tokens, and not by chance."""
+        more = other.nats - self.nats
+        if not np.isfinite(more).all():
+            return bool(np.isfinite(self.nats).all())
+        error = float(more.std()) / math.sqrt(more.size)
+        return float(more.mean()) > max(_LEAST, _ERRORS * error)
+
+
+def read_windows(folder: Path, max_length: int, window: int) -> TextWindows | None:
+    """The text by the tokenizer of `folder`; None where it has none. A call is no longer than `max_length`,
+    the positions that the model was trained for, and where it can be longer than `window` keys.
+
+    Raises:
+        DogeExportError: the tokenizer is damaged.
+    """
+    if not has_tokenizer(folder):
+        return None
+    tokenizer = Tokenizer.load(folder)
+    text = (resources.files("doge_export.evidence") / "text.txt").read_text(encoding="utf-8")
+    ids = tokenizer.encode(text)
+    most = max(_TOKENS, window + _TOKENS // 2 if window <= _REACH else 0)
+    length = max(2, min(max_length, most))
+    ids = ids[:most]
+    cut = [ids[at : at + length] for at in range(0, len(ids), length)]
+    cut = [part for part in cut if len(part) > 1]
+    size = sum(_bytes(tokenizer, part[1:]) for part in cut)
+    if not cut or size == 0:
+        return None
+    return TextWindows(tuple(np.array(part, np.int64) for part in cut), size)
+
+
+def score(checkpoint: Checkpoint, windows: TextWindows) -> Score:
+    """What the text costs the checkpoint in the mathematics of its configuration, each call from an empty
+    cache.
+
+    Raises:
+        DogeExportError: a tensor is missing or has another shape than the configuration says.
+    """
+    import torch
+
+    from doge_export.model import load_model
+
+    model, costs = load_model(checkpoint), []
+    for window in windows.ids:
+        ids = torch.from_numpy(window)[None]
+        with torch.inference_mode():
+            positions = torch.arange(ids.shape[1])[None]
+            logits = model(ids, torch.ones_like(ids), positions, model.empty_cache(1))[0][0, :-1]
+            logarithms = torch.log_softmax(logits.float(), -1)
+            costs.append(-logarithms.gather(1, ids[0, 1:, None])[:, 0].double().numpy())
+    return Score(np.concatenate(costs), windows.bytes, checkpoint.config.vocab_size)
+
+
+def _bytes(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
+    return len(tokenizer.decode(ids).encode("utf-8"))
