@@ -33,6 +33,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from doge_export.config import DogeConfig
+from doge_export.decision import Decision
 from doge_export.errors import DogeExportError
 from doge_export.generations import CURRENT
 from doge_export.json_file import read_object
@@ -107,7 +108,7 @@ class FileEntry:
 @dataclass(frozen=True)
 class Manifest:
     """`doge_export.json`, decoded and checked. `decode`: None where there is no such graph. `generation`:
-    which the model is of and what decided it (doge_export.evidence.Decision); empty in older bundles."""
+    which the model is of and what decided it ; None in older bundles."""
 
     format: int
     doge_export: str
@@ -119,7 +120,7 @@ class Manifest:
     call: str
     files: Mapping[str, FileEntry] = field(repr=False)
     decode: DecodeSpec | None = None
-    generation: Mapping[str, Any] = field(default_factory=dict)
+    generation: Decision | None = None
 
     @classmethod
     def from_dict(cls, raw: Any) -> "Manifest":
@@ -151,7 +152,7 @@ class Manifest:
                     for name, entry in raw["files"].items()
                 },
                 decode=_decode(raw.get("decode")),
-                generation=dict(raw.get("generation", {})),
+                generation=Decision.from_dict(raw["generation"]) if "generation" in raw else None,
             )
         except KeyError as error:
             raise DogeExportError(f"{MANIFEST} lacks {error.args[0]!r}.", _EXPORT_AGAIN) from None
@@ -305,7 +306,7 @@ def write_manifest(
     cache: Mapping[str, Any],
     call: str,
     decode: Mapping[str, Any] | None = None,
-    generation: Mapping[str, Any] | None = None,
+    generation: Decision | None = None,
 ) -> Manifest:
     """Hash every file of `folder` and write `doge_export.json` beside them.
 
@@ -327,7 +328,7 @@ def write_manifest(
     if decode is not None:
         raw["decode"] = dict(decode)
     if generation is not None:
-        raw["generation"] = dict(generation)
+        raw["generation"] = generation.to_dict()
     text = json.dumps(raw, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     manifest = Manifest.from_dict(json.loads(text))
     (folder / MANIFEST).write_text(text, encoding="utf-8")

@@ -85,7 +85,9 @@ def find_candidates(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
     refuse_unsupported(raw, shapes)
     structure, tensors = generations_of_tensors(raw, shapes)
     by_keys, keys = generations_of_keys(raw)
-    excluded = {name: f"not by its attention: {tensors}" for name in GENERATIONS if name not in structure}
+    excluded = {
+        name: f"its attention has other tensors: {tensors}" for name in GENERATIONS if name not in structure
+    }
     configs: dict[str, DogeConfig] = {}
     reasons: dict[str, str] = {}
     for name in GENERATIONS:

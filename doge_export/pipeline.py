@@ -15,6 +15,7 @@ from doge_export.adapters import Adapter, write_merged
 from doge_export.bundle import Bundle, check_output, new_folder, write_manifest
 from doge_export.checkpoint import Checkpoint
 from doge_export.config import DogeConfig
+from doge_export.decision import Decision
 from doge_export.description import describe_graphs
 from doge_export.errors import DogeExportError
 from doge_export.genai import GENAI_CONFIG, genai_config
@@ -27,7 +28,6 @@ from doge_export.shapes import parameter_count, tensor_shapes
 from doge_export.tokenizer import check_vocabulary, copy_tokenizer_files, has_tokenizer
 
 if TYPE_CHECKING:
-    from doge_export.evidence import Decision
     from doge_export.passes.quantize_activations import StaticRanges
     from doge_export.passes.quantize_weights import Round
     from doge_export.validate import Report
@@ -49,13 +49,13 @@ class Exported:
 
 def decide(
     model: str, generation: str | None = None, progress: Progress = lambda steps, stage: None
-) -> "Decision":
+) -> Decision:
     """The generation of `model` and what decided it (doge_export.evidence); a preset is a current one.
 
     Raises:
         DogeExportError: several fit, or its configuration speaks for another than its weights do.
     """
-    from doge_export.evidence import Decision, decide_generation
+    from doge_export.evidence import decide_generation
 
     if _is_preset(model):
         return Decision(CURRENT, "preset", (f"{model} is a preset",))
@@ -73,7 +73,7 @@ def decide(
 
 
 def plan_export(
-    model: str, options: ExportOptions, adapter: Path | None = None, decision: "Decision | None" = None
+    model: str, options: ExportOptions, adapter: Path | None = None, decision: Decision | None = None
 ) -> dict[str, Any]:
     """What `export_model` would do, after checking everything that can be checked without the work.
     `decision` is what `decide` gave for this model, to spare doing it again.
@@ -116,7 +116,7 @@ def export_model(
     progress: Progress = lambda steps, stage: None,
     round_with: "Round | None" = None,
     static: "StaticRanges | None" = None,
-    decision: "Decision | None" = None,
+    decision: Decision | None = None,
 ) -> Exported:
     """Export `model` (a folder, a fixture's or preset's name, a hub id) to the bundle folder `output`, with a
     LoRA `adapter` merged where one is given.
@@ -172,7 +172,7 @@ def export_model(
         if static is not None:
             resolved |= {"calibration": static.calibration, "smooth": static.smooth}
         made = describe_graphs(torch_model, graph, decode, resolved, options.opset)
-        write_manifest(folder, **made, generation=decision.to_dict())
+        write_manifest(folder, **made, generation=decision)
         # The weights go before the reference brings its own. onnxscript's rewrite rules remember the last
         # node they looked at, and with it the graph.
         for value in graph.model.graph.initializers.values():
@@ -228,7 +228,7 @@ def validate_bundle(
     return report
 
 
-def _check_generation(report: "Report", decision: "Decision") -> None:
+def _check_generation(report: "Report", decision: Decision) -> None:
     """Let the report miss where the weights are clearly a better language model in another generation: the
     judge of the bundle's own generation cannot know."""
     from doge_export.validate import Check

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doge_export.bundle import Bundle, check_output
+from doge_export.decision import Decision
 from doge_export.errors import DogeExportError
-from doge_export.evidence import Decision
 from doge_export.pipeline import Exported, export_model
 from doge_export.quantize import (
     HALF,
@@ -225,7 +225,7 @@ def write_rounded(
             progress=progress,
             round_with=round_with,
             static=static,
-            decision=Decision.from_dict(source.manifest.generation, source.config.generation),
+            decision=source.manifest.generation or Decision(source.config.generation, "manifest"),
         )
 
 

@@ -100,6 +100,8 @@ def command(
     plan = plan_export(model, options, adapter, decision)
     if dry_run:
         _say_plan(plan, output, json_to)
+        if json_to != "-":
+            click.echo(f"  generation {decision}")
         return
     with progress("Exporting", total=plan["bytes"]) as advance:
         exported = export_model(
@@ -121,6 +123,8 @@ def command(
             f"{output}: {plan['parameters'] / 1e6:.2f} M parameters, {options.dtype}, "
             f"{_rounding(options.precision, bool(options.types))}{options.kv_cache} cache"
         )
+        if decision.decided_by not in ("tensors", "preset"):
+            click.echo(f"generation {decision}")
         for line in report_lines(report) if report else ["not validated"]:
             click.echo(line)
     if report is not None and not report.passed:

@@ -49,6 +49,7 @@ def _show(found: "Inspection") -> None:
     decode = [("decode.onnx", f"cache: {_cache(manifest.decode.cache)}")] if manifest.decode else []
     plain: Sequence[tuple[str, str]] = [
         ("bundle", f"{found.bundle.path} (doge-export {manifest.doge_export}, format {manifest.format})"),
+        *([("generation", str(manifest.generation))] if manifest.generation else []),
         ("options", _pairs(manifest.options)),
         ("versions", _pairs(manifest.versions)),
         ("cache", _cache(manifest.cache)),

@@ -2,73 +2,15 @@
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from doge_export.candidates import Candidates, describe
 from doge_export.checkpoint import Checkpoint
+from doge_export.decision import Decision, figures
 from doge_export.errors import DogeExportError
 from doge_export.evidence.score import Score, read_windows, score
 
-__all__ = ["Decision", "decide_generation"]
-
-
-def figures(bits: Mapping[str, float]) -> str:
-    """The figures, the best first: "2.31 bits per byte as 3a, 5.10 as 3b"."""
-    ordered = sorted(bits.items(), key=lambda item: item[1])
-    return ", ".join(
-        f"{value:.2f}{' bits per byte' if not at else ''} as {name}"
-        for at, (name, value) in enumerate(ordered)
-    )
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The generation of a checkpoint and the evidence for it.
-
-    `decided_by`: "tensors" where no other generation has such tensors, "config" where keys of config.json
-    speak for one of several, "text" where the weights are clearly a better language model in one, "user"
-    where --generation named it. `evidence`: what was seen, as sentences without a full stop.
-    `bits_per_byte`: of each candidate that was tried, on a text that comes with the package. `excluded`:
-    the other generations, and why each is none of the candidates. `better`: one in which the weights are
-    clearly a better language model than in the one that the user named.
-    """
-
-    generation: str
-    decided_by: str
-    evidence: tuple[str, ...] = ()
-    bits_per_byte: Mapping[str, float] = field(default_factory=dict)
-    excluded: Mapping[str, str] = field(default_factory=dict)
-    better: str | None = None
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], generation: str) -> "Decision":
-        """What a manifest says of `generation`; of an older one, which says nothing, that it was recorded."""
-        if raw.get("name") != generation:
-            return cls(generation, "manifest", ("the manifest names it",))
-        return cls(
-            generation,
-            str(raw.get("decided_by", "manifest")),
-            tuple(map(str, raw.get("evidence", ()))),
-            {str(name): float(bits) for name, bits in dict(raw.get("bits_per_byte", {})).items()},
-            {str(name): str(why) for name, why in dict(raw.get("excluded", {})).items()},
-        )
-
-    @property
-    def figures(self) -> str:
-        """The bits per byte, the best first: "2.31 bits per byte as 3a, 5.10 as 3b"."""
-        return figures(self.bits_per_byte)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The decision as the manifest and a certificate have it."""
-        return {
-            "name": self.generation,
-            "decided_by": self.decided_by,
-            "evidence": list(self.evidence),
-            "bits_per_byte": {name: round(bits, 3) for name, bits in self.bits_per_byte.items()},
-            "excluded": dict(self.excluded),
-        }
+__all__ = ["decide_generation"]
 
 
 def decide_generation(
@@ -113,7 +55,7 @@ def decide_generation(
             f"{better}.",
         )
     if best is not None:
-        return Decision(best, "text", (*seen, f"{figures(bits)} of a short English text"), bits, excluded)
+        return Decision(best, "text", seen, bits, excluded)
     raise found.question(_what_would_tell(found, bits))
 
 

@@ -4,7 +4,6 @@ __all__ = ["certificate", "certificate_dict", "certificate_faults"]
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from doge_export.render.parity_charts import drift_svg, margins_svg
 
 if TYPE_CHECKING:
     from doge_export.bundle import Bundle
+    from doge_export.decision import Decision
     from doge_export.validate import Check, Report
 
 _DECADES = 8  # a bar is empty where a value is so many powers of ten below its limit
@@ -76,7 +76,7 @@ def certificate_dict(report: "Report", bundle: "Bundle", machine: dict[str, Any]
         "files": {name: entry.sha256 for name, entry in sorted(bundle.files.items())},
         "versions": {"doge-export": manifest.doge_export, **manifest.versions},
         "machine": machine,
-        "generation": dict(manifest.generation),
+        "generation": None if manifest.generation is None else manifest.generation.to_dict(),
     }
 
 
@@ -106,17 +106,17 @@ def certificate_faults(path: Path, bundle: "Bundle") -> list[str]:
     return faults
 
 
-def _generation(decision: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _generation(decision: "Decision | None") -> list[tuple[str, str]]:
     """Which generation the model is of, and what decided it."""
-    if not decision:
+    if decision is None:
         return []
-    rows = [
-        ("generation", _text(decision["name"])),
-        ("decided by", _text(decision["decided_by"])),
-        ("evidence", "; ".join(decision["evidence"])),
+    bits = sorted(decision.bits_per_byte.items(), key=lambda item: item[1])
+    return [
+        ("generation", decision.generation),
+        ("decided by", decision.decided_by),
+        ("evidence", "; ".join(decision.evidence)),
+        *((f"bits per byte as {name}", f"{value:.2f}") for name, value in bits),
     ]
-    bits = sorted(decision["bits_per_byte"].items(), key=lambda item: item[1])
-    return [*rows, *((f"bits per byte as {name}", f"{value:.2f}") for name, value in bits)]
 
 
 def _pictures(report: "Report") -> list[str]:
