@@ -89,16 +89,23 @@ def read_windows(folder: Path, max_length: int, window: int) -> TextWindows | No
 
 def score(checkpoint: Checkpoint, windows: TextWindows) -> Score:
     """What the text costs the checkpoint in the mathematics of its configuration, each call from an empty
-    cache.
+    cache. Where experts may be chosen by the other tokens of a call or by each token alone, it is what costs
+    less: a model was trained in one of the two.
 
     Raises:
         DogeExportError: a tensor is missing or has another shape than the configuration says.
     """
+    routings = ("reference", "per-token") if checkpoint.config.mixes_tokens else ("reference",)
+    costs = [_costs(checkpoint, windows, routing) for routing in routings]
+    return Score(min(costs, key=np.sum), windows.bytes, checkpoint.config.vocab_size)
+
+
+def _costs(checkpoint: Checkpoint, windows: TextWindows, routing: str) -> npt.NDArray[np.float64]:
     import torch
 
     from doge_export.model import load_model
 
-    model, costs = load_model(checkpoint), []
+    model, costs = load_model(checkpoint, routing=routing), []
     for window in windows.ids:
         ids = torch.from_numpy(window)[None]
         with torch.inference_mode():
@@ -106,7 +113,7 @@ def score(checkpoint: Checkpoint, windows: TextWindows) -> Score:
             logits = model(ids, torch.ones_like(ids), positions, model.empty_cache(1))[0][0, :-1]
             logarithms = torch.log_softmax(logits.float(), -1)
             costs.append(-logarithms.gather(1, ids[0, 1:, None])[:, 0].double().numpy())
-    return Score(np.concatenate(costs), windows.bytes, checkpoint.config.vocab_size)
+    return np.concatenate(costs)
 
 
 def _bytes(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
