@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from doge_export import presets
 from doge_export.adapters import Adapter, write_merged
 from doge_export.bundle import DECODE, Bundle, new_folder, write_manifest
-from doge_export.checkpoint import Checkpoint
+from doge_export.checkpoint import Checkpoint, copy_config
+from doge_export.checkpoint_fit import check_finite, check_tensors
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
 from doge_export.genai import GENAI_CONFIG, genai_config
@@ -55,8 +56,10 @@ def plan_export(model: str, options: ExportOptions, adapter: Path | None = None)
     if _is_preset(model):
         config = presets.load(model)
     else:
-        checkpoint = Checkpoint.open(presets.resolve_model(model), options.generation)
+        checkpoint = Checkpoint.open(presets.resolve_model(model, adapter), options.generation)
         config = checkpoint.config
+        check_tensors(checkpoint)
+        check_finite(checkpoint, options.dtype)
         if adapter is not None:
             Adapter.open(adapter, checkpoint)
         own = adapter is not None and has_tokenizer(adapter)
@@ -182,7 +185,7 @@ def validate_bundle(
     from doge_export.validate import validate, validate_engine
 
     compare = validate_engine if opened.compiled else validate
-    presets.resolve_model(reference)  # no preset
+    presets.resolve_model(reference, adapter)  # no preset
     with _checkpoint_folder(reference, adapter, opened.config.generation) as folder:
         return compare(
             opened, folder, seed=seed, tolerance=tolerance, limits=limits, text=text, advance=progress
@@ -198,7 +201,8 @@ def _checkpoint_folder(model: str, adapter: Path | None, generation: str | None)
         return
     with tempfile.TemporaryDirectory(prefix="doge-export-") as name:
         if adapter is not None:
-            checkpoint = Checkpoint.open(presets.resolve_model(model), generation)
+            checkpoint = Checkpoint.open(presets.resolve_model(model, adapter), generation)
+            check_tensors(checkpoint)
             folder = Path(name) / checkpoint.folder.resolve().name
             folder.mkdir()
             write_merged(checkpoint, Adapter.open(adapter, checkpoint), folder)
@@ -273,7 +277,7 @@ def _write_sidecars(checkpoint: Checkpoint, folder: Path, genai: bool) -> None:
     import shutil
 
     config = checkpoint.config
-    shutil.copyfile(checkpoint.folder / "config.json", folder / "config.json")
+    copy_config(checkpoint, folder)
     generation = checkpoint.folder / "generation_config.json"
     if generation.is_file():
         shutil.copyfile(generation, folder / generation.name)

@@ -1,7 +1,7 @@
 """The generations of Doge checkpoints: what sets each apart, and which one a folder holds. No torch here."""
 
 from doge_export.generations.detect import detect
-from doge_export.generations.names import canonical_names, stored_name
+from doge_export.generations.names import canonical_names, grouped_names, is_computed, stored_name
 from doge_export.generations.settings import check_earlier, check_whole, is_number
 from doge_export.generations.table import CURRENT, GENERATIONS, Generation, find_generation
 
@@ -14,6 +14,8 @@ __all__ = [
     "check_whole",
     "detect",
     "find_generation",
+    "grouped_names",
+    "is_computed",
     "is_number",
     "stored_name",
 ]
