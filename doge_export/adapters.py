@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from doge_export.checkpoint import Checkpoint
+from doge_export.checkpoint import Checkpoint, copy_config
 from doge_export.errors import DogeExportError
 from doge_export.generations import canonical_names
 from doge_export.json_file import read_object
@@ -123,7 +123,7 @@ def write_merged(
         tensors[stored] = np.asarray(adapter.merged(name, checkpoint.array(name)), order="C")
         advance(math.prod(checkpoint.shapes[name]))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    shutil.copyfile(checkpoint.folder / "config.json", folder / "config.json")
+    copy_config(checkpoint, folder)
     if (checkpoint.folder / "generation_config.json").is_file():
         shutil.copyfile(checkpoint.folder / "generation_config.json", folder / "generation_config.json")
     copy_tokenizer_files(adapter.folder if has_tokenizer(adapter.folder) else checkpoint.folder, folder)

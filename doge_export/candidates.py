@@ -17,7 +17,7 @@ from doge_export.generations import (
     refuse_unsupported,
     same_mathematics,
 )
-from doge_export.shapes import tensor_shapes
+from doge_export.shapes import shapes_beside
 
 __all__ = ["ASK", "Candidates", "describe", "find_candidates", "misfit"]
 
@@ -119,15 +119,18 @@ def find_candidates(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
 
 
 def misfit(config: DogeConfig, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """The first tensor of `shapes` that a checkpoint of `config` does not have so; None where all fit. A tied
-    head may be stored a second time."""
-    wanted = tensor_shapes(config)
+    """The first tensor of `shapes` that a checkpoint of `config` does not have so; None where all fit. Of
+    tied embeddings the head may be stored too, or alone."""
+    wanted = shapes_beside(config, shapes)
+    spare = {"lm_head.weight"} - set(wanted)
+    if spare and "lm_head.weight" in shapes and "model.embed_tokens.weight" not in shapes:
+        wanted["lm_head.weight"] = wanted.pop("model.embed_tokens.weight")
     for name, shape in wanted.items():
         if name not in shapes:
             return f"there is no {name}"
         if shapes[name] != shape:
             return f"{name} is {list(shapes[name])} and would be {list(shape)}"
-    extra = sorted(set(shapes) - set(wanted) - {"lm_head.weight"})
+    extra = sorted(set(shapes) - set(wanted) - spare)
     return f"it has no place for {extra[0]}" if extra else None
 
 

@@ -4,6 +4,7 @@ Only safetensors are read, memory-mapped; a pickle is never opened.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +13,41 @@ from typing import TYPE_CHECKING, Any
 from doge_export.candidates import Candidates, find_candidates
 from doge_export.config import DogeConfig, known_keys, read_config
 from doge_export.errors import DogeExportError
-from doge_export.generations import canonical_names
+from doge_export.file_content import check_content
+from doge_export.generations import grouped_names, is_computed
+from doge_export.sources import check_unquantized, explain_folder, weight_files
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-__all__ = ["Checkpoint"]
+__all__ = ["EMBEDDING", "HEAD", "Checkpoint", "copy_config"]
 
-#: `weights_only` runs nothing of the file; a clone of each, since safetensors stores no tensor twice.
-_CONVERT = (
-    'python -c "import glob, torch, safetensors.torch as s; s.save_file({{k: v.clone() for f in '
-    "glob.glob('{folder}/pytorch_model*.bin') for k, v in torch.load(f, weights_only=True).items()}}, "
-    "'{folder}/model.safetensors')\""
-)
-_DTYPES = ("F32", "F16", "BF16")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies: its name in the file, the file, and what the header says."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+    def read(self) -> "npt.NDArray[Any]":
+        """As numpy has it, bfloat16 as ml_dtypes does."""
+        from safetensors import safe_open
+
+        with safe_open(self.file, framework="numpy") as file:
+            array: npt.NDArray[Any] = file.get_tensor(self.name)
+        return array
+
+    def same(self, other: "_Place") -> bool:
+        """Whether the other one is the same tensor, byte for byte."""
+        alike = (self.dtype, self.shape) == (other.dtype, other.shape)
+        return alike and self.read().tobytes() == other.read().tobytes()
 
 
 @dataclass(frozen=True)
@@ -46,15 +67,34 @@ class Checkpoint:
     @classmethod
     def open(cls, folder: Path, generation: str | None = None) -> "Checkpoint":
         """Read config.json and the headers of all shards. Of which `generation` it is they say, unless it is
-        given.
+        given. Buffers that are computed anew are passed over.
 
         Raises:
-            DogeExportError: no safetensors, a shard missing or truncated, a dtype that is not a
-                floating point one, a config that is not supported, or two generations fit.
+            DogeExportError: no safetensors, with what there is instead; a shard missing or damaged; weights
+                that are quantized or no floating point numbers; one tensor twice and not the same; a config
+                that is not supported; or two generations fit.
         """
-        raw, files, shapes, dtypes, stored = _read(folder)
+        raw, tensors = _read(folder)
+        shapes = {name: place.shape for name, place in tensors.items()}
         config = DogeConfig.from_dict(raw, generation or find_candidates(raw, shapes).only())
-        return cls(folder, config, files, shapes, dtypes, stored)
+        if config.tie_word_embeddings and HEAD in tensors and EMBEDDING not in tensors:
+            tensors[EMBEDDING] = tensors.pop(HEAD)  # one table, and some writers keep its other name
+        return cls(
+            folder,
+            config,
+            files={name: place.file for name, place in tensors.items()},
+            shapes={name: place.shape for name, place in tensors.items()},
+            dtypes={name: place.dtype for name, place in tensors.items()},
+            stored={name: place.name for name, place in tensors.items()},
+        )
+
+    @property
+    def found_by_transformers(self) -> bool:
+        """Whether transformers, which adds or takes away one `model.` and no more, finds every tensor."""
+        return all(
+            theirs in (ours, f"model.{ours}", ours.removeprefix("model."), HEAD)
+            for ours, theirs in self.stored.items()
+        )
 
     @staticmethod
     def candidates(folder: Path) -> Candidates:
@@ -63,8 +103,8 @@ class Checkpoint:
         Raises:
             DogeExportError: as `open` does, but for generations that fit.
         """
-        raw, _, shapes, _, _ = _read(folder)
-        return find_candidates(raw, shapes)
+        raw, tensors = _read(folder)
+        return find_candidates(raw, {name: place.shape for name, place in tensors.items()})
 
     def tensor(self, name: str) -> "torch.Tensor":
         """One tensor, as a view of the mapped file."""
@@ -83,67 +123,93 @@ class Checkpoint:
         return array
 
 
-def _read(
-    folder: Path,
-) -> tuple[dict[str, Any], dict[str, Path], dict[str, tuple[int, ...]], dict[str, str], dict[str, str]]:
-    """config.json, and by transformers' names the file, shape, dtype and stored name of every tensor."""
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, _Place]]:
+    """config.json, and by transformers' names where every tensor lies."""
     if not folder.is_dir():
         raise DogeExportError(f"{folder} is not a folder.", "Give a checkpoint folder.")
-    raw = read_config(folder / "config.json")
+    raw = _config(folder)
+    shards, index = weight_files(folder, raw)
+    places = _places(folder, shards, index)
+    kept = {name: found for name, found in places.items() if not is_computed(name)}
+    check_unquantized(folder, raw, {name: found[-1].dtype for name, found in kept.items()})
+    _check_twice(kept, index)
+    return raw, _by_our_names(kept)
+
+
+def copy_config(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy config.json into `folder`, as it is but for the name of the file that the weights were read
+    from."""
+    raw = dict(checkpoint.config.raw)
+    if raw.pop("transformers_weights", None) is None:
+        shutil.copyfile(checkpoint.folder / "config.json", folder / "config.json")
+        return
+    (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """config.json, of a Doge."""
+    path = folder / "config.json"
+    if not path.exists():
+        error = explain_folder(folder)
+        if error is not None:
+            raise error
+    check_content(path)
+    raw = read_config(path)
     known_keys(raw)
-    files: dict[str, Path] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    dtypes: dict[str, str] = {}
-    shards, index = _shards(folder)
+    found: dict[str, Any] = raw
+    return found
+
+
+def _places(folder: Path, shards: list[Path], index: dict[str, Path]) -> dict[str, list[_Place]]:
+    """Every tensor by its name in the files: where it lies, the place that counts last, as in
+    transformers."""
+    places: dict[str, list[_Place]] = {}
     for shard in shards:
         for name, (dtype, shape) in _header(shard).items():
-            if dtype not in _DTYPES:
-                raise DogeExportError(
-                    f"{name} in {shard} is {dtype}, and only float32, float16 and bfloat16 weights "
-                    "can be read.",
-                    "Export the unquantized checkpoint.",
-                )
-            files[name], shapes[name], dtypes[name] = shard, shape, dtype
+            places.setdefault(name, []).append(_Place(name, shard, dtype, shape))
     for name, shard in index.items():
-        if files.get(name) != shard:
-            raise DogeExportError(
-                f"The index of {folder} says that {shard.name} holds {name!r}, and it does not.",
-                "Download the checkpoint again.",
-            )
-    stored = canonical_names(shapes)
-    files = {ours: files[theirs] for ours, theirs in stored.items()}
-    shapes = {ours: shapes[theirs] for ours, theirs in stored.items()}
-    dtypes = {ours: dtypes[theirs] for ours, theirs in stored.items()}
-    return raw, files, shapes, dtypes, stored
-
-
-def _shards(folder: Path) -> tuple[list[Path], dict[str, Path]]:
-    """The files that hold the weights, and what the index says of each tensor."""
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    if index.is_file():
-        try:
-            weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            names = sorted(set(weight_map.values()))
-            placed = {tensor: folder / file for tensor, file in weight_map.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise DogeExportError(f"{index} is not a safetensors index.") from None
-        if any(Path(name).name != name or len(name) > 255 for name in names):
-            raise DogeExportError(f"{index} names a file outside its folder.")
-        for name in names:
-            if not (folder / name).is_file():
-                raise DogeExportError(
-                    f"{folder} lacks the shard {name}, which its index names.", "Download it again."
-                )
-        return [folder / name for name in names], placed
-    if single.is_file():
-        return [single], {}
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+        found = places.get(name, [])
+        if is_computed(name) or any(place.file == shard for place in found):
+            continue
         raise DogeExportError(
-            f"{folder} holds pickled weights only, which are never loaded.",
-            f"Convert them: {_CONVERT.format(folder=folder)}",
+            f"The index of {folder} says that {shard.name} holds {name!r}, and it does not.",
+            "Download the checkpoint again.",
         )
-    raise DogeExportError(f"{folder} holds no model.safetensors.", "Give a folder with weights.")
+    return places
+
+
+def _check_twice(places: dict[str, list[_Place]], index: dict[str, Path]) -> None:
+    """See whether a tensor that several shards hold is the same in all, or the index names the last of
+    them."""
+    for name, found in places.items():
+        wrong = [place for place in found[:-1] if not place.same(found[-1])]
+        if wrong and index.get(name) != found[-1].file:
+            raise DogeExportError(
+                f"{wrong[0].file} and {found[-1].file.name} hold two tensors {name!r}, which differ.",
+                "Remove the file that is not of this checkpoint, or download it again.",
+            )
+
+
+def _by_our_names(places: dict[str, list[_Place]]) -> dict[str, _Place]:
+    """Every tensor by transformers' name."""
+    tensors = {}
+    for ours, names in grouped_names(places).items():
+        first, *others = (places[name][-1] for name in names)
+        for other in others:
+            if not first.same(other):
+                raise DogeExportError(
+                    f"The checkpoint holds one tensor twice, as {first.name!r} and as {other.name!r}, and "
+                    "they differ.",
+                    "Remove the one that is not of this checkpoint.",
+                )
+        if first.dtype not in _DTYPES:
+            raise DogeExportError(
+                f"{first.name} in {first.file} is {first.dtype}, and only float64, float32, float16 and "
+                "bfloat16 weights can be read.",
+                "Export the unquantized checkpoint.",
+            )
+        tensors[ours] = first
+    return tensors
 
 
 def _header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -157,6 +223,7 @@ def _header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     except OSError as error:
         raise DogeExportError(f"{path} cannot be read: {error.strerror or error}.") from None
     except (SafetensorError, ValueError, OverflowError):
+        check_content(path, binary=True)
         raise DogeExportError(
             f"{path} is truncated or not a safetensors file.", "Download it again."
         ) from None

@@ -13,6 +13,7 @@ from doge_export import presets
 from doge_export.adapters import Adapter
 from doge_export.bundle import new_folder
 from doge_export.checkpoint import Checkpoint
+from doge_export.checkpoint_fit import check_tensors
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
 from doge_export.generations import CURRENT, GENERATIONS
@@ -26,6 +27,7 @@ __all__ = ["add_experts", "convert"]
 _LEFT_OVER = (
     *("num_cdm", "hidden_bias", "dynamic_mask_ratio", "expert_retrieval_size", "auto_map"),
     *("num_inner_value", "num_value_per_head", "inner_values_", "private_expert_"),
+    "transformers_weights",  # the file that they were read from
 )
 
 _OF_EXPERTS = ("num_experts", "num_experts_per_tok", "norm_topk_prob")
@@ -48,7 +50,7 @@ def convert(
         DogeExportError: it is of a generation that transformers' model cannot compute, it is damaged, the
             adapter does not fit, or `output` is in the way.
     """
-    checkpoint = Checkpoint.open(presets.resolve_model(model), generation)
+    checkpoint = Checkpoint.open(presets.resolve_model(model, adapter), generation)
     row = GENERATIONS[checkpoint.config.generation]
     if row.name != CURRENT:
         raise DogeExportError(
@@ -123,23 +125,9 @@ def _checked(
     checkpoint: Checkpoint, advance: Callable[[int], None], adapter: Adapter | None = None
 ) -> dict[str, Any]:
     """The tensors by transformers' names, once they are known to be those of the configuration."""
-    wanted = tensor_shapes(checkpoint.config)
-    for name, shape in wanted.items():
-        if checkpoint.shapes.get(name) != shape:
-            found = "is missing" if name not in checkpoint.shapes else f"is {list(checkpoint.shapes[name])}"
-            raise DogeExportError(
-                f"{name} {found} in {checkpoint.folder}, and config.json makes it {list(shape)}.",
-                "Take config.json and weights from the same checkpoint.",
-            )
-    extra = sorted(set(checkpoint.shapes) - set(wanted) - {"lm_head.weight"})
-    if extra:
-        raise DogeExportError(
-            f"{checkpoint.folder} holds {len(extra)} tensors that config.json has no place for, first "
-            f"{extra[0]!r}.",
-            "Take config.json and weights from the same checkpoint.",
-        )
+    check_tensors(checkpoint)
     tensors = {}
-    for name in wanted:
+    for name in tensor_shapes(checkpoint.config):
         tensor = checkpoint.array(name)
         tensors[name] = np.asarray(tensor if adapter is None else adapter.merged(name, tensor), order="C")
         advance(tensor.size)

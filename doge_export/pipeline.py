@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from doge_export import presets
 from doge_export.adapters import Adapter, write_merged
 from doge_export.bundle import Bundle, check_output, new_folder, write_manifest
-from doge_export.checkpoint import Checkpoint
+from doge_export.checkpoint import Checkpoint, copy_config
+from doge_export.checkpoint_fit import check_finite, check_tensors
 from doge_export.config import DogeConfig
 from doge_export.decision import Decision
 from doge_export.description import describe_graphs
@@ -48,9 +49,13 @@ class Exported:
 
 
 def decide(
-    model: str, generation: str | None = None, progress: Progress = lambda steps, stage: None
+    model: str,
+    generation: str | None = None,
+    adapter: Path | None = None,
+    progress: Progress = lambda steps, stage: None,
 ) -> Decision:
-    """The generation of `model` and what decided it (doge_export.evidence); a preset is a current one.
+    """The generation of `model`, into which an `adapter` may be merged, and what decided it
+    (doge_export.evidence); a preset is a current one.
 
     Raises:
         DogeExportError: several fit, or its configuration speaks for another than its weights do.
@@ -59,7 +64,7 @@ def decide(
 
     if _is_preset(model):
         return Decision(CURRENT, "preset", (f"{model} is a preset",))
-    folder = presets.resolve_model(model)
+    folder = presets.resolve_model(model, adapter)
     decision = decide_generation(folder, generation, lambda stage: progress(0, stage))
     if decision.better is not None:
         _log.warning(
@@ -84,9 +89,11 @@ def plan_export(
     if _is_preset(model):
         config = presets.load(model)
     else:
-        decision = decision or decide(model, options.generation)
-        checkpoint = Checkpoint.open(presets.resolve_model(model), decision.generation)
+        decision = decision or decide(model, options.generation, adapter)
+        checkpoint = Checkpoint.open(presets.resolve_model(model, adapter), decision.generation)
         config = checkpoint.config
+        check_tensors(checkpoint)
+        check_finite(checkpoint, options.dtype)
         if adapter is not None:
             Adapter.open(adapter, checkpoint)
         own = adapter is not None and has_tokenizer(adapter)
@@ -140,7 +147,7 @@ def export_model(
     from doge_export.model import load_model
 
     check_output(Path(output), force)
-    decision = decision or decide(model, options.generation, progress)
+    decision = decision or decide(model, options.generation, adapter, progress)
     with (
         new_folder(Path(output), force) as folder,
         _checkpoint_folder(model, adapter, decision.generation) as source,
@@ -218,13 +225,13 @@ def validate_bundle(
     from doge_export.validate import validate, validate_engine
 
     compare = validate_engine if opened.compiled else validate
-    presets.resolve_model(reference)  # no preset
+    presets.resolve_model(reference, adapter)  # no preset
     generation = opened.config.generation
     with _checkpoint_folder(reference, adapter, generation) as folder:
         report = compare(
             opened, folder, seed=seed, tolerance=tolerance, limits=limits, text=text, advance=progress
         )
-        _check_generation(report, decide(str(folder), generation, progress))
+        _check_generation(report, decide(str(folder), generation, progress=progress))
     return report
 
 
@@ -250,7 +257,8 @@ def _checkpoint_folder(model: str, adapter: Path | None, generation: str | None)
         return
     with tempfile.TemporaryDirectory(prefix="doge-export-") as name:
         if adapter is not None:
-            checkpoint = Checkpoint.open(presets.resolve_model(model), generation)
+            checkpoint = Checkpoint.open(presets.resolve_model(model, adapter), generation)
+            check_tensors(checkpoint)
             folder = Path(name) / checkpoint.folder.resolve().name
             folder.mkdir()
             write_merged(checkpoint, Adapter.open(adapter, checkpoint), folder)
@@ -325,7 +333,7 @@ def _write_sidecars(checkpoint: Checkpoint, folder: Path, genai: bool) -> None:
     import shutil
 
     config = checkpoint.config
-    shutil.copyfile(checkpoint.folder / "config.json", folder / "config.json")
+    copy_config(checkpoint, folder)
     generation = checkpoint.folder / "generation_config.json"
     if generation.is_file():
         shutil.copyfile(generation, folder / generation.name)

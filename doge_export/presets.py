@@ -14,6 +14,7 @@ from typing import Any
 
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
+from doge_export.sources import embedded_adapter
 
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[^\s@]+))?")
 #: What a checkpoint needs; everything else of a repository stays where it is.
@@ -74,14 +75,24 @@ def load(name: str) -> DogeConfig:
     return DogeConfig.from_dict(config_dict(name))
 
 
-def resolve_model(name_or_path: str) -> Path:
+def resolve_model(name_or_path: str, adapter: Path | None = None) -> Path:
     """The checkpoint folder that `-m` means: a folder, a fixture's name or a hub id `owner/name[@revision]`.
 
-    A folder that exists comes first. A preset has no folder: ask `is_preset` before.
+    A folder that exists comes first. A preset has no folder: ask `is_preset` before. `adapter`: the one that
+    is merged into the checkpoint.
 
     Raises:
-        DogeExportError: nothing is there, or the hub cannot be reached or has no safetensors.
+        DogeExportError: nothing is there, or the hub cannot be reached or has no safetensors; or an adapter
+            lies in the folder, which transformers would add to it, and none is given.
     """
+    folder = _resolve(name_or_path)
+    error = None if adapter is not None else embedded_adapter(folder)
+    if error is not None:
+        raise error
+    return folder
+
+
+def _resolve(name_or_path: str) -> Path:
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return path

@@ -1,9 +1,11 @@
 """The tensors of a Doge checkpoint: their shapes, by the names that transformers gives them."""
 
-__all__ = ["parameter_count", "tensor_shapes"]
+__all__ = ["parameter_count", "shapes_beside", "tensor_shapes"]
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 from doge_export.config import DogeConfig
 from doge_export.generations import GENERATIONS
@@ -25,9 +27,18 @@ def tensor_shapes(config: DogeConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def shapes_beside(config: DogeConfig, present: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """`tensor_shapes` to be held to the tensors that are `present`: of one layer more than there are, at
+    most. That one is missing already, and a million, as a config.json may ask for, would take minutes."""
+    found = {match[1] for name in present if (match := re.match(r"model\.layers\.(\d+)\.", name))}
+    return tensor_shapes(replace(config, num_hidden_layers=min(config.num_hidden_layers, len(found) + 1)))
+
+
 def parameter_count(config: DogeConfig) -> int:
     """How many numbers the checkpoint holds; tied embeddings count once."""
-    return sum(math.prod(shape) for shape in tensor_shapes(config).values())
+    one = tensor_shapes(replace(config, num_hidden_layers=1))
+    layer = sum(math.prod(shape) for name, shape in one.items() if name.startswith("model.layers."))
+    return sum(map(math.prod, one.values())) + layer * (config.num_hidden_layers - 1)
 
 
 def _layer(config: DogeConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -68,6 +79,8 @@ def _first_layer(config: DogeConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     hidden, ffn, bias = config.hidden_size, config.intermediate_size, config.attention_bias
     heads, size = config.num_inner_value_heads, config.inner_values_retrieval_size
     yield "input_layernorm.weight", (hidden,)
+    yield "self_attn.dynamic_mask", (config.num_attention_heads, config.max_position_embeddings)
+    yield "self_attn.v_keys", (heads, size, config.num_inner_values)
     for name, outputs in (
         ("q_proj", hidden),
         ("k_proj", hidden),
@@ -75,8 +88,6 @@ def _first_layer(config: DogeConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         ("o_proj", hidden),
     ):
         yield from _linear(f"self_attn.{name}", outputs, hidden, bias)
-    yield "self_attn.dynamic_mask", (config.num_attention_heads, config.max_position_embeddings)
-    yield "self_attn.v_keys", (heads, size, config.num_inner_values)
     yield "self_attn.v_embed.weight", (config.num_inner_values, hidden)
     yield "post_attention_layernorm.weight", (hidden,)
     yield from _linear("mlp.up_proj", ffn, hidden, config.mlp_bias)

@@ -6,7 +6,7 @@ from doge_export.generations.detect import (
     refuse_unsupported,
     same_mathematics,
 )
-from doge_export.generations.names import canonical_names, stored_name
+from doge_export.generations.names import canonical_names, grouped_names, is_computed, stored_name
 from doge_export.generations.settings import check_earlier, check_whole, is_number
 from doge_export.generations.table import CURRENT, GENERATIONS, Generation, find_generation
 
@@ -20,6 +20,8 @@ __all__ = [
     "find_generation",
     "generations_of_keys",
     "generations_of_tensors",
+    "grouped_names",
+    "is_computed",
     "is_number",
     "refuse_unsupported",
     "same_mathematics",
