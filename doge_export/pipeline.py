@@ -88,7 +88,7 @@ def plan_export(
         checkpoint = Checkpoint.open(presets.resolve_model(model), decision.generation)
         config = checkpoint.config
         if adapter is not None:
-            Adapter.open(adapter, checkpoint)
+            config = Adapter.open(adapter, checkpoint).config
         own = adapter is not None and has_tokenizer(adapter)
         _check_tokenizer(adapter if adapter is not None and own else checkpoint.folder, config)
     options.check_model(config)
