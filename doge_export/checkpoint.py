@@ -116,6 +116,7 @@ class Checkpoint:
 
     def array(self, name: str) -> "npt.NDArray[Any]":
         """One tensor as numpy has it, bfloat16 as ml_dtypes does."""
+        import ml_dtypes  # noqa: F401 - by it numpy knows bfloat16
         from safetensors import safe_open
 
         with safe_open(self.files[name], framework="numpy") as file:

@@ -62,16 +62,16 @@ def convert(
     merging = None if adapter is None else Adapter.open(adapter, checkpoint)
     tensors = _checked(checkpoint, advance, merging)
     with new_folder(output, force) as folder:
-        given = checkpoint.config.raw
+        given = (checkpoint if merging is None else merging).config.raw
         raw = {key: value for key, value in given.items() if not key.startswith(_LEFT_OVER)}
         tokens = checkpoint.folder if adapter is None or not has_tokenizer(adapter) else adapter
         _write(folder, checkpoint, raw | {"architectures": ["DogeForCausalLM"]}, tensors, tokens)
     return {
         "output": str(output),
         "generation": row.name,
-        "parameters": parameter_count(checkpoint.config),
+        "parameters": parameter_count((checkpoint if merging is None else merging).config),
         "renamed": sum(ours != theirs for ours, theirs in checkpoint.stored.items()),
-        "merged": 0 if merging is None else len(merging.pairs) + len(merging.whole),
+        "merged": 0 if merging is None else len(merging.steps),
     }
 
 
@@ -126,11 +126,12 @@ def _checked(
 ) -> dict[str, Any]:
     """The tensors by transformers' names, once they are known to be those of the configuration."""
     check_tensors(checkpoint)
+    names = tensor_shapes(checkpoint.config if adapter is None else adapter.config)
+    merged = checkpoint.array if adapter is None else adapter.merged
     tensors = {}
-    for name in tensor_shapes(checkpoint.config):
-        tensor = checkpoint.array(name)
-        tensors[name] = np.asarray(tensor if adapter is None else adapter.merged(name, tensor), order="C")
-        advance(tensor.size)
+    for name in names:
+        tensors[name] = np.asarray(merged(name), order="C")
+        advance(tensors[name].size)
     return tensors
 
 

@@ -95,7 +95,7 @@ def plan_export(
         check_tensors(checkpoint)
         check_finite(checkpoint, options.dtype)
         if adapter is not None:
-            Adapter.open(adapter, checkpoint)
+            config = Adapter.open(adapter, checkpoint).config
         own = adapter is not None and has_tokenizer(adapter)
         _check_tokenizer(adapter if adapter is not None and own else checkpoint.folder, config)
     options.check_model(config)

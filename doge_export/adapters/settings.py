@@ -1,0 +1,181 @@
+"""adapter_config.json, checked, with PEFT's defaults where it is silent and its patterns compiled."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from doge_export.adapters.keys import CONFIG, MERGE_WITH_PEFT, check_keys, compile_pattern
+from doge_export.errors import DogeExportError
+from doge_export.json_file import read_object
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is to be adapted and by how much.
+
+    `targets` is None where the file names none: the adapter's tensors say it then. `excluded` and `saved` are
+    PEFT's target lists with the same two meanings, names or one expression. `tokens`: module -> rows that are
+    replaced; None stands for the input embedding. `variant` is "" or one of use_dora, velora_config, mica.
+    """
+
+    folder: Path
+    rank: int
+    alpha: float
+    stabilised: bool
+    ranks: tuple[tuple[re.Pattern[str], int], ...]
+    alphas: tuple[tuple[re.Pattern[str], float], ...]
+    targets: "tuple[str, ...] | str | re.Pattern[str] | None"
+    excluded: "tuple[str, ...] | re.Pattern[str]"
+    layers: tuple[int, ...]
+    layer_patterns: tuple[re.Pattern[str], ...]
+    saved: tuple[str, ...]
+    saved_patterns: tuple[re.Pattern[str], ...]
+    tokens: Mapping[str | None, tuple[int, ...]]
+    bias: str
+    lora_bias: bool
+    variant: str
+    tying: bool
+
+    @classmethod
+    def read(cls, folder: Path) -> "Settings":
+        """The settings of the adapter in `folder`.
+
+        Raises:
+            DogeExportError: there is no adapter_config.json, it is of another method than LoRA, or a key asks
+                for what is not done here (doge_export.adapters.keys).
+        """
+        if not (folder / CONFIG).is_file():
+            raise DogeExportError(
+                f"{folder} has no {CONFIG}.", "Give the folder that PEFT's save_pretrained wrote."
+            )
+        raw = read_object(folder / CONFIG)
+        if raw.get("peft_type") != "LORA":
+            raise DogeExportError(
+                f"{folder} is an adapter of the type {raw.get('peft_type')!r}, and only LORA can be merged "
+                "here.",
+                MERGE_WITH_PEFT,
+            )
+        check_keys(folder, raw)
+        _check_together(folder, raw)
+        return cls(
+            folder,
+            raw.get("r", 8),
+            raw.get("lora_alpha", 8),
+            bool(raw.get("use_rslora")),
+            tuple(_by_module(folder, raw, "rank_pattern")),
+            tuple(_by_module(folder, raw, "alpha_pattern")),
+            _targets(folder, raw),
+            _names_or_pattern(folder, "exclude_modules", raw.get("exclude_modules") or []),
+            _layers(raw.get("layers_to_transform")),
+            tuple(_layer_patterns(folder, raw.get("layers_pattern") or [])),
+            tuple(raw.get("modules_to_save") or ()),
+            tuple(
+                compile_pattern(folder, "modules_to_save", name, rf"(^|.*\.){name}($|\..*)")
+                for name in raw.get("modules_to_save") or ()
+            ),
+            _tokens(raw.get("trainable_token_indices")),
+            raw.get("bias", "none"),
+            bool(raw.get("lora_bias")),
+            next(iter(_variants(raw)), ""),
+            bool(raw.get("ensure_weight_tying")),
+        )
+
+    def rank_of(self, module: str) -> int:
+        """The rank of a module's A and B: the first pattern that fits says it, as in PEFT's
+        get_pattern_key."""
+        return next((rank for pattern, rank in self.ranks if pattern.match(module)), self.rank)
+
+    def scale_of(self, module: str) -> float:
+        """What the product is multiplied with: alpha over the rank, or over its root with use_rslora
+        (Kalajdzievski, arXiv 2312.03732)."""
+        rank = self.rank_of(module)
+        alpha = next((alpha for pattern, alpha in self.alphas if pattern.match(module)), self.alpha)
+        return alpha / (math.sqrt(rank) if self.stabilised else rank)
+
+
+def _variants(raw: Mapping[str, Any]) -> list[str]:
+    """Kinds of LoRA that PEFT does one at a time."""
+    asked = {
+        "use_dora": bool(raw.get("use_dora")),
+        "velora_config": raw.get("velora_config") is not None,
+        "mica": raw.get("init_lora_weights") == "mica",
+    }
+    return [name for name, wanted in asked.items() if wanted]
+
+
+def _check_together(folder: Path, raw: Mapping[str, Any]) -> None:
+    """What LoraConfig refuses of keys that are each right alone."""
+    text = isinstance(raw.get("target_modules"), str)
+    layers, pattern = raw.get("layers_to_transform"), raw.get("layers_pattern")
+    variants = _variants(raw)
+    reasons = {
+        "layers_to_transform beside a target_modules that is an expression": text and layers is not None,
+        "layers_pattern beside a target_modules that is an expression": text and pattern is not None,
+        "layers_pattern without layers_to_transform": bool(pattern) and layers is None,
+        " and ".join(variants): len(variants) > 1,
+        "lora_bias and use_dora": bool(raw.get("lora_bias")) and bool(raw.get("use_dora")),
+        f"lora_bias and init_lora_weights {raw.get('init_lora_weights')!r}": bool(raw.get("lora_bias"))
+        and not isinstance(raw.get("init_lora_weights", True), bool),
+    }
+    for what, refused in reasons.items():
+        if refused:
+            raise DogeExportError(
+                f"{folder / CONFIG} has {what}, which PEFT refuses together.",
+                "Give what PEFT's save_pretrained wrote.",
+            )
+
+
+def _by_module(folder: Path, raw: Mapping[str, Any], key: str) -> list[tuple[re.Pattern[str], Any]]:
+    """Values by module, in the order of the file."""
+    return [
+        (compile_pattern(folder, key, pattern, rf"(.*\.)?({pattern})$"), value)
+        for pattern, value in raw.get(key, {}).items()
+    ]
+
+
+def _targets(folder: Path, raw: Mapping[str, Any]) -> "tuple[str, ...] | str | re.Pattern[str] | None":
+    """Names, an expression, or one of PEFT's two words; None where the key is not there."""
+    if "target_modules" not in raw:
+        return None
+    value = raw["target_modules"]
+    if isinstance(value, str) and value.lower() == "all-linear":
+        return "all-linear"
+    if value == "dummy-target-modules":  # of an adapter that has other parts alone
+        return ()
+    if value == []:
+        raise DogeExportError(
+            f"{folder / CONFIG} has no module in target_modules.", "Give what PEFT's save_pretrained wrote."
+        )
+    return _names_or_pattern(folder, "target_modules", value)
+
+
+def _names_or_pattern(folder: Path, key: str, value: str | list[str]) -> "tuple[str, ...] | re.Pattern[str]":
+    return compile_pattern(folder, key, value, value) if isinstance(value, str) else tuple(value)
+
+
+def _layers(value: int | list[int] | None) -> tuple[int, ...]:
+    """Empty: every layer, as in PEFT."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def _layer_patterns(folder: Path, value: str | list[str]) -> list[re.Pattern[str]]:
+    names = [value] if isinstance(value, str) else value
+    if not names:
+        return [re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")]
+    return [
+        compile_pattern(folder, "layers_pattern", name, rf"(?:^|.*?\.){name}\.(?P<idx>\d+)\.")
+        for name in names
+    ]
+
+
+def _tokens(value: Any) -> dict[str | None, tuple[int, ...]]:
+    if isinstance(value, dict):
+        return {name: tuple(rows) for name, rows in value.items()}
+    return {} if value is None else {None: tuple(value)}
