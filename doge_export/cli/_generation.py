@@ -1,6 +1,6 @@
 """The options of generation that several commands have, and reading text from stdin."""
 
-__all__ = ["generation_options", "read_stdin"]
+__all__ = ["generation_options", "read_stdin", "template_option"]
 
 import sys
 from collections.abc import Callable
@@ -32,6 +32,11 @@ def generation_options(command: _Command) -> _Command:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+template_option = click.option(
+    "--chat-template", metavar="NAME", help="Of several chat templates, this one. Default: default."
+)
 
 
 def read_stdin() -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from doge_export.cli._generation import generation_options
+from doge_export.cli._generation import generation_options, template_option
 
 _log = logging.getLogger(__name__)
 _HELP = "An empty line or Ctrl-D ends, /reset begins again."
@@ -19,9 +19,15 @@ _HELP = "An empty line or Ctrl-D ends, /reset begins again."
 @click.command("chat")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--system", metavar="TEXT", help="What the conversation starts with, as the system's message.")
+@template_option
 @generation_options
 def command(
-    bundle: Path, system: str | None, threads: int | None, stop: tuple[str, ...], **changes: Any
+    bundle: Path,
+    system: str | None,
+    chat_template: str | None,
+    threads: int | None,
+    stop: tuple[str, ...],
+    **changes: Any,
 ) -> None:
     """Talk with the model in BUNDLE, whose tokenizer has a chat template.
 
@@ -31,7 +37,7 @@ def command(
     from doge_export.tokenizer import Tokenizer
 
     opened = open_folder(bundle)
-    tokenizer = Tokenizer.load(opened.path)
+    tokenizer = Tokenizer.load(opened.path, chat_template)
     options = GenerationOptions.for_bundle(opened, stop=stop, **changes)
     beginning = [{"role": "system", "content": system}] if system else []
     # A missing or damaged template is said now, not after the first message.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from doge_export.cli._generation import generation_options, read_stdin
+from doge_export.cli._generation import generation_options, read_stdin, template_option
 from doge_export.cli._shared import progress, write_json
 
 if TYPE_CHECKING:
@@ -24,12 +24,14 @@ _LONG = 4096  # tokens of a prompt that takes its time
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("-p", "--prompt", required=True, help="The text to continue; - reads it from stdin.")
 @click.option("--chat", is_flag=True, help="Put the prompt into the chat template as the user's message.")
+@template_option
 @generation_options
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the text and its numbers as JSON.")
 def command(
     bundle: Path,
     prompt: str,
     chat: bool,
+    chat_template: str | None,
     json_to: str | None,
     threads: int | None,
     stop: tuple[str, ...],
@@ -48,7 +50,7 @@ def command(
     from doge_export.tokenizer import Tokenizer
 
     opened = open_folder(bundle)
-    tokenizer = Tokenizer.load(opened.path)
+    tokenizer = Tokenizer.load(opened.path, chat_template)
     options = GenerationOptions.for_bundle(opened, stop=stop, **changes)
     text = read_stdin() if prompt == "-" else prompt
     if chat:

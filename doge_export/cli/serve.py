@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from doge_export.cli._generation import template_option
 from doge_export.cli._shared import write_json
 
 _log = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ _log = logging.getLogger(__name__)
 @click.option("--parallel", type=click.IntRange(min=1), default=4, show_default=True, metavar="N",
               help="Requests that generate at once; others wait.")  # fmt: skip
 @click.option("--name", metavar="NAME", help="What clients call the model. Default: the bundle's folder.")
+@template_option
 @click.option("--json", "json_to", metavar="FILE|-", help="Once it listens, write the address as JSON.")
 def command(
     bundle: Path,
@@ -29,6 +31,7 @@ def command(
     threads: int | None,
     parallel: int,
     name: str | None,
+    chat_template: str | None,
     json_to: str | None,
 ) -> None:
     """Answer HTTP with the model in BUNDLE until Ctrl-C.
@@ -44,7 +47,7 @@ def command(
     from doge_export.runtime import open_folder
     from doge_export.serve import Server
 
-    server = Server(open_folder(bundle), host, port, threads, parallel, name)
+    server = Server(open_folder(bundle), host, port, threads, parallel, name, chat_template)
 
     def ready() -> None:
         _log.info("%s on %s", server.description, server.url)

@@ -124,7 +124,7 @@ def stream(
     input_ids, real = _left_padded(prompts, options.pad_token_id)
     chooser = next_tokens(session, options, rows, on_prompt)  # loads the graph: its seconds are not prefill's
     limit = _limit(chooser.capacity, input_ids.shape[1], options.max_new_tokens)
-    texts = [RowText(tokenizer.stream() if tokenizer else None, options.stop) for _ in prompts]
+    texts = [RowText(tokenizer, options.stop, prompt) for prompt in prompts]
     seen = {row: list(prompt) for row, prompt in enumerate(prompts)}
     position_ids = np.clip(np.cumsum(real, axis=1) - 1, 0, None)
     one = np.ones((rows, 1), np.int64)
@@ -154,7 +154,7 @@ def stream(
 
 def _event(row: int, token: int, text: RowText, options: GenerationOptions, last: bool) -> Event:
     if token in options.eos_token_ids:
-        return Event(row, token, text.end(), "eos")
+        return Event(row, token, text.end(token), "eos")
     piece = text.push(token)
     if last:
         piece += text.end()

@@ -33,6 +33,7 @@ class Server:
         threads: int | None = None,
         parallel: int = 4,
         name: str | None = None,
+        chat_template: str | None = None,
     ) -> None:
         try:
             import starlette  # noqa: F401
@@ -42,7 +43,7 @@ class Server:
         self._name = name or bundle.path.resolve().name
         self._socket = _listening(host, port)
         self._parallel, self._bundle = parallel, bundle
-        self._tokenizer = Tokenizer.load(bundle.path)
+        self._tokenizer = Tokenizer.load(bundle.path, chat_template)
         self._session = Session.open(bundle, threads)
         self._session.load_for_text()  # the first client does not wait for it
 

@@ -186,7 +186,7 @@ def test_a_static_cache_is_used_to_its_last_slot_and_refused_beyond(tmp_path):
 def test_row_text_holds_back_what_may_begin_a_stop_string(tmp_path, text, stop, expected):
     write_tokenizer(tmp_path)
     tokenizer = Tokenizer.load(tmp_path)
-    row = RowText(tokenizer.stream(), stop)
+    row = RowText(tokenizer, stop)
     shown = ""
     for token in tokenizer.encode(text, add_special_tokens=False):
         shown += row.push(token)
@@ -198,7 +198,7 @@ def test_row_text_holds_back_what_may_begin_a_stop_string(tmp_path, text, stop, 
 def test_row_text_shows_what_cannot_begin_a_stop_string_at_once(tmp_path):
     write_tokenizer(tmp_path)
     tokenizer = Tokenizer.load(tmp_path)
-    row = RowText(tokenizer.stream(), ("xyz",))
+    row = RowText(tokenizer, ("xyz",))
     ids = [tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "qxyq"]
     assert [row.push(token) for token in ids] == ["q", "", "", "xyq"]
     assert row.push(EOS) == ""
@@ -208,4 +208,4 @@ def test_row_text_ends_before_the_first_of_two_stop_strings_in_one_token(tmp_pat
     write_tokenizer(tmp_path)
     tokenizer = Tokenizer.load(tmp_path)
     (token,) = tokenizer.encode("the", add_special_tokens=False)
-    assert RowText(tokenizer.stream(), ("e", "h")).push(token) == "t"
+    assert RowText(tokenizer, ("e", "h")).push(token) == "t"

@@ -1,0 +1,168 @@
+"""What stands beside tokenizer.json: named tokens, tokens to add, chat templates, all of the right types.
+
+The rules are those of transformers 5 (`PreTrainedTokenizerBase._from_pretrained` and `TokenizersBackend`).
+"""
+
+__all__ = ["Settings"]
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from doge_export.errors import DogeExportError
+from doge_export.json_file import read_object
+from doge_export.tokenizer.files import TEMPLATE_FOLDER
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
+
+_CONFIG, _MAP, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_EXTRA, _OLD_EXTRA = "extra_special_tokens", "additional_special_tokens"
+_REMEDY = "Put the tokenizer's own files into the folder."
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`named`: name -> token, the model's own names among them. `listed`: tokens as the vocabulary must have
+    them. `special`: tokens that it must have, as they are there or as here. `templates`: name -> chat
+    template. `split_special`: a special token in a text is read as text."""
+
+    named: Mapping[str, str]
+    listed: "tuple[AddedToken, ...]"
+    special: "tuple[AddedToken, ...]"
+    templates: Mapping[str, str]
+    split_special: bool = False
+
+    @classmethod
+    def read(cls, folder: Path, padding: str | None = None) -> "Settings":
+        """Read the files of `folder` that there are; `padding` is the pad token where they name none.
+
+        Raises:
+            DogeExportError: one of them is damaged, or has something of another type.
+        """
+        config = read_object(folder / _CONFIG)
+        listed = config.get("added_tokens_decoder")
+        old = "added_tokens_decoder" not in config  # the names were in a file of their own before that key
+        merged = {**config, **read_object(folder / _MAP)} if old else dict(config)
+        if not merged.get(_EXTRA) and _OLD_EXTRA in merged:
+            merged[_EXTRA] = merged[_OLD_EXTRA]
+        extra = merged.get(_EXTRA)
+        more = extra.items() if isinstance(extra, Mapping) else ()
+        tokens = {key: _token(key, value) for key, value in [*_names(merged), *more] if value is not None}
+        if padding is not None and "pad_token" not in merged:
+            tokens["pad_token"] = _token("pad_token", padding)
+        extras = [] if isinstance(extra, Mapping) else [_token(_EXTRA, each) for each in _list(_EXTRA, extra)]
+        named = {key: token.content for key, token in tokens.items()}
+        special = (*tokens.values(), *extras)
+        return cls(
+            named,
+            tuple(_older(folder, {token.content for token in special}) if old else _decoder(listed)),
+            special,
+            _templates(folder, config.get("chat_template")),
+            bool(merged.get("split_special_tokens")),
+        )
+
+
+def _names(config: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """The tokens that have a name: those of every model, then those that only this one has."""
+    yield from ((key, config[key]) for key in _NAMED if key in config)
+    for key, value in config.items():
+        if key.endswith("_token") and key not in _NAMED and isinstance(value, str | Mapping):
+            yield key, value
+
+
+def _token(place: str, value: Any) -> "AddedToken":
+    """A token that is given by its text, or by an object with `content` and how it is looked for."""
+    from tokenizers import AddedToken
+
+    if isinstance(value, str):
+        return AddedToken(value, special=True)
+    return _object(place, {**value, "special": True} if isinstance(value, Mapping) else value)
+
+
+def _object(place: str, value: Any) -> "AddedToken":
+    from tokenizers import AddedToken
+
+    if isinstance(value, Mapping) and isinstance(value.get("content"), str):
+        try:
+            return AddedToken(**{str(key): each for key, each in value.items() if key != "__type"})
+        except (TypeError, ValueError):
+            pass
+    raise DogeExportError(f"{_CONFIG}: {place} has {_short(value)}, which is no token.", _REMEDY)
+
+
+def _decoder(listed: Any) -> "list[AddedToken]":
+    """`added_tokens_decoder`: id -> token, in the order of the ids."""
+    if not isinstance(listed, Mapping):
+        raise DogeExportError(
+            f"{_CONFIG}: added_tokens_decoder is {_short(listed)}, not an object of tokens.", _REMEDY
+        )
+    by_id = {}
+    for key, value in listed.items():
+        if not (key.isdecimal() and len(key) < 10):
+            raise DogeExportError(f"{_CONFIG}: added_tokens_decoder has {key!r}, which is no id.", _REMEDY)
+        by_id[int(key)] = _object("added_tokens_decoder", value)
+    return [by_id[key] for key in sorted(by_id)]
+
+
+def _older(folder: Path, special: set[str]) -> "list[AddedToken]":
+    """added_tokens.json: token -> id, in the order of the ids."""
+    from tokenizers import AddedToken
+
+    ids = read_object(folder / _ADDED)
+    for token, place in ids.items():
+        if not isinstance(place, int) or isinstance(place, bool):
+            raise DogeExportError(f"{_ADDED}: the id of {token!r} is {_short(place)}.", _REMEDY)
+    return [
+        AddedToken(token, normalized=token not in special, special=token in special)
+        for token in sorted(ids, key=lambda each: int(ids[each]))
+    ]
+
+
+def _templates(folder: Path, given: Any) -> dict[str, str]:
+    """The files win over the configuration, which has one template, or several with their names."""
+    paths = {path.stem: path for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja")) if path.is_file()}
+    if (folder / "chat_template.jinja").is_file():
+        paths = {"default": folder / "chat_template.jinja", **paths}
+    if paths:
+        return {name: _read(path) for name, path in paths.items()}
+    if given is None:
+        return {}
+    if isinstance(given, str):
+        return {"default": given}
+    pairs = list(given.items()) if isinstance(given, Mapping) else [_pair(each) for each in _list("", given)]
+    for name, text in pairs:
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise DogeExportError(
+                f"{_CONFIG}: chat_template has {_short(text)} in the place of a template's name or text.",
+                _REMEDY,
+            )
+    return dict(pairs)
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    return (item.get("name"), item.get("template")) if isinstance(item, Mapping) else (None, item)
+
+
+def _list(name: str, value: Any) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise DogeExportError(
+            f"{_CONFIG}: {name or 'chat_template'} is {_short(value)}, not a list.", _REMEDY
+        )
+    return value
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DogeExportError(f"{path} cannot be read: {error}.", _REMEDY) from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
