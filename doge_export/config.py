@@ -157,6 +157,19 @@ class DogeConfig:
         """Whether what a query sees depends on all keys of a call, later ones and padding included."""
         return GENERATIONS[self.generation].whole
 
+    def mixes(self, routing: str) -> bool:
+        """Whether experts that are routed by `routing` are chosen by the other tokens of a call too."""
+        return self.mixes_tokens and routing != "per-token"
+
+    @property
+    def rope_limit(self) -> int | None:
+        """The most positions up to which the rope's frequencies do not depend on the longest position of a
+        call; None where they never do."""
+        if self.rope["rope_type"] not in ("dynamic", "longrope"):
+            return None
+        original: int = self.rope.get("original_max_position_embeddings", self.max_position_embeddings)
+        return min(original, self.max_position_embeddings)
+
     def why_not_bounded(self, routing: str) -> str | None:
         """Why a cache bounded to keep_window_size keys would not give what the reference gives with experts
         routed by `routing`; None where it does. The proof, and what it needs: docs/bounded-cache.md."""
@@ -167,7 +180,7 @@ class DogeConfig:
                 f"with sliding_window {self.sliding_window} keys leave by their age, and one that was "
                 "dropped for its weight may come back"
             )
-        if self.is_moe and routing != "per-token":
+        if self.mixes(routing):
             return (
                 "--routing reference chooses a token's experts by the other tokens of its call, so that a "
                 "text read in pieces is another text"

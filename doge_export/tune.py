@@ -105,7 +105,7 @@ class _Student:
                 module.register_forward_hook(lambda module, inputs, scores: self._routed.append(scores))
         self._config, self._made, self._weights = config, made, weights
         # of "reference" routing rows of a batch are not their own
-        self._alone = config.is_moe and routing != "per-token"
+        self._alone = config.mixes(routing)
         self._full = {name: _tensor(tensor) for name, tensor in full.items()}
         self._still = {name: _tensor(tensor) for name, tensor in weights.items() if name not in made}
         self._still |= {name: _tensor(dequantize(made[name])) for name in made if stays_float(name)}

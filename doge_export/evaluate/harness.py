@@ -10,7 +10,7 @@ import numpy.typing as npt
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from doge_export.evaluate.perplexity import calls_of, mixes, most_rows, token_costs
+from doge_export.evaluate.perplexity import batches, calls_of, token_costs
 from doge_export.runtime import GenerationOptions, Session, generate
 from doge_export.runtime.reading import read_rows
 from doge_export.tokenizer import Tokenizer
@@ -100,7 +100,7 @@ class BundleLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(repr(sorted(request.args[1].items())), []).append(number)
-        rows = 1 if mixes(self._session) else min(_ROWS, self._session.max_batch or _ROWS)
+        rows = min(_ROWS, self._session.max_batch or _ROWS)
         for group in groups.values():
             group.sort(key=lambda number: -len(requests[number].args[0]))
             yield from (group[at : at + rows] for at in range(0, len(group), rows))
@@ -129,10 +129,8 @@ class BundleLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         rows = [(context + target)[-(self.max_length + 1) :] for context, target in pairs]
         found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
         order = sorted(range(len(pairs)), key=lambda number: -len(rows[number]))
-        while order:
-            longest = len(rows[order[0]]) - 1
-            many = 1 if mixes(self._session) else most_rows(self._session, longest)
-            batch, order = order[:many], order[many:]
+        for part in batches(self._session, [len(rows[number]) - 1 for number in order]):
+            batch = order[part]
             targets = [len(pairs[number][1]) for number in batch]
             scored = _score(self._session, [rows[number] for number in batch], targets)
             for number, score in zip(batch, scored, strict=True):

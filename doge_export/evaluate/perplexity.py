@@ -6,7 +6,7 @@ the start of the text. This is the sliding evaluation of transformers' documenta
 fixed-length models"), with every token counted once.
 """
 
-__all__ = ["Perplexity", "calls_of", "evaluate_text", "mixes", "most_rows", "token_costs"]
+__all__ = ["Perplexity", "batches", "calls_of", "evaluate_text", "token_costs"]
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from doge_export.errors import DogeExportError
 from doge_export.runtime import Session
+from doge_export.runtime.neighbours import reads_in_pieces, rows_are_independent
 from doge_export.runtime.reading import read_rows
 from doge_export.tokenizer import Tokenizer
 
@@ -102,10 +103,9 @@ def _scores(
     starts = list(range(0, max(1, len(ids) - window + stride), stride))
     starts = [start for start in starts if start == 0 or start + window - stride < len(ids)]
     whole = [start for start in starts if start + window <= len(ids)]
-    rows = most_rows(session, window)
-    batches = [whole[at : at + rows] for at in range(0, len(whole), rows)]
-    batches += [[start] for start in starts[len(whole) :]]
-    for batch in batches:
+    calls = [whole[rows] for rows in batches(session, [window] * len(whole))]
+    calls += [[start] for start in starts[len(whole) :]]
+    for batch in calls:
         length = min(window, len(ids) - batch[0])
         part = np.stack([ids[start : start + length] for start in batch])
         # A window's first tokens were scored by the one before it.
@@ -114,33 +114,25 @@ def _scores(
         yield total, int(sum(length - each for each in first))
 
 
-def mixes(session: Session) -> bool:
-    """Whether a token's result depends on the other rows and tokens of its call."""
-    bundle = session.bundle
-    return bundle.config.is_moe and bundle.manifest.options.get("routing") != "per-token"
-
-
-def most_rows(session: Session, length: int) -> int:
-    """How many rows of up to `length` tokens one call may take, so that each gives what it gives alone."""
-    if mixes(session) or _turns(session, length):
-        return 1
-    rows = max(1, _LOGITS // (min(_CALL, length) * session.bundle.config.vocab_size))
-    return min(rows, session.max_batch or rows)
+def batches(session: Session, lengths: Sequence[int]) -> Iterator[slice]:
+    """Rows of `lengths` tokens, the longest first, as those of one call after the other, each with what it
+    gives alone; the shorter are filled up behind."""
+    bundle, at = session.bundle, 0
+    while at < len(lengths):
+        call = _CALL if reads_in_pieces(bundle, lengths[at]) else lengths[at]
+        rows = max(1, _LOGITS // (min(call, lengths[at]) * bundle.config.vocab_size))
+        rows = min(rows, session.max_batch or rows)
+        if not rows_are_independent(bundle, lengths[at : at + rows], lengths[at]):
+            rows = 1
+        yield slice(at, min(at + rows, len(lengths)))
+        at += rows
 
 
 def calls_of(session: Session, length: int) -> Sequence[slice]:
     """A row in pieces that give what one call gives."""
-    if mixes(session) or _turns(session, length):
+    if not reads_in_pieces(session.bundle, length):
         return [slice(0, length)]
     return [slice(at, min(at + _CALL, length)) for at in range(0, length, _CALL)]
-
-
-def _turns(session: Session, length: int) -> bool:
-    """Whether the rope of a call depends on its longest position, within so many tokens."""
-    config, streams = session.bundle.config, session.bundle.manifest.cache.kind == "bounded"
-    turns = config.rope["rope_type"] in ("dynamic", "longrope") and not streams
-    limit = min(config.max_position_embeddings, config.rope.get("original_max_position_embeddings", length))
-    return bool(turns and length > limit)
 
 
 def _negative_log_likelihood(

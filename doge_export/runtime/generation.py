@@ -3,13 +3,14 @@
 __all__ = ["Completion", "Event", "Generation", "Statistics", "generate", "stream"]
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from doge_export.errors import DogeExportError
+from doge_export.runtime.neighbours import rows_are_independent
 from doge_export.runtime.next_tokens import next_tokens
 from doge_export.runtime.options import GenerationOptions
 from doge_export.runtime.session import Session
@@ -108,7 +109,8 @@ def stream(
     statistics: Statistics | None = None,
     on_prompt: Callable[[int], None] | None = None,
 ) -> Generator[Event]:
-    """Continue every prompt, token by token. Text and stop strings need the `tokenizer`.
+    """Continue every prompt, token by token; each is continued as it is alone, its draws apart, and the rows
+    take turns. Text and stop strings need the `tokenizer`.
 
     Raises:
         DogeExportError: a prompt is empty or has an id outside the vocabulary, prompt and new tokens do
@@ -120,36 +122,95 @@ def stream(
         raise DogeExportError("A stop string needs a tokenizer, and the bundle has none.")
     if not prompts:
         return
-    rows = len(prompts)
-    input_ids, real = _left_padded(prompts, options.pad_token_id)
-    chooser = next_tokens(session, options, rows, on_prompt)  # loads the graph: its seconds are not prefill's
-    limit = _limit(chooser.capacity, input_ids.shape[1], options.max_new_tokens)
-    texts = [RowText(tokenizer, options.stop, prompt) for prompt in prompts]
-    seen = {row: list(prompt) for row, prompt in enumerate(prompts)}
-    position_ids = np.clip(np.cumsum(real, axis=1) - 1, 0, None)
-    one = np.ones((rows, 1), np.int64)
-    for count in range(1, limit + 1):
+    calls = _calls(session, prompts, options, tokenizer, on_prompt)
+    # In turns, so that the rows grow side by side however many calls they take.
+    while calls:
+        for rows in tuple(calls):
+            yield from rows.step(statistics)
+            if rows.ended:
+                calls.remove(rows)
+
+
+def _calls(
+    session: Session,
+    prompts: Sequence[Sequence[int]],
+    options: GenerationOptions,
+    tokenizer: Tokenizer | None,
+    read: Callable[[int], None] | None,
+) -> list["_Rows"]:
+    """All rows in common calls where each is what it is alone, else each in calls of its own. What cannot be
+    run is refused here, before the first token of any row."""
+
+    def rows(first: int, end: int) -> _Rows:
+        return _Rows(session, prompts[first:end], first, options, tokenizer, read)
+
+    lengths = list(map(len, prompts))
+    end = max(lengths) + (options.max_new_tokens or _MAX_NEW_TOKENS)
+    if rows_are_independent(session.bundle, lengths, end):
+        together = rows(0, len(prompts))
+        if together.as_long_as_alone:
+            return [together]
+    return [rows(row, row + 1) for row in range(len(prompts))]
+
+
+class _Rows:
+    """Rows that share their calls and their cache, from row number `first` on, and how far they are."""
+
+    def __init__(
+        self,
+        session: Session,
+        prompts: Sequence[Sequence[int]],
+        first: int,
+        options: GenerationOptions,
+        tokenizer: Tokenizer | None,
+        read: Callable[[int], None] | None,
+    ) -> None:
+        count = len(prompts)
+        self._options, self._first = options, first
+        self._input_ids, self._real = _left_padded(prompts, options.pad_token_id)
+        self._position_ids = np.clip(np.cumsum(self._real, axis=1) - 1, 0, None)
+        # Loads the graph: its seconds are not prefill's.
+        self._chooser = next_tokens(session, options, count, read, first)
+        capacity, longest = self._chooser.capacity, self._input_ids.shape[1]
+        self._limit = _limit(capacity, longest, options.max_new_tokens)
+        self.as_long_as_alone = self._limit == _limit(
+            capacity, min(map(len, prompts)), options.max_new_tokens
+        )
+        self._texts = [RowText(tokenizer, options.stop, prompt) for prompt in prompts]
+        self._seen = {row: list(prompt) for row, prompt in enumerate(prompts)}
+        self._one = np.ones((count, 1), np.int64)
+        self._made = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether no row goes on."""
+        return not self._seen
+
+    def step(self, statistics: Statistics) -> Iterator[Event]:
+        """One token of each row that goes on."""
+        seen, left = self._seen, self._limit - self._made
         started = time.perf_counter()
-        tokens = chooser.choose(input_ids, real, position_ids, seen, limit - count + 1)
+        tokens = self._chooser.choose(self._input_ids, self._real, self._position_ids, seen, left)
         seconds = time.perf_counter() - started
-        if count == 1:
-            statistics.prefill_tokens += sum(map(len, prompts))
+        if self._made == 0:
+            statistics.prefill_tokens += sum(map(len, seen.values()))
             statistics.prefill_seconds += seconds
         else:
             statistics.decode_tokens += len(seen)
             statistics.decode_seconds += seconds
+        self._made += 1
         # A row that has ended goes on with padding, as in transformers: it does not disturb the others.
-        input_ids = np.full((rows, 1), options.pad_token_id, np.int64)
+        self._input_ids = np.full_like(self._one, self._options.pad_token_id)
+        self._real, self._position_ids = self._one, self._position_ids[:, -1:] + 1
         for row in sorted(seen):
-            input_ids[row, 0] = token = tokens[row]
+            self._input_ids[row, 0] = token = tokens[row]
             seen[row].append(token)
-            event = _event(row, token, texts[row], options, last=count == limit)
+            event = _event(
+                self._first + row, token, self._texts[row], self._options, self._made == self._limit
+            )
             if event.finish_reason is not None:
                 del seen[row]
             yield event
-        if not seen:
-            return
-        real, position_ids = one, position_ids[:, -1:] + 1
 
 
 def _event(row: int, token: int, text: RowText, options: GenerationOptions, last: bool) -> Event:

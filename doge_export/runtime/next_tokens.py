@@ -165,12 +165,13 @@ def _nobody(tokens: int) -> None:
 
 
 def next_tokens(
-    session: Session, options: GenerationOptions, batch: int, read: Read | None = None
+    session: Session, options: GenerationOptions, batch: int, read: Read | None = None, first: int = 0
 ) -> NextTokens:
     """The cheaper way that gives the same tokens. Loads the graph that it needs. `read` is told how many
-    tokens a row were read, after each piece of a prompt but the last."""
+    tokens a row were read, after each piece of a prompt but the last. The batch are the rows from `first` on
+    of those that were asked for, and draw as such."""
     read = read or _nobody
-    sampler = Sampler(options, batch)
+    sampler = Sampler(options, batch, first)
     if options.candidates == 1 and batch == 1 and session.candidates:
         return GreedyTokens(session, read)
     if options.candidates is not None and options.candidates <= session.candidates:

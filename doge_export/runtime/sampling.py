@@ -72,13 +72,14 @@ def process(scores: Scores, seen: npt.NDArray[np.int64], options: GenerationOpti
 class Sampler:
     """Chooses tokens for the rows of a batch.
 
-    Every row draws from a generator of its own, so that its text does not depend on its neighbours.
+    Every row draws from a generator of its own, so that its text does not depend on its neighbours. The rows
+    here are those from `first` on of all that were asked for.
     """
 
-    def __init__(self, options: GenerationOptions, rows: int) -> None:
+    def __init__(self, options: GenerationOptions, rows: int, first: int = 0) -> None:
         self._options = options
         self._all_but_top_p = replace(options, top_p=1.0)
-        seeds = np.random.SeedSequence(options.seed).spawn(rows)
+        seeds = np.random.SeedSequence(options.seed).spawn(first + rows)[first:]
         self._generators = [np.random.default_rng(seed) for seed in seeds]
 
     def choose(self, row: int, logits: Scores, seen: Sequence[int]) -> int:

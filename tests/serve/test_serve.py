@@ -236,6 +236,35 @@ def test_texts_are_those_of_generate(trained, served_trained, capsys):
         assert answer["usage"]["completion_tokens"] == len(expected["ids"])
 
 
+def test_prompts_and_copies_of_experts_that_mix(tmp_path):
+    """Each choice is what its prompt alone gets, whole and streamed."""
+    bundle = export_model("doge-tiny-moe", tmp_path / "moe", ExportOptions.resolve(), validate=False).bundle
+    prompts = ["My fellow citizens", "The", "We the people of the United States, in order to form"]
+    with serving(bundle.path, tmp_path / "log", "--threads", "1") as running:
+
+        def ask(prompt: Any, **options: Any) -> list[str]:
+            body = {"prompt": prompt, "max_tokens": 16, "temperature": 0, **options}
+            status, answer = running.post("/v1/completions", body)
+            assert status == 200, answer
+            return [choice["text"] for choice in answer["choices"]]
+
+        alone = [text for prompt in prompts for text in ask(prompt)]
+        assert len(set(alone)) == 3
+        assert ask(prompts) == alone
+        assert ask(prompts[:2], n=2) == [alone[0], alone[0], alone[1], alone[1]]
+        body = {"prompt": prompts, "max_tokens": 16, "temperature": 0}
+        with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
+            texts, order = [""] * 3, []
+            for chunk in client.completions.create(model="moe", stream=True, **body):
+                for choice in chunk.choices:
+                    texts[choice.index] += choice.text
+                    order.append(choice.index)
+        assert texts == alone
+        assert set(order[:3]) == {0, 1, 2}, "side by side"
+        drawn = {"temperature": 1, "seed": 3, "top_k": 40}
+        assert ask(prompts[1:], **drawn)[0] == ask(prompts[1], **drawn)[0]
+
+
 def test_requests_at_once_do_not_disturb_each_other(served, tokenizer):
     prompts = ["the dog", "a cat", "saw another", "door", "of the house", "cat at the door"] * 3
 
