@@ -105,7 +105,8 @@ def _cause(checkpoint: Checkpoint, wanted: _Shapes) -> str:
         if any(re.search(f"({pattern})$", name) for name in extra):
             return why
     if not set(wanted) & set(present):
-        return "None of its tensors has a name of a Doge: give the folder of a Doge checkpoint."
+        alien = "None of its tensors has a name of a Doge: give the folder of a Doge checkpoint."
+        return _several(extra) or alien
     return _setting(checkpoint) or _lack(wanted, missing) or _several(extra) or _rest(missing, extra)
 
 

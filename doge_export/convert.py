@@ -17,7 +17,7 @@ from doge_export.checkpoint_fit import check_tensors
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
 from doge_export.generations import CURRENT, GENERATIONS
-from doge_export.init import draw_tensor, set_keys
+from doge_export.init import check_room, draw_tensor, set_keys
 from doge_export.shapes import parameter_count, tensor_shapes
 from doge_export.tokenizer import copy_tokenizer_files, has_tokenizer
 
@@ -89,7 +89,8 @@ def add_experts(
     one does until it is trained; router and `down_embed` are random, in the dtype of the MLPs.
 
     Raises:
-        DogeExportError: it has experts already, it is of an earlier generation, or a setting does not fit.
+        DogeExportError: it has experts already, is of an earlier generation, a setting does not fit, or disk
+            or memory are too small.
     """
     checkpoint = Checkpoint.open(presets.resolve_model(dense))
     if checkpoint.config.is_moe or checkpoint.config.generation != CURRENT:
@@ -99,14 +100,16 @@ def add_experts(
         )
     raw = set_keys({**checkpoint.config.raw, "is_moe": True}, settings, _OF_EXPERTS)
     config = DogeConfig.from_dict(raw)
-    tensors = _checked(checkpoint, advance)
-    dtype = tensors["model.layers.0.mlp.up_proj.weight"].dtype.name
     spread = float(raw.get("initializer_range", 0.02))
-    for name, shape in tensor_shapes(config).items():
-        if name not in tensors:
-            # What the experts add is nothing until they are trained.
-            tensors[name] = draw_tensor(name, shape, seed, 0.0 if "up_embed" in name else spread, dtype)
     with new_folder(output, force) as folder:
+        tensors = _checked(checkpoint, advance)
+        kind = tensors["model.layers.0.mlp.up_proj.weight"].dtype
+        check_room(config, kind.itemsize, folder)
+        for name, shape in tensor_shapes(config).items():
+            if name not in tensors:
+                # What the experts add is nothing until they are trained.
+                drawn = 0.0 if "up_embed" in name else spread
+                tensors[name] = draw_tensor(name, shape, seed, drawn, kind.name)
         _write(folder, checkpoint, raw, tensors, checkpoint.folder)
     return {
         "from": dense,

@@ -10,6 +10,7 @@ seed and the tensor's name: a changed shape leaves the other tensors as they wer
 __all__ = [
     "DTYPES",
     "apply_settings",
+    "check_room",
     "draw_tensor",
     "init",
     "preset_config",
@@ -30,6 +31,7 @@ from doge_export.bundle import new_folder
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
 from doge_export.generations import CURRENT, find_generation, stored_name
+from doge_export.memory import available_memory
 from doge_export.presets import config_dict, find
 from doge_export.shapes import parameter_count, tensor_shapes
 from doge_export.tokenizer import check_vocabulary, copy_tokenizer_files
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 _SPREAD_OF_NORMS = 0.1
+#: A safetensors header has 100 MB at most, and a layer's entries need two to four kilobytes of it.
+_MOST_LAYERS = 20_000
+_SMALLER = "Ask for a smaller model, or another --dtype."
 _FIXED = {"architectures", "model_type", "dtype"}  # --dtype sets the last one
 _NUMBERS = ("initializer_range", "attention_dropout", "hidden_dropout", "router_aux_loss_coef")
 _SWITCHES = ("use_cache", "output_router_logits")
@@ -141,7 +146,7 @@ def init(
 
     Raises:
         DogeExportError: an unknown preset or key, a shape that no Doge model can have, a folder in the way,
-            a tokenizer that does not fit, or too little room.
+            a tokenizer that does not fit, or too little disk or memory.
     """
     raw = preset_config(preset, settings, generation)
     config = DogeConfig.from_dict(raw, generation)
@@ -177,7 +182,7 @@ def write_checkpoint(
 
     Raises:
         DogeExportError: `raw` is not a supported configuration, `seed` is negative, `dtype` is not one of
-            `DTYPES`, or the disk is too full.
+            `DTYPES`, or disk or memory are too small.
     """
     from safetensors.numpy import save_file
 
@@ -186,11 +191,7 @@ def write_checkpoint(
         raise DogeExportError(f"The seed {seed} is negative.")
     if dtype not in DTYPES:
         raise DogeExportError(f"{dtype!r} is not a dtype.", f"There are {', '.join(DTYPES)}.")
-    needed, free = parameter_count(config) * DTYPES[dtype], shutil.disk_usage(folder).free
-    if needed > free:
-        raise DogeExportError(
-            f"The checkpoint needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on the disk."
-        )
+    check_room(config, DTYPES[dtype], folder)
     spread = float(raw.get("initializer_range", 0.02))
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     for name, shape in tensor_shapes(config).items():
@@ -206,6 +207,32 @@ def write_checkpoint(
     written = {key: raw[key] for key in ids if raw.get(key) is not None}
     written |= {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.0}
     _write_json(folder / "generation_config.json", written)
+
+
+def check_room(config: DogeConfig, width: int, folder: Path) -> None:
+    """See whether a checkpoint of `config` with numbers of `width` bytes can be made in `folder`.
+
+    Raises:
+        DogeExportError: it has more tensors than a file can name, or disk or memory are too small.
+    """
+    layers = config.num_hidden_layers
+    if layers > _MOST_LAYERS:
+        raise DogeExportError(
+            f"{layers} layers have more tensors than a safetensors file can name.",
+            f"Ask for {_MOST_LAYERS} at most.",
+        )
+    needed, free = parameter_count(config) * width, shutil.disk_usage(folder).free
+    if needed > free:
+        raise DogeExportError(
+            f"The checkpoint needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on the disk.",
+            _SMALLER,
+        )
+    memory = available_memory()
+    if memory is not None and needed > memory:
+        raise DogeExportError(
+            f"The checkpoint needs {needed / 1e9:.1f} GB, and {memory / 1e9:.1f} GB of memory are available.",
+            _SMALLER,
+        )
 
 
 def draw_tensor(

@@ -154,6 +154,7 @@ def export_model(
     ):
         progress(0, "reading the checkpoint")
         checkpoint = Checkpoint.open(source, decision.generation)
+        check_tensors(checkpoint)
         options.check_model(checkpoint.config)
         _check_tokenizer(source, checkpoint.config)
         round_with = round_with or _rounding(options, checkpoint.config.tie_word_embeddings)

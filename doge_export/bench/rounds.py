@@ -127,7 +127,13 @@ def _reference_folder(bundle: Bundle, reference: str) -> Path:
             f"{bundle.path} is a Doge of generation {generation}, and transformers has no model of it.",
             "Leave --against out.",
         )
-    if Checkpoint.open(folder).config != bundle.config:
+    checkpoint = Checkpoint.open(folder)
+    if not checkpoint.found_by_transformers:
+        raise DogeExportError(
+            f"The tensors of {folder} have names under which transformers does not find them.",
+            "Give --reference the folder that doge-export convert makes of it.",
+        )
+    if checkpoint.config != bundle.config:
         raise DogeExportError(
             f"The config.json of {folder} is not the one that {bundle.path} was exported from.",
             "Give --reference the checkpoint of this bundle.",

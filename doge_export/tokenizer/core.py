@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doge_export.errors import DogeExportError
+from doge_export.file_content import check_content
 from doge_export.tokenizer.chat import chosen_template, compiled, rendered
+from doge_export.tokenizer.files import TOKENIZER_FILES
 from doge_export.tokenizer.pieces import Pieces
 from doge_export.tokenizer.settings import Settings
 from doge_export.tokenizer.stream import TextStream
@@ -65,6 +67,9 @@ class Tokenizer:
                 f"{folder} has no tokenizer.json.",
                 "Put the tokenizer's files beside the model; one without tokenizer.json is not supported.",
             )
+        for name in TOKENIZER_FILES:
+            if name.endswith(".json"):
+                check_content(folder / name)
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing more specific

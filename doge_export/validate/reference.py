@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from doge_export.checkpoint import Checkpoint
+from doge_export.checkpoint_fit import check_tensors
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
 from doge_export.generations import CURRENT, GENERATIONS
@@ -115,7 +116,8 @@ class Reference:
         checkpoint = Checkpoint.open(folder, generation)
         self.config = checkpoint.config
         self.current = self.config.generation == CURRENT
-        model: Any = _transformers(folder, dtype) if self.current else load_earlier(checkpoint)
+        check_tensors(checkpoint)
+        model: Any = _transformers(checkpoint, dtype) if self.current else load_earlier(checkpoint)
         _check_finite(model, folder, dtype)
         if rounded is None:
             _round_weights(model, precision, self.config.tie_word_embeddings)
@@ -264,16 +266,22 @@ class Reference:
             self._expert_ties.add(Ties.between(best[..., -2].flatten(), best[..., -1].flatten()))
 
 
-def _transformers(folder: Path, dtype: str) -> Any:
+def _transformers(checkpoint: Checkpoint, dtype: str) -> Any:
+    """transformers' own reading of the folder; where it would not find the weights under the names that they
+    have, and draw others, it is given them."""
+    from transformers import DogeConfig as Config
     from transformers import DogeForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    folder, options = checkpoint.folder, {"dtype": DTYPES[dtype], "attn_implementation": "eager"}
     try:
-        return DogeForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[dtype], attn_implementation="eager", use_safetensors=True
-        )
+        if checkpoint.found_by_transformers:
+            return DogeForCausalLM.from_pretrained(folder, use_safetensors=True, **options)
+        weights = {name: checkpoint.tensor(name) for name in checkpoint.shapes}
+        config = Config.from_pretrained(folder)
+        return DogeForCausalLM.from_pretrained(None, config=config, state_dict=weights, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise DogeExportError(f"transformers cannot load {folder}: {error}") from error
 
