@@ -27,6 +27,7 @@ from doge_export.quantize import METHODS, stored_bytes
 from doge_export.recipe import RECIPE, ExportOptions
 from doge_export.shapes import parameter_count, tensor_shapes
 from doge_export.tokenizer import check_vocabulary, copy_tokenizer_files, has_tokenizer
+from doge_export.tokenizer_source import TokenizerSource, tokenizer_source
 
 if TYPE_CHECKING:
     from doge_export.passes.quantize_activations import StaticRanges
@@ -86,6 +87,7 @@ def plan_export(
     Raises:
         DogeExportError: as `export_model` would.
     """
+    tokens: dict[str, Any] = {}
     if _is_preset(model):
         config = presets.load(model)
     else:
@@ -97,7 +99,9 @@ def plan_export(
         if adapter is not None:
             config = Adapter.open(adapter, checkpoint).config
         own = adapter is not None and has_tokenizer(adapter)
-        _check_tokenizer(adapter if adapter is not None and own else checkpoint.folder, config)
+        with tokenizer_source(adapter if adapter is not None and own else checkpoint.folder) as tokenizer:
+            _check_tokenizer(tokenizer, checkpoint)
+            tokens = {"tokenizer": tokenizer.to_dict()}
     options.check_model(config)
     _need_ranges(options, None)
     width = {"float32": 4}.get(options.dtype, 2)
@@ -109,6 +113,7 @@ def plan_export(
         "options": _resolved(options, config),
         "opset": options.opset,
         **({} if decision is None else {"generation": decision.to_dict()}),
+        **tokens,
     }
 
 
@@ -156,7 +161,10 @@ def export_model(
         checkpoint = Checkpoint.open(source, decision.generation)
         check_tensors(checkpoint)
         options.check_model(checkpoint.config)
-        _check_tokenizer(source, checkpoint.config)
+        with tokenizer_source(source) as tokenizer:
+            _check_tokenizer(tokenizer, checkpoint)
+            tokenizer.say()
+            copy_tokenizer_files(tokenizer.folder, folder)
         round_with = round_with or _rounding(options, checkpoint.config.tie_word_embeddings)
         resolved = _resolved(options, checkpoint.config)
         torch_model = load_model(checkpoint, options.dtype, options.routing, options.kv_cache)
@@ -320,15 +328,14 @@ def _resolved(options: ExportOptions, config: DogeConfig) -> dict[str, Any]:
     return resolved
 
 
-def _check_tokenizer(folder: Path, config: DogeConfig) -> None:
-    if has_tokenizer(folder):
-        check_vocabulary(
-            folder, config.vocab_size, f"Put the tokenizer that the model was trained with into {folder}."
-        )
+def _check_tokenizer(source: TokenizerSource, checkpoint: Checkpoint) -> None:
+    if has_tokenizer(source.folder):
+        remedy = f"Put the tokenizer that the model was trained with into {checkpoint.folder}."
+        check_vocabulary(source.folder, checkpoint.config.vocab_size, remedy)
 
 
 def _write_sidecars(checkpoint: Checkpoint, folder: Path, genai: bool) -> None:
-    """config.json as it was, generation_config.json or one made of the config, the tokenizer if any; with
+    """config.json as it was, generation_config.json or one made of the config; with
     `genai` what onnxruntime-genai loads the bundle by."""
     import json
     import shutil
@@ -346,7 +353,6 @@ def _write_sidecars(checkpoint: Checkpoint, folder: Path, genai: bool) -> None:
         }
         text = json.dumps(ids, indent=2, sort_keys=True) + "\n"
         (folder / generation.name).write_text(text, encoding="utf-8")
-    copy_tokenizer_files(checkpoint.folder, folder)
     if genai:
         made = genai_config(config, read_object(folder / generation.name))
         (folder / GENAI_CONFIG).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")

@@ -18,7 +18,7 @@ from doge_export.sources import embedded_adapter
 
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[^\s@]+))?")
 #: What a checkpoint needs; everything else of a repository stays where it is.
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "vocab.txt", "merges.txt"]
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "vocab.txt", "merges.txt", "*.model"]
 
 
 def models_folder() -> Path:

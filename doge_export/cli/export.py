@@ -2,11 +2,16 @@
 
 __all__ = ["command"]
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from doge_export.cli._shared import progress, write_json
+
+_log = logging.getLogger(__name__)
 
 
 @click.command("export")
@@ -100,6 +105,7 @@ def command(
     plan = plan_export(model, options, adapter, decision)
     if dry_run:
         _say_plan(plan, output, json_to)
+        _say_tokenizer(plan, json_to, warn=True)
         if json_to != "-":
             click.echo(f"  generation {decision}")
         return
@@ -123,6 +129,7 @@ def command(
             f"{output}: {plan['parameters'] / 1e6:.2f} M parameters, {options.dtype}, "
             f"{_rounding(options.precision, bool(options.types))}{options.kv_cache} cache"
         )
+        _say_tokenizer(plan, json_to)
         if decision.decided_by not in ("tensors", "preset"):
             click.echo(f"generation {decision}")
         for line in report_lines(report) if report else ["not validated"]:
@@ -135,6 +142,18 @@ def _rounding(precision: str, mixed: bool) -> str:
     if mixed:
         return f"{precision} weights but for some, "
     return "" if precision == "fp32" else f"{precision} weights, "
+
+
+def _say_tokenizer(plan: Mapping[str, Any], json_to: str | None, warn: bool = False) -> None:
+    """That there is none; with `warn` also what the export would warn of."""
+    found = plan.get("tokenizer")
+    if found is None:
+        return
+    if not found["found"] and json_to != "-":
+        click.echo("no tokenizer: generate, chat and serve need one beside the model")
+    if warn:
+        for warning in found["warnings"]:
+            _log.warning("%s", warning)
 
 
 def _say_plan(plan: dict[str, object], output: Path, json_to: str | None) -> None:

@@ -1,18 +1,34 @@
 """The files of a tokenizer in a folder."""
 
-__all__ = ["TEMPLATE_FOLDER", "TOKENIZER_FILES", "copy_tokenizer_files", "has_tokenizer"]
+__all__ = [
+    "TEMPLATE_FOLDER",
+    "TOKENIZER_FILES",
+    "VOCABULARY_FILES",
+    "copy_tokenizer_files",
+    "has_tokenizer",
+]
 
 import shutil
 from pathlib import Path
 
+#: What transformers can make a tokenizer.json of.
+VOCABULARY_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tiktoken.model",
+    "tekken.json",
+)
 #: What belongs to a tokenizer; a folder has some of them.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
+    *VOCABULARY_FILES,
     "added_tokens.json",
 )
 #: Further chat templates, NAME.jinja each.

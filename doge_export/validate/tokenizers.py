@@ -1,39 +1,49 @@
-"""The bundle's tokenizer against transformers' of the reference: ids, and text again."""
+"""The bundle's tokenizer against transformers' of the reference: ids, text again, and chats."""
 
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from doge_export.tokenizer import Tokenizer, has_tokenizer
+from doge_export.tokenizer.files import VOCABULARY_FILES
+from doge_export.tokenizer.samples import SAMPLES
 from doge_export.validate.report import Check
 
-__all__ = ["SAMPLES", "compare_tokenizers"]
+__all__ = ["SAMPLES", "compare_tokenizers", "conversations"]
 
-#: Scripts, white space, digits, emoji, and what looks like something else.
-SAMPLES = (
-    "My fellow citizens: I stand here today humbled by the task before us.",
-    "  leading,  double   and trailing spaces  ",
-    "tabs\tand\nlines\r\nof\n\n\nevery kind\u00a0\u2003\u200b",
-    "0 1 12 123 1234 3.14159 1,000,000 0x7fff 1e-9 ½ ²",
-    "Größe, naïve, Ærøskøbing, Dvořák, İstanbul, e\u0301 (combining)",
-    "Русский, Ελληνικά, עברית, العربية, हिन्दी, ไทย",
-    "日本語のテキスト、中文文本，한국어 텍스트",
-    "😀 👍🏽 👨‍👩‍👧‍👦 🇩🇪 ❤️",
-    "def f(x):\n    return {'a': x ** 2, \"b\": [1, 2]}  # code",
-    "<html>&amp;</html> https://example.org/?q=a%20b user@example.org",
-    "I'll we've DON'T can't 'quoted' \"double\" -- dash – en — em …",
-    "\x00\x07\x1b[0m control \ufeff\ufffd",
-    "",
-)
+
+_Messages = list[dict[str, str]]
+
+
+def conversations(special: Sequence[str]) -> list[_Messages]:
+    """Chats of every shape; `special` tokens stand in what is said."""
+    system = {"role": "system", "content": "Be brief."}
+    question = {"role": "user", "content": "  What is the cat?  "}
+    answer = {"role": "assistant", "content": "A *cat*.\n\n  - yes\n"}
+    return [
+        [question],
+        [system, question],
+        [system],
+        [question, answer, {"role": "user", "content": "И что ещё? 你好 \U0001f600 e\u0301"}],
+        [system, question, answer, question, answer],
+        [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}, question],
+        [question, question],
+        [{"role": "user", "content": "<b>& 'you' {{ x }} {% if %}</b>"}],
+        [{"role": "user", "content": f"before {token}after{token}"} for token in special] or [question],
+        [{"role": "tool", "content": "42"}],
+    ]
 
 
 def compare_tokenizers(bundle: Path, reference: Path, text: str | None) -> tuple[list[Check], dict[str, Any]]:
     """Each line of `text`, and the whole, or the samples: ids with and without special tokens, and the text
-    that both make of them, must be equal. Special tokens of the tokenizer are woven in.
+    that both make of them, must be equal. Special tokens of the tokenizer are woven in. So must the chats be
+    that each of its templates makes of a few conversations.
 
-    Returns: two checks, and what was compared; no check and the reason in `skipped` without a tokenizer.
+    Returns: two checks, or three with chats, and what was compared; no check and the reason in `skipped`
+    without a tokenizer.
     """
-    if not (has_tokenizer(bundle) and has_tokenizer(reference)):
+    if not (has_tokenizer(bundle) and _can_be_read(reference)):
         if has_tokenizer(reference):
             check = Check("tokenizer: the checkpoint has one, and the bundle has none", 1.0, 0.0)
             return [check], {"skipped": "the bundle has no tokenizer"}
@@ -42,7 +52,21 @@ def compare_tokenizers(bundle: Path, reference: Path, text: str | None) -> tuple
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     ours = Tokenizer.load(bundle)
-    theirs: Any = AutoTokenizer.from_pretrained(reference, local_files_only=True)
+    try:
+        theirs: Any = AutoTokenizer.from_pretrained(reference, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever transformers raises for files that it cannot read
+        reason = " ".join(str(error).split())[:200]
+        return [], {"skipped": f"transformers cannot load the checkpoint's tokenizer ({reason})"}
+    checks, compared = _texts(ours, theirs, text)
+    chats, made = _chats(ours, theirs)
+    return [*checks, *chats], {**compared, "chats": made}
+
+
+def _can_be_read(folder: Path) -> bool:
+    return has_tokenizer(folder) or any((folder / name).is_file() for name in VOCABULARY_FILES)
+
+
+def _texts(ours: Tokenizer, theirs: Any, text: str | None) -> tuple[list[Check], dict[str, Any]]:
     texts = list(SAMPLES) if text is None else [*text.splitlines(keepends=True), text]
     special = [token for token in ours.special_tokens.values()]
     texts += [f"before {token}after{token}" for token in special]
@@ -65,3 +89,36 @@ def compare_tokenizers(bundle: Path, reference: Path, text: str | None) -> tuple
         Check("tokenizer: ids that give another text", float(text_apart), 0.0),
     ]
     return checks, {"texts": len(texts), "tokens": tokens, "first_difference": first}
+
+
+def _chats(ours: Tokenizer, theirs: Any) -> tuple[list[Check], int]:
+    """A chat that a template refuses must be refused by both."""
+    given = theirs.chat_template
+    names = sorted(given) if isinstance(given, dict) else ["default"] * (given is not None)
+    if not names and not ours.chat_templates:
+        return [], 0
+    apart = float(names != sorted(ours.chat_templates))
+    chats = conversations(list(ours.special_tokens.values()))
+    for name in names:
+        for messages in chats:
+            for prompted in (True, False):
+                mine = _made(ours.apply_chat_template, messages, prompted, template=name)
+                named = name if isinstance(given, dict) else None
+                wanted = _made(
+                    theirs.apply_chat_template,
+                    messages,
+                    chat_template=named,
+                    add_generation_prompt=prompted,
+                    tokenize=False,
+                )
+                apart += mine != wanted
+    made = 2 * len(names) * len(chats)
+    return [Check("tokenizer: chats with another text", apart, 0.0)], made
+
+
+def _made(apply: Callable[..., str], *given: Any, **options: Any) -> str | None:
+    """The text; None where the messages are refused."""
+    try:
+        return apply(*given, **options)
+    except Exception:  # the template's own: what it raises is anything
+        return None
