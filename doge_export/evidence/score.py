@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from doge_export.checkpoint import Checkpoint
 from doge_export.tokenizer import Tokenizer, has_tokenizer
+from doge_export.tokenizer_source import tokenizer_source
 
 __all__ = ["Score", "TextWindows", "read_windows", "score"]
 
@@ -71,9 +72,10 @@ def read_windows(folder: Path, max_length: int, window: int) -> TextWindows | No
     Raises:
         DogeExportError: the tokenizer is damaged.
     """
-    if not has_tokenizer(folder):
-        return None
-    tokenizer = Tokenizer.load(folder)
+    with tokenizer_source(folder) as source:
+        if not has_tokenizer(source.folder):
+            return None
+        tokenizer = Tokenizer.load(source.folder)
     text = (resources.files("doge_export.evidence") / "text.txt").read_text(encoding="utf-8")
     ids = tokenizer.encode(text)
     most = max(_TOKENS, window + _TOKENS // 2 if window <= _REACH else 0)
