@@ -36,18 +36,10 @@ class _Place:
     dtype: str
     shape: tuple[int, ...]
 
-    def read(self) -> "npt.NDArray[Any]":
-        """As numpy has it, bfloat16 as ml_dtypes does."""
-        from safetensors import safe_open
-
-        with safe_open(self.file, framework="numpy") as file:
-            array: npt.NDArray[Any] = file.get_tensor(self.name)
-        return array
-
     def same(self, other: "_Place") -> bool:
         """Whether the other one is the same tensor, byte for byte."""
         alike = (self.dtype, self.shape) == (other.dtype, other.shape)
-        return alike and self.read().tobytes() == other.read().tobytes()
+        return alike and _array(self.file, self.name).tobytes() == _array(other.file, other.name).tobytes()
 
 
 @dataclass(frozen=True)
@@ -116,12 +108,16 @@ class Checkpoint:
 
     def array(self, name: str) -> "npt.NDArray[Any]":
         """One tensor as numpy has it, bfloat16 as ml_dtypes does."""
-        import ml_dtypes  # noqa: F401 - by it numpy knows bfloat16
-        from safetensors import safe_open
+        return _array(self.files[name], self.stored[name])
 
-        with safe_open(self.files[name], framework="numpy") as file:
-            array: npt.NDArray[Any] = file.get_tensor(self.stored[name])
-        return array
+
+def _array(path: Path, name: str) -> "npt.NDArray[Any]":
+    import ml_dtypes  # noqa: F401 - numpy knows bfloat16 by it
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        array: npt.NDArray[Any] = file.get_tensor(name)
+    return array
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, _Place]]:

@@ -41,7 +41,7 @@ _KINDS = (
     _Kind(
         _starts(b"version https://git-lfs.github.com/spec/"),
         "is a Git LFS pointer, a note of where the file is, and not the file",
-        "Fetch it: git -C {folder} lfs pull.",
+        "Fetch it: git -C {folder} lfs pull",
     ),
     _Kind(
         re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|head|body)\b", re.IGNORECASE).match,

@@ -55,7 +55,7 @@ def embedded_adapter(folder: Path) -> DogeExportError | None:
     quoted = shlex.quote(str(folder))
     return DogeExportError(
         f"{folder} holds a checkpoint and an adapter ({_ADAPTER}), which transformers would add to it.",
-        f"Give the adapter too: -m {quoted} --adapter {quoted}; or move its files away.",
+        f"Move the adapter's files away, or give it too: -m {quoted} --adapter {quoted}",
     )
 
 
@@ -166,13 +166,13 @@ _FORMS = (
     _AdapterForm(
         _any(_ADAPTER),
         "{folder} is an adapter{base}, by its adapter_config.json, and no model.",
-        "Give the model and the adapter: -m {model} --adapter {folder}.",
+        "Give the model and the adapter: -m {model} --adapter {folder}",
         beside=True,
     ),
     _Form(
         _snapshot,
         "{folder} is a repository in the hub's cache, and its files lie in {found}.",
-        "Give -m {found}.",
+        "Give -m {found}",
     ),
     _Form(
         _dead_link,
@@ -189,7 +189,7 @@ _FORMS = (
         _distributed,
         "{folder} holds the parts that FSDP or torch.distributed.checkpoint saved ({found}, .distcp), and no "
         "model.safetensors.",
-        "Merge them: accelerate merge-weights {found} {folder}.",
+        "Merge them: accelerate merge-weights {found} {folder}",
     ),
     _Form(
         _any(
@@ -197,17 +197,17 @@ _FORMS = (
         ),
         "{folder} holds the parts that DeepSpeed saved ({found}), and no model.safetensors.",
         "Merge them with the script that DeepSpeed puts there: cd {folder} && python zero_to_fp32.py . . "
-        "--safe_serialization.",
+        "--safe_serialization",
     ),
     _Form(
         lambda folder: name if (name := _variant(folder)) and name.endswith(".json") else None,
         "{folder} holds a variant of the weights alone ({found}), which is read where it is asked for only.",
-        "Take it as the weights: mv {found} {folder}/model.safetensors.index.json.",
+        "Take it as the weights: mv {found} {folder}/model.safetensors.index.json",
     ),
     _Form(
         lambda folder: name if (name := _variant(folder)) and not _SHARD.fullmatch(name) else None,
         "{folder} holds a variant of the weights alone ({found}), which is read where it is asked for only.",
-        "Take it as the weights: mv {found} {folder}/model.safetensors.",
+        "Take it as the weights: mv {found} {folder}/model.safetensors",
     ),
     _Form(
         _shard,
@@ -217,7 +217,7 @@ _FORMS = (
     _Form(
         _rename,
         "{folder} holds no model.safetensors, but {found}, which is not read under this name.",
-        "If it is the model: mv {found} {folder}/model.safetensors.",
+        "If it is the model: mv {found} {folder}/model.safetensors",
     ),
     _PickleForm(lambda folder: None, "", ""),
     _Form(
@@ -235,7 +235,7 @@ _FORMS = (
         "{folder} holds a model that was exported already ({found}).",
         "Give the checkpoint that it was made from.",
     ),
-    _Form(_inner, "{folder} is no checkpoint itself, and {found} in it is one.", "Give -m {found}."),
+    _Form(_inner, "{folder} is no checkpoint itself, and {found} in it is one.", "Give -m {found}"),
     _Form(
         _any("tokenizer.json", "tokenizer_config.json"),
         "{folder} holds a tokenizer ({found}) and no model.safetensors.",

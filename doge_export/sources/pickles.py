@@ -1,6 +1,7 @@
 """Pickled weights: they are never loaded here, and this is the command that a user can run to have
 safetensors."""
 
+import glob
 import re
 import shlex
 from pathlib import Path
@@ -22,12 +23,12 @@ _SHARDS = "pytorch_model-*-of-*.bin"
 #: `weights_only` runs nothing of the file. Of nested dictionaries it takes the one with the most tensors, a
 #: clone of each, since safetensors stores no tensor twice. It has no quote in it that a shell would read.
 _CODE = (
-    "import sys, torch, safetensors.torch as s; T = torch.is_tensor; "
+    'import sys, glob, torch, safetensors.torch as s; T = torch.is_tensor; F = sys.argv[1] + "/"; '
     "f = lambda d: max([{k: v for k, v in d.items() if T(v)}, "
     "*(f(v) for v in d.values() if isinstance(v, dict))], key=len); "
-    "s.save_file({k: v.detach().clone().contiguous() for p in sys.argv[2:] for k, v in "
-    'f(torch.load(p, map_location="cpu", weights_only=True)).items()}, '
-    'sys.argv[1] + "/model.safetensors")'
+    "s.save_file({k: v.detach().clone().contiguous() for g in sys.argv[2:] "
+    "for p in sorted(glob.glob(g, root_dir=F)) for k, v in "
+    'f(torch.load(F + p, map_location="cpu", weights_only=True)).items()}, F + "model.safetensors")'
 )
 
 
@@ -41,13 +42,11 @@ def explain_pickles(folder: Path) -> DogeExportError | None:
     )
     if not found:
         return None
-    quoted = shlex.quote(str(folder))
     if any(Path(name).match(_SHARDS) for name in found) and _FIRST[0] not in found:
-        given = f"{quoted}/{_SHARDS}"
+        given = _SHARDS
     else:
-        known = [name for name in _FIRST if name in found]
-        given = shlex.quote(str(folder / (known or found)[0]))
+        given = glob.escape(next((name for name in _FIRST if name in found), found[0]))
+    command = shlex.join(["python", "-c", _CODE, str(folder), given])
     return DogeExportError(
-        f"{folder} holds pickled weights only, which are never loaded.",
-        f"Convert them: python -c {shlex.quote(_CODE)} {quoted} {given}",
+        f"{folder} holds pickled weights only, which are never loaded.", f"Convert them: {command}"
     )
