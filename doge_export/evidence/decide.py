@@ -10,7 +10,7 @@ from doge_export.decision import Decision, figures
 from doge_export.errors import DogeExportError
 from doge_export.evidence.score import Score, read_windows, score
 
-__all__ = ["decide_generation"]
+__all__ = ["decide_generation", "weigh"]
 
 
 def decide_generation(
@@ -27,20 +27,14 @@ def decide_generation(
         DogeExportError: the checkpoint is damaged; several generations fit, or config.json speaks for another
             than the weights do, and none was asked for.
     """
-    found = Checkpoint.candidates(folder)
-    fitting = tuple(name for name in found.fitting if name not in found.damaged)
-    scores: dict[str, Score] = {}
-    alone = found.decided is not None and len(found.fitting) == 1
-    if not alone and (asked is None or asked in fitting):
-        scores = _scores(folder, fitting, progress)
+    found, scores = weigh(folder, asked, progress)
     bits = {name: scored.bits_per_byte for name, scored in scores.items()}
     seen, excluded = (found.tensors, found.keys), found.excluded
 
     if asked is not None:
         evidence = ("--generation named it", *seen)
         return Decision(asked, "user", evidence, bits, excluded, _better(scores, asked))
-    if alone:
-        assert found.decided is not None
+    if found.decided is not None and len(found.fitting) == 1:
         return Decision(found.decided, "tensors", seen, bits, excluded)
     best = _winner(scores, found.likely)
     if found.decided is not None:
@@ -57,6 +51,23 @@ def decide_generation(
     if best is not None:
         return Decision(best, "text", seen, bits, excluded)
     raise found.question(_what_would_tell(found, bits))
+
+
+def weigh(
+    folder: Path, asked: str | None = None, progress: Callable[[str], None] = lambda stage: None
+) -> tuple[Candidates, dict[str, Score]]:
+    """The candidates for the generation of the checkpoint in `folder`, and what the text costs in each of
+    them; nothing where tensors and keys leave one, or where there is nothing to read it with.
+
+    Raises:
+        DogeExportError: the checkpoint is damaged, or of a kind that is not supported.
+    """
+    found = Checkpoint.candidates(folder)
+    fitting = tuple(name for name in found.fitting if name not in found.damaged)
+    alone = found.decided is not None and len(found.fitting) == 1
+    if alone or (asked is not None and asked not in fitting):
+        return found, {}
+    return found, _scores(folder, fitting, progress)
 
 
 def _scores(folder: Path, names: tuple[str, ...], progress: Callable[[str], None]) -> dict[str, Score]:
