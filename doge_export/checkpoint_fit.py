@@ -132,7 +132,7 @@ def _setting(checkpoint: Checkpoint) -> str | None:
         values = derive(checkpoint.shapes, config)
         if values is None or values == tuple(getattr(config, key) for key in keys):
             continue
-        named = {keys_there.get(key, key): value for key, value in zip(keys, values, strict=True)}
+        named = {keys_there.get(key, (key,))[0]: value for key, value in zip(keys, values, strict=True)}
         try:
             changed = DogeConfig.from_dict({**config.raw, **named}, config.generation)
         except DogeExportError:

@@ -29,9 +29,14 @@ def tensor_shapes(config: DogeConfig) -> dict[str, tuple[int, ...]]:
 
 def shapes_beside(config: DogeConfig, present: Collection[str]) -> dict[str, tuple[int, ...]]:
     """`tensor_shapes` to be held to the tensors that are `present`: of one layer more than there are, at
-    most. That one is missing already, and a million, as a config.json may ask for, would take minutes."""
+    most. That one is missing already, and a million, as a config.json may ask for, would take minutes. A bias
+    of a router is among them where it is there and may be."""
     found = {match[1] for name in present if (match := re.match(r"model\.layers\.(\d+)\.", name))}
-    return tensor_shapes(replace(config, num_hidden_layers=min(config.num_hidden_layers, len(found) + 1)))
+    shapes = tensor_shapes(replace(config, num_hidden_layers=min(config.num_hidden_layers, len(found) + 1)))
+    if GENERATIONS[config.generation].router_bias:
+        biases = [name.replace(".weight", ".bias") for name in shapes if name.endswith("router_gate.weight")]
+        shapes |= {name: (2 * config.num_keys,) for name in biases if name in present}
+    return shapes
 
 
 def parameter_count(config: DogeConfig) -> int:

@@ -12,7 +12,7 @@ from doge_export.cli._shared import progress, write_json
 @click.command("convert")
 @click.option("-m", "--model", required=True, help="A checkpoint folder, a fixture's name, or a hub id.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to write.")
-@click.option("--generation", metavar="1|2|3a|3b|3c|4",
+@click.option("--generation", metavar="1|2|3a-filled|3a|3b-positional|3b|3c|4",
               help="Of which generation the checkpoint is, where it does not show.")  # fmt: skip
 @click.option("--adapter", type=click.Path(path_type=Path), help="Merge this LoRA adapter.")
 @click.option("--force", is_flag=True, help="Replace the folder if it exists.")

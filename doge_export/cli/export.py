@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 @click.option("--plugins", is_flag=True, default=None,
               help="With --target tensorrt: a second graph, of plugins, for full TensorRT.")  # fmt: skip
 @click.option("--adapter", type=click.Path(path_type=Path), help="Merge this LoRA adapter (PEFT) first.")
-@click.option("--generation", metavar="1|2|3a|3b|3c|4",
+@click.option("--generation", metavar="1|2|3a-filled|3a|3b-positional|3b|3c|4",
               help="Of which generation the checkpoint is, where it does not show.")  # fmt: skip
 @click.option(
     "--recipe", type=click.Path(path_type=Path), help="A TOML file with these options; flags win over it."

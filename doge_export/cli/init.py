@@ -24,8 +24,8 @@ def _show_list(ctx: click.Context, parameter: click.Parameter, value: bool) -> N
               help="Change the configuration; the value is JSON. Repeatable.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
               show_default=True)  # fmt: skip
-@click.option("--generation", metavar="1|2|3a|3b|3c|4", default="4", show_default=True,
-              help="Of which generation of Doge; docs/generations.md.")  # fmt: skip
+@click.option("--generation", metavar="1|2|3a-filled|3a|3b-positional|3b|3c|4", default="4",
+              show_default=True, help="Of which generation of Doge; docs/generations.md.")  # fmt: skip
 @click.option("--from-dense", metavar="MODEL",
               help="Not a preset, but this dense checkpoint with experts beside its MLPs, which add nothing "
               "until they are trained.")  # fmt: skip

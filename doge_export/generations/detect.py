@@ -48,8 +48,8 @@ def refuse_unsupported(raw: _Config, shapes: _Shapes) -> None:
             )
     if "queries_proj" in parts:
         raise DogeExportError(
-            "The experts are found by queries_proj, as for three weeks from 22 February 2025 on, which is "
-            "not supported.",
+            "The experts are found by queries_proj, as from 7 February to 17 March 2025, which is not "
+            "supported.",
             "Export a checkpoint with queries or with router_gate.",
         )
     heads, kv_heads, _ = _sizes(raw)
@@ -101,8 +101,9 @@ def _any_of(*keys: str) -> Callable[[_Config], bool]:
     return lambda raw: any(key in raw for key in keys)
 
 
-def _old_expert_keys(raw: _Config) -> bool:
-    return any(key.startswith("num_cdmmoe_") for key in raw)
+def _expert_keys(raw: _Config, *prefixes: str) -> tuple[bool, ...]:
+    """Whether there are keys of experts by each of the names that they had."""
+    return tuple(any(key.startswith(f"num_{prefix}_") for key in raw) for prefix in prefixes)
 
 
 #: What the keys of config.json speak for: the first row that holds counts. A class writes all of its own
@@ -116,20 +117,38 @@ _KEYS: tuple[tuple[Callable[[_Config], bool], frozenset[str], str], ...] = (
         "config.json has mlp_bias or sliding_window, which only classes since June 2025 write",
     ),
     (
-        lambda raw: _old_expert_keys(raw) and "dynamic_mask_ratio" in raw,
-        frozenset({"3a-filled"}),
-        "config.json has dynamic_mask_ratio and num_cdmmoe_*, as from 12 to 20 January 2025",
-    ),
-    (_old_expert_keys, frozenset({"2"}), "config.json has num_cdmmoe_* and no inner values"),
-    (
         lambda raw: "dynamic_mask_ratio" in raw and "keep_window_size" in raw,
         frozenset({"3b", "3b-positional"}),
         "config.json has dynamic_mask_ratio and keep_window_size",
     ),
     (
+        lambda raw: "dynamic_mask_ratio" in raw and "is_causal" in raw,
+        frozenset({"3a"}),
+        "config.json has dynamic_mask_ratio and is_causal, as from 23 January to 1 February 2025",
+    ),
+    (
+        lambda raw: "dynamic_mask_ratio" in raw and _expert_keys(raw, "cdmmoe", "cdmoe") == (True, False),
+        frozenset({"3a-filled"}),
+        "config.json has dynamic_mask_ratio and num_cdmmoe_*, as from 12 to 20 January 2025",
+    ),
+    (
+        lambda raw: (
+            "dynamic_mask_ratio" in raw
+            and _expert_keys(raw, "cdmmoe") == (False,)
+            and "num_channels" not in raw
+        ),
+        frozenset({"3a"}),
+        "config.json has dynamic_mask_ratio and no num_channels, which classes until 1 February 2025 write",
+    ),
+    (
         _any_of("dynamic_mask_ratio"),
         frozenset({"3a-filled", "3a"}),
         "config.json has dynamic_mask_ratio and no keep_window_size",
+    ),
+    (
+        lambda raw: _expert_keys(raw, "cdmmoe") == (True,),
+        frozenset({"2"}),
+        "config.json has num_cdmmoe_* and no inner values",
     ),
     (
         _any_of("keep_window_size"),

@@ -20,23 +20,25 @@ CURRENT = "4"
 class Generation:
     """What is known of a generation without its tensors.
 
-    `keys`: our names of configuration fields -> what its config.json calls them. `defaults`: its class's, by
-    our names, where they are not transformers'. `own`: settings of its own that `init` writes, by our names,
-    with the values that a random checkpoint gets. `fixed`: settings that no config.json of it has, since they
+    `keys`: our names of configuration fields -> what its config.json calls them; of several names the first
+    is written, and the first that is there is read. `defaults`: its class's, by our names, where they are not
+    transformers'. `own`: settings of its own that `init` writes, by our names, with the values that a random
+    checkpoint gets. `fixed`: settings that no config.json of it has, since they
     are always so.
 
     `inner`: its values are looked up (inner function attention) and there is no A and dt; its residuals have
     no weights, and the shared part of its experts no gate. `per_head`: dt and A have an entry for each query
     head, not for each kv head. `repeated`: dt is made of the values repeated for each query head. `norms`:
     queries and keys are normalised. `old_names`: of its tensors (doge_export.generations.names). `queries`:
-    its experts are found by queries and keys, token by token, and not by a router. `whole`: what a query sees
+    its experts are found by queries and keys, token by token, and not by a router. `router_bias`: its router
+    may have a bias, as its tensors say. `whole`: what a query sees
     depends on all keys of the call, later ones and padding included. `window`: how keep_window_size limits
     the keys, "row" for each query anew, "text" for all queries alike, None not at all.
     """
 
     name: str
     era: str
-    keys: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     own: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -46,13 +48,19 @@ class Generation:
     norms: bool = False
     old_names: bool = True
     queries: bool = False
+    router_bias: bool = False
     whole: bool = False
     window: str | None = None
     why_not_bounded: str = ""
 
     def read(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """`raw`, a config.json, with our names and this generation's defaults beside its own."""
-        given = {ours: raw[theirs] for ours, theirs in self.keys.items() if theirs in raw}
+        given = {
+            ours: raw[theirs]
+            for ours, names in self.keys.items()
+            for theirs in reversed(names)  # the first has the last word
+            if theirs in raw
+        }
         if self.old_names:  # some configurations had it, and no model
             given["norm_topk_prob"] = False
         return {**self.defaults, **raw, **given, **self.fixed}
@@ -73,17 +81,18 @@ class Generation:
                 )
         unknown = _CURRENT_ONLY | set(self.fixed)
         written = {key: value for key, value in raw.items() if key not in unknown}
-        for ours, theirs in self.keys.items():
+        for ours, (theirs, *_) in self.keys.items():
             if ours not in raw:
                 continue
             if theirs in written and theirs not in raw and written[theirs] != raw[ours]:
-                one = " and ".join(key for key, value in self.keys.items() if value == theirs)
+                one = " and ".join(key for key, names in self.keys.items() if names[0] == theirs)
                 raise DogeExportError(
                     f"{one} are one setting, {theirs}, in generation {self.name}.",
                     "Give both the same value.",
                 )
             written[theirs] = raw[ours]
-        for ours in {ours for ours in self.keys if ours not in self.keys.values()}:
+        own = {names[0] for names in self.keys.values()}
+        for ours in set(self.keys) - own:
             written.pop(ours, None)
         if self.window is None:
             written.pop("keep_window_size", None)
@@ -97,15 +106,21 @@ class Generation:
 _CURRENT_ONLY = frozenset(
     {"norm_topk_prob", "output_router_logits", "router_aux_loss_coef", "sliding_window"}
 )
-_BIASES = {"attention_bias": "hidden_bias", "mlp_bias": "hidden_bias"}
+_BIASES = {"attention_bias": ("hidden_bias",), "mlp_bias": ("hidden_bias",)}
+#: Of the class of all months from late December 2024 to June 2025.
+_TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 _GLOBAL = "a key is dropped by its rank among all keys, and one that was dropped may come back"
 
 
-def _retrieval(prefix: str) -> dict[str, str]:
+def _retrieval(*prefixes: str) -> dict[str, tuple[str, ...]]:
+    """`prefixes`: "cdmmoe" until 20 January 2025, "cdmoe" from then on."""
     return {
-        "num_experts": f"num_{prefix}_experts",
-        "expert_heads": f"num_{prefix}_heads",
-        "num_experts_per_tok": f"num_{prefix}_experts_per_head",
+        ours: tuple(f"num_{prefix}_{theirs}" for prefix in prefixes)
+        for ours, theirs in (
+            ("num_experts", "experts"),
+            ("expert_heads", "heads"),
+            ("num_experts_per_tok", "experts_per_head"),
+        )
     }
 
 
@@ -115,7 +130,9 @@ GENERATIONS: dict[str, Generation] = {
         Generation(
             "1",
             "November 2024, inner function attention",
-            keys=_BIASES | _retrieval("cdmmoe") | {"expert_retrieval_size": "private_expert_retrieval_size"},
+            keys=_BIASES
+            | _retrieval("cdmmoe")
+            | {"expert_retrieval_size": ("private_expert_retrieval_size",)},
             defaults={
                 "intermediate_size": 4096,
                 "num_hidden_layers": 16,
@@ -151,7 +168,8 @@ GENERATIONS: dict[str, Generation] = {
             "2",
             "December 2024",
             keys=_BIASES | _retrieval("cdmmoe"),
-            defaults={
+            defaults=_TOKENS
+            | {
                 "tie_word_embeddings": True,
                 "rope_scaling": {"rope_type": "dynamic", "factor": 4.0},
                 "num_experts": 2048,
@@ -166,10 +184,30 @@ GENERATIONS: dict[str, Generation] = {
             why_not_bounded="every key that a head's mask keeps stays, however many they are",
         ),
         Generation(
+            "3a-filled",
+            "12 to 23 January 2025, the causal mask filled in",
+            keys=_BIASES | _retrieval("cdmmoe", "cdmoe"),
+            defaults=_TOKENS
+            | {
+                "tie_word_embeddings": True,
+                "rope_scaling": {"rope_type": "dynamic", "factor": 4.0},
+                "num_experts": 2048,
+                "expert_heads": 4,
+                "num_experts_per_tok": 8,
+                "expert_retrieval_size": 256,
+                "dynamic_mask_ratio": 0.0,
+            },
+            own={"expert_heads": 2, "expert_retrieval_size": 32, "dynamic_mask_ratio": 0.25},
+            queries=True,
+            whole=True,
+            why_not_bounded=_GLOBAL,
+        ),
+        Generation(
             "3a",
-            "January to February 2025",
-            keys=_BIASES | _retrieval("cdmoe"),
-            defaults={
+            "23 January to February 2025",
+            keys=_BIASES | _retrieval("cdmoe", "cdmmoe"),
+            defaults=_TOKENS
+            | {
                 "tie_word_embeddings": True,
                 "num_experts": 16348,
                 "expert_heads": 4,
@@ -183,10 +221,21 @@ GENERATIONS: dict[str, Generation] = {
             why_not_bounded=_GLOBAL,
         ),
         Generation(
+            "3b-positional",
+            "17 March to 14 April 2025, experts numbered by rank",
+            keys=_BIASES,
+            defaults=_TOKENS | {"num_experts": 2048, "num_experts_per_tok": 8, "dynamic_mask_ratio": 0.0},
+            own={"dynamic_mask_ratio": 0.5},
+            router_bias=True,
+            whole=True,
+            window="text",
+            why_not_bounded=_GLOBAL,
+        ),
+        Generation(
             "3b",
             "March to June 2025, dynamic_mask_ratio and keep_window_size",
             keys=_BIASES,
-            defaults={"dynamic_mask_ratio": 0.0},
+            defaults=_TOKENS | {"dynamic_mask_ratio": 0.0},
             own={"dynamic_mask_ratio": 0.5},
             whole=True,
             window="text",

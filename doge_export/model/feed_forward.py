@@ -54,16 +54,21 @@ class CDMoE(MLP):
         self.down_embed = torch.nn.Embedding(config.num_experts, config.hidden_size)
         self.up_embed = torch.nn.Embedding(config.num_experts, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def route(self, router_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each token's experts and what they weigh, [tokens, num_experts_per_tok], by its router's logits."""
         config = self.config
-        indices, weights = expert_routing(
-            self.router_gate(hidden_states),
+        routed: tuple[torch.Tensor, torch.Tensor] = expert_routing(
+            router_logits,
             config.num_keys,
             config.num_experts_per_tok,
             int(self.per_token),
             int(config.norm_topk_prob),
         )
-        tokens = hidden_states.reshape(-1, config.hidden_size, 1)
+        return routed
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        indices, weights = self.route(self.router_gate(hidden_states))
+        tokens = hidden_states.reshape(-1, self.config.hidden_size, 1)
         activations = (self.down_embed(indices) @ tokens).squeeze(-1)
         mixing = self.activation(activations) * weights
         experts = (mixing.unsqueeze(1) @ self.up_embed(indices)).reshape(hidden_states.shape)

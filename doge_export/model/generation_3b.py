@@ -23,8 +23,11 @@ class Attention(HeadAttention):
         """How many keys are not counted."""
         return self.config.keep_window_size
 
+    def ratio(self) -> torch.Tensor:
+        """The share as the operators take it."""
+        return torch.tensor(self.share(self.config.dynamic_mask_ratio), dtype=torch.float64)
+
     def operator(self, inputs: tuple[Any, ...], cache: tuple[Any, ...], heads: tuple[int, int]) -> Any:
         config = self.config
         scale = config.head_dim**-0.5
-        ratio = torch.tensor(self.share(config.dynamic_mask_ratio), dtype=torch.float64)
-        return ratio_mask_attention(*inputs, ratio, *cache, *heads, self.window(), scale)
+        return ratio_mask_attention(*inputs, self.ratio(), *cache, *heads, self.window(), scale)

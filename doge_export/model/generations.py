@@ -8,7 +8,9 @@ from doge_export.model import (
     generation_1,
     generation_2,
     generation_3a,
+    generation_3a_filled,
     generation_3b,
+    generation_3b_positional,
     generation_3c,
 )
 
@@ -18,7 +20,9 @@ __all__ = ["MODULES"]
 MODULES: dict[str, ModuleType] = {
     "1": generation_1,
     "2": generation_2,
+    "3a-filled": generation_3a_filled,
     "3a": generation_3a,
+    "3b-positional": generation_3b_positional,
     "3b": generation_3b,
     "3c": generation_3c,
     CURRENT: current,

@@ -4,8 +4,10 @@ from doge_export.ops import (
     bounded_mask_attention,
     dynamic_mask_attention,
     expert_routing,
+    filled_mask_attention,
     head_mask_attention,
     place_mask_attention,
+    rank_routing,
     ratio_mask_attention,
     sign_mask_attention,
 )
@@ -19,7 +21,9 @@ OPERATORS: tuple[Operator, ...] = (
     bounded_mask_attention.OPERATOR,
     head_mask_attention.OPERATOR,
     ratio_mask_attention.OPERATOR,
+    filled_mask_attention.OPERATOR,
     sign_mask_attention.OPERATOR,
     place_mask_attention.OPERATOR,
     expert_routing.OPERATOR,
+    rank_routing.OPERATOR,
 )

@@ -21,22 +21,23 @@ from doge_export.ops.cached_keys import CachedKeys
 from doge_export.ops.function import BodyBuilder
 from doge_export.ops.head_attention import HeadBody, HeadMask, define
 
-__all__ = ["OPERATOR", "ratio_mask_attention"]
+__all__ = ["OPERATOR", "ratio_mask_attention", "without_smallest", "without_smallest_body"]
 
 
-def _bias(held: CachedKeys, x: Mapping[str, Any], lowest: float) -> torch.Tensor:
-    beyond = held.count - x["keep_window_size"]
-    count = torch.clamp((beyond.double() * x["ratio"]).to(torch.int64), min=0)
+def without_smallest(held: CachedKeys, ratio: torch.Tensor, window: int, lowest: float) -> torch.Tensor:
+    """dt [batch, heads, 1, keys], and `lowest` in its place for the keys that are dropped."""
+    beyond = held.count - window
+    count = torch.clamp((beyond.double() * ratio).to(torch.int64), min=0)
     ascending = torch.where(held.exists[:, :, 0], held.dt, torch.inf).sort(-1).values
     place = torch.clamp(count - 1, min=0).expand(*held.dt.shape[:2], 1)
     limit = torch.where(count > 0, ascending.gather(-1, place), -torch.inf)
-    bias = torch.where(held.dt < limit, lowest, held.dt)[:, :, None]
-    return bias + torch.where(held.visible[:, None], 0.0, lowest)
+    return torch.where(held.dt < limit, lowest, held.dt)[:, :, None]
 
 
-def _body(parts: HeadBody, b: BodyBuilder, held: CachedKeys) -> ir.Value:
+def without_smallest_body(parts: HeadBody, b: BodyBuilder, held: CachedKeys, window: ir.Value) -> ir.Value:
+    """The same in standard operators."""
     dtype, zero = parts.numpy, b.const(0)
-    beyond = b.Cast(b.Sub(held.count, b.int_attribute("keep_window_size")), to=ir.DataType.DOUBLE)
+    beyond = b.Cast(b.Sub(held.count, window), to=ir.DataType.DOUBLE)
     count = b.Max(b.Cast(b.Mul(beyond, b.inputs["ratio"]), to=ir.DataType.INT64), zero)
     ranked = held.dt
     if held.exists is not None:
@@ -48,8 +49,18 @@ def _body(parts: HeadBody, b: BodyBuilder, held: CachedKeys) -> ir.Value:
     limit = b.Where(
         b.Greater(count, zero), b.GatherElements(ascending, place, axis=-1), b.const(-np.inf, dtype)
     )
-    bias = b.Unsqueeze(b.Where(b.Less(held.dt, limit), parts.lowest, held.dt), b.const([2]))
-    hidden = b.Where(b.Unsqueeze(held.visible, b.const([1])), b.const(0, dtype), parts.lowest)
+    result: ir.Value = b.Unsqueeze(b.Where(b.Less(held.dt, limit), parts.lowest, held.dt), b.const([2]))
+    return result
+
+
+def _bias(held: CachedKeys, x: Mapping[str, Any], lowest: float) -> torch.Tensor:
+    bias = without_smallest(held, x["ratio"], x["keep_window_size"], lowest)
+    return bias + torch.where(held.visible[:, None], 0.0, lowest)
+
+
+def _body(parts: HeadBody, b: BodyBuilder, held: CachedKeys) -> ir.Value:
+    bias = without_smallest_body(parts, b, held, b.int_attribute("keep_window_size"))
+    hidden = b.Where(b.Unsqueeze(held.visible, b.const([1])), b.const(0, parts.numpy), parts.lowest)
     result: ir.Value = b.Add(bias, hidden)
     return result
 

@@ -260,7 +260,13 @@ class Reference:
     def _watch_experts(self, module: Any, inputs: Any, output: Any) -> None:
         if not self._record:
             return
-        experts, best = best_experts(output[1], module.top_k)
+        logits = output[1]
+        if hasattr(module, "choose"):  # by rules of its own
+            most = min(module.top_k + 1, module.num_keys**2)
+            experts, best = module.choose(logits, most)
+            experts = experts[..., : module.top_k]
+        else:
+            experts, best = best_experts(logits, module.top_k)
         self._experts.append(experts.numpy())
         if best.shape[-1] > module.top_k:
             self._expert_ties.add(Ties.between(best[..., -2].flatten(), best[..., -1].flatten()))

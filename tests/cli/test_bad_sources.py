@@ -25,7 +25,7 @@ def refusal(capsys: pytest.CaptureFixture[str], output: Path, *arguments: object
     return printed.err
 
 
-@pytest.mark.parametrize("generation", ["1", "2", "3a", "3b", "3c", "4"])
+@pytest.mark.parametrize("generation", ["1", "2", "3a-filled", "3a", "3b", "3c", "4"])
 def test_tensors_too_few_and_too_many(
     generation: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from doge_export.init import init
 __all__ = ["EARLIER", "KINDS", "SETTINGS", "change_config", "change_tensors", "make"]
 
 #: Generations before transformers'.
-EARLIER = ("1", "2", "3a", "3b", "3c")
+EARLIER = ("1", "2", "3a-filled", "3a", "3b-positional", "3b", "3c")
 #: Each with and without experts; generation 1 always has them.
 KINDS = tuple(
     (generation, moe) for generation in EARLIER for moe in (False, True) if moe or generation != "1"

@@ -29,10 +29,13 @@ from tests.generations._checkpoints import EARLIER, KINDS, SETTINGS, make
 from tests.test_tokenizer import AUTHORS
 
 
-def run_module(folder: Path, schedule: Schedule, tokens: Tokens, kind: str, per_token: bool) -> Any:
+def run_module(
+    folder: Path, schedule: Schedule, tokens: Tokens, kind: str, per_token: bool, generation: str
+) -> Any:
     """logits [batch, length, vocab] of our module in torch, whose rounding is pinned as the judge's is: a
     repeated token ties, and a tie decides what is dropped."""
-    model = load_model(Checkpoint.open(folder), "float32", "per-token" if per_token else "reference", kind)
+    routing = "per-token" if per_token else "reference"
+    model = load_model(Checkpoint.open(folder, generation), "float32", routing, kind)
     rows, slots, at = len(schedule.padding), 40 if kind == "static" else 0, 0
     cache, logits = model.empty_cache(rows, slots), []
     ids, mask, positions = (
@@ -52,38 +55,38 @@ def run_module(folder: Path, schedule: Schedule, tokens: Tokens, kind: str, per_
 def test_module(generation: str, moe: bool, tmp_path: Path) -> None:
     folder = make(tmp_path / "c", generation, moe)
     for per_token in (False, True) if moe else (False,):
-        reference = Reference(folder, per_token=per_token)
+        reference = Reference(folder, per_token=per_token, generation=generation)
         for seed, schedule in enumerate(TABLE):
             tokens = draw_tokens(schedule, 257, seed)
             expected = reference.run(schedule, tokens).logits
             for kind in ("growing", "static"):
-                got = run_module(folder, schedule, tokens, kind, per_token)
+                got = run_module(folder, schedule, tokens, kind, per_token, generation)
                 assert np.abs(expected - got)[tokens.real].max() <= 1e-4, (schedule.name, kind, per_token)
 
 
 @pytest.mark.parametrize("changes", [{}, {"moe": True}], ids=["dense", "experts"])
-@pytest.mark.parametrize("generation", ["1", "2", "3b"])
+@pytest.mark.parametrize("generation", ["1", "2", "3a-filled", "3b-positional", "3b"])
 def test_biases_heads_and_an_untied_head(generation: str, changes: dict[str, Any], tmp_path: Path) -> None:
     settings = ("attention_bias=true", "mlp_bias=true", "tie_word_embeddings=false", "num_key_value_heads=4")
     folder = make(tmp_path / "c", generation, settings=settings, **changes)
     schedule = Schedule("", (13, 1, 1, 5), (0, 3))
     tokens = draw_tokens(schedule, 257, 0)
-    expected = Reference(folder).run(schedule, tokens).logits
-    got = run_module(folder, schedule, tokens, "growing", False)
+    expected = Reference(folder, generation=generation).run(schedule, tokens).logits
+    got = run_module(folder, schedule, tokens, "growing", False, generation)
     assert np.abs(expected - got)[tokens.real].max() <= 1e-4
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.29, 0.9, 1.0])
-@pytest.mark.parametrize("generation", ["3a", "3b"])
+@pytest.mark.parametrize("generation", ["3a-filled", "3a", "3b"])
 def test_ratios(generation: str, ratio: float, tmp_path: Path) -> None:
     folder = make(tmp_path / "c", generation, settings=(f"dynamic_mask_ratio={ratio}",))
     schedule = Schedule("", (30, *[1] * 10))
     tokens = draw_tokens(schedule, 257, 0)
-    expected = Reference(folder).run(schedule, tokens)
-    got = run_module(folder, schedule, tokens, "growing", False)
+    expected = Reference(folder, generation=generation).run(schedule, tokens)
+    got = run_module(folder, schedule, tokens, "growing", False, generation)
     assert np.abs(expected.logits - got).max() <= 1e-4
     dropped = sum(int((~keys[0, :, -1]).sum()) for keys in expected.keys[-1])
-    off = ratio == 0 or (ratio == 1 and generation == "3a")
+    off = ratio == 0 or (ratio == 1 and generation != "3b")
     assert (dropped == 0) == off
 
 
@@ -91,11 +94,11 @@ def test_ratios(generation: str, ratio: float, tmp_path: Path) -> None:
 @pytest.mark.parametrize("generation", EARLIER)
 def test_graph(generation: str, options: dict[str, Any], tmp_path: Path) -> None:
     folder = make(tmp_path / "c", generation, moe=True)
-    resolved = ExportOptions.resolve(**options)
+    resolved = ExportOptions.resolve(**options, generation=generation)
     bundle = export_model(str(folder), tmp_path / "b", resolved, validate=False).bundle
     assert bundle.manifest.options["generation"] == generation
     assert bundle.config.generation == generation
-    reference, candidate = Reference(folder), Candidate(bundle)
+    reference, candidate = Reference(folder, generation=generation), Candidate(bundle)
     for seed, schedule in enumerate(TABLE):
         tokens = draw_tokens(schedule, 257, seed)
         expected, got = reference.run(schedule, tokens), candidate.run(schedule, tokens)
@@ -153,7 +156,7 @@ def test_the_certificate_and_the_text(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_what_was_not_built_is_refused(generation: str, options: dict[str, str], tmp_path: Path) -> None:
     folder = make(tmp_path / "c", generation)
     with pytest.raises(DogeExportError) as caught:
-        export_model(str(folder), tmp_path / "b", ExportOptions.resolve(**options))
+        export_model(str(folder), tmp_path / "b", ExportOptions.resolve(**options, generation=generation))
     assert f"generation {generation}" in str(caught.value) and caught.value.remedy
     assert not (tmp_path / "b").exists()
 

@@ -13,6 +13,7 @@ import torch
 from doge_export.ops import (
     BodyOptions,
     Operator,
+    filled_mask_attention,
     head_mask_attention,
     place_mask_attention,
     ratio_mask_attention,
@@ -41,6 +42,7 @@ class Kind:
     by_place: bool = False
     window: int | None = None  # else the case's
     ratio: float | None = None
+    first_tells: bool = False  # one token sees all keys, or none, as the mask of the first place says
 
     def attributes(self, case: AttentionCase) -> dict[str, Any]:
         given = {"num_heads": case.heads[0], "num_kv_heads": case.heads[1], "scale": case.head_dim**-0.5}
@@ -75,7 +77,17 @@ def by_rank(ratio: float) -> Callable[[Array, list[int], int], list[float | None
     return rule
 
 
+def filled(ratio: float) -> Callable[[Array, list[int], int], list[float | None]]:
+    def rule(dt: Array, seen: list[int], window: int) -> list[float | None]:
+        count = int(len(dt) * ratio)
+        limit = sorted(dt)[count - 1] if count > 0 else -np.inf
+        return [dt[slot] if slot in seen and dt[slot] >= limit else NOTHING for slot in range(len(dt))]
+
+    return rule
+
+
 _RATIO = ratio_mask_attention.ratio_mask_attention
+_FILLED = filled_mask_attention.filled_mask_attention
 _PLACE = place_mask_attention.place_mask_attention
 KINDS = {
     "1": Kind(place_mask_attention.OPERATOR, _PLACE, by_place, by_place=True),
@@ -83,6 +95,8 @@ KINDS = {
     "2": Kind(sign_mask_attention.OPERATOR, sign_mask_attention.sign_mask_attention, by_sign, repeated=True),
     "3a": Kind(ratio_mask_attention.OPERATOR, _RATIO, by_rank(0.3), window=0, ratio=0.3),
     "3a, 0.7": Kind(ratio_mask_attention.OPERATOR, _RATIO, by_rank(0.7), window=0, ratio=0.7),
+    "3a-filled": Kind(filled_mask_attention.OPERATOR, _FILLED, filled(0.3), ratio=0.3, first_tells=True),
+    "3a-filled, 0.9": Kind(filled_mask_attention.OPERATOR, _FILLED, filled(0.9), ratio=0.9, first_tells=True),
     "3b": Kind(ratio_mask_attention.OPERATOR, _RATIO, by_rank(0.5), ratio=0.5),
     "3b, all": Kind(ratio_mask_attention.OPERATOR, _RATIO, by_rank(1.0), ratio=1.0),
     "off": Kind(ratio_mask_attention.OPERATOR, _RATIO, by_rank(0.0), window=0, ratio=0.0),
@@ -152,6 +166,8 @@ def oracle(kind: Kind, case: AttentionCase, inputs: Inputs) -> tuple[Array, Arra
                     dt[row, head, slot] = np.exp(x["A"][head] * np.logaddexp(0, logit))
         for column in range(case.length):
             seen = visible_keys(case, x["attention_mask"], row, column)
+            if kind.first_tells and case.length == 1:
+                seen = list(range(end)) if x["attention_mask"][row, 0] else []
             for head in range(heads):
                 part = slice(head * dim, (head + 1) * dim)
                 added = kind.rule(dt[row, head, :end], seen, window)

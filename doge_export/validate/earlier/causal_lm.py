@@ -16,7 +16,9 @@ __all__ = ["EarlierDoge", "load_earlier"]
 _GENERATIONS: dict[str, tuple[Any, Any]] = {
     "1": (generation_1.Attention, generation_1.Experts),
     "2": (generation_2.Attention, generation_2.Experts),
+    "3a-filled": (generation_3.FilledRatioAttention, generation_2.Experts),
     "3a": (generation_3.RatioAttention, generation_2.Experts),
+    "3b-positional": (generation_3.WindowedRatioAttention, generation_3.RankedExperts),
     "3b": (generation_3.WindowedRatioAttention, generation_3.Experts),
     "3c": (generation_3.TopAttention, generation_3.Experts),
 }
@@ -152,6 +154,10 @@ def load_earlier(checkpoint: Checkpoint) -> EarlierDoge:
         DogeExportError: a tensor is missing or has another shape.
     """
     model = EarlierDoge(checkpoint.config)
+    for number, layer in enumerate(model.model.layers):
+        bias = checkpoint.shapes.get(f"model.layers.{number}.mlp.router_gate.bias")
+        if bias is not None and isinstance(layer.mlp, generation_3.RankedExperts):
+            layer.mlp.router_gate.bias = torch.nn.Parameter(torch.empty(bias))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             shape = checkpoint.shapes.get(name)

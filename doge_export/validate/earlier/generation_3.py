@@ -1,4 +1,5 @@
-"""Generations 3a, 3b and 3c (SmallDoges/small-doge, 42e5a63 to e5a2639)."""
+"""Generations 3a, 3b and 3c (SmallDoges/small-doge, 42e5a63 to e5a2639), and what the first two were for some
+weeks (LoserCheems/WonderfulMatrices, b8c60e8; SmallDoges/small-doge, efdbaaa to ae7abf7)."""
 
 from typing import Any
 
@@ -7,7 +8,14 @@ import torch
 from doge_export.config import DogeConfig
 from doge_export.validate.earlier.attention import EarlierAttention
 
-__all__ = ["Experts", "RatioAttention", "TopAttention", "WindowedRatioAttention"]
+__all__ = [
+    "Experts",
+    "FilledRatioAttention",
+    "RankedExperts",
+    "RatioAttention",
+    "TopAttention",
+    "WindowedRatioAttention",
+]
 
 
 class RatioAttention(EarlierAttention):
@@ -18,13 +26,27 @@ class RatioAttention(EarlierAttention):
         ratio = self.settings.dynamic_mask_ratio
         return int(keys * ratio) if 0.0 < ratio < 1.0 else 0
 
-    def prepare_dynamic_mask(self, *, dt_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def without_smallest(self, dt_states: torch.Tensor) -> torch.Tensor:
+        """[B, H, 1, L] of dt [B, H, L]"""
         added = dt_states[:, :, None, :]
         n = self.dropped(dt_states.shape[-1])
         if n > 0:
             nth = torch.kthvalue(added, n, dim=-1, keepdim=True).values
             added = added.masked_fill(added < nth, torch.finfo(added.dtype).min)
-        return added + attention_mask
+        return added
+
+    def prepare_dynamic_mask(self, *, dt_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.without_smallest(dt_states) + attention_mask
+
+
+class FilledRatioAttention(RatioAttention):
+    """3a until 23 January 2025: finfo.min takes the place of exp(A * softplus(dt)) where the causal mask is
+    not 0, of which the original reads as many columns as there are new tokens: one token reads the first."""
+
+    def prepare_dynamic_mask(self, *, dt_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        columns = 1 if attention_mask.shape[2] == 1 else attention_mask.shape[3]
+        hidden = attention_mask[..., :columns] != 0
+        return self.without_smallest(dt_states).masked_fill(hidden, torch.finfo(dt_states.dtype).min)
 
 
 class WindowedRatioAttention(RatioAttention):
@@ -66,13 +88,30 @@ class Experts(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         batch, length, hidden = x.shape
         logits = self.router_gate(x).view(2, batch * length, -1)
-        (a, b), (i, j) = torch.topk(logits, self.num_keys, dim=-1)
-        scores = (a[..., :, None] + b[..., None, :]).flatten(-2)
-        numbers = (i[..., :, None] * self.num_keys + j[..., None, :]).flatten(-2)
-        best, place = torch.topk(scores, self.top_k, dim=-1)
-        e, weight = numbers.gather(-1, place), best.softmax(-1)
+        e, best = self.choose(logits, self.top_k)
+        weight = best.softmax(-1)
         if self.norm_topk_prob:
             weight = weight / weight.sum(-1, keepdim=True)
         w = self.gated[0].act((x.reshape(-1, 1, hidden) * self.down_embed(e)).sum(-1)) * weight
         routed = (w[..., None] * self.up_embed(e)).sum(1).view(batch, length, hidden)
         return self.gated[0](x) + routed, logits
+
+    def choose(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The `count` best experts of router logits [2, B * S, keys], and their scores."""
+        (a, b), (i, j) = torch.topk(logits, self.num_keys, dim=-1)
+        scores = (a[..., :, None] + b[..., None, :]).flatten(-2)
+        numbers = (i[..., :, None] * self.num_keys + j[..., None, :]).flatten(-2)
+        best, place = torch.topk(scores, count, dim=-1)
+        return numbers.gather(-1, place), best
+
+
+class RankedExperts(Experts):
+    """Of 3b from 17 March to 14 April 2025, which had two mistakes: the values and the indices of the first
+    half's topk are added to each other, where the values of both halves were meant, and the places among
+    these sums are taken for the experts."""
+
+    def choose(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        values, indices = torch.topk(logits[0], self.num_keys, dim=-1)
+        sums = values.unsqueeze(-1) + indices.unsqueeze(-2)
+        best, place = torch.topk(sums.flatten(1), count, dim=-1)
+        return place, best
