@@ -203,7 +203,7 @@ def _by_our_names(places: dict[str, list[_Place]]) -> dict[str, _Place]:
             raise DogeExportError(
                 f"{first.name} in {first.file} is {first.dtype}, and only float64, float32, float16 and "
                 "bfloat16 weights can be read.",
-                "Export the unquantized checkpoint.",
+                "Save it as floating point numbers, or remove it if it is not of the model.",
             )
         tensors[ours] = first
     return tensors
@@ -220,7 +220,7 @@ def _header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     except OSError as error:
         raise DogeExportError(f"{path} cannot be read: {error.strerror or error}.") from None
     except (SafetensorError, ValueError, OverflowError):
-        check_content(path, binary=True)
+        check_content(path, "safetensors")
         raise DogeExportError(
             f"{path} is truncated or not a safetensors file.", "Download it again."
         ) from None

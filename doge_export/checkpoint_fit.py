@@ -83,8 +83,10 @@ def _largest(array: Any) -> float:
 
 def _check_tied(checkpoint: Checkpoint) -> None:
     """Some writers store the tied head a second time."""
-    head, table = (checkpoint.array(name) for name in (HEAD, EMBEDDING))
-    if head.dtype != table.dtype or head.shape != table.shape or head.tobytes() != table.tobytes():
+    import numpy as np
+
+    head, table = (checkpoint.array(name).astype(np.float32, copy=False) for name in (HEAD, EMBEDDING))
+    if not np.array_equal(head, table, equal_nan=True):
         raise DogeExportError(
             f"config.json ties the embeddings, and {checkpoint.folder} holds another {HEAD!r}, which "
             "transformers would use.",

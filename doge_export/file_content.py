@@ -17,13 +17,13 @@ _BEGIN = 4096  # bytes that are looked at
 
 @dataclass(frozen=True)
 class _Kind:
-    """One thing that lies in the place of a file. `matches`: the file's first bytes. `text`: whether only a
-    file that should be none is refused, since one that should be a text may well begin so."""
+    """One thing that lies in the place of a file. `matches`: the file's first bytes. `right`: the kind of
+    file that may well begin so."""
 
     matches: Callable[[bytes], object]
     what: str
     remedy: str = _AGAIN
-    text: bool = False
+    right: str | None = None
 
 
 def _starts(*magic: bytes) -> Callable[[bytes], bool]:
@@ -59,6 +59,7 @@ _KINDS = (
         _starts(b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
         "is a pickle, as torch.save writes it, under another name, and pickles are never loaded",
         "Name it pytorch_model.bin, and export says how it is converted.",
+        right="pickle",
     ),
     _Kind(
         _starts(b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf"),
@@ -66,13 +67,13 @@ _KINDS = (
         "Unpack it.",
     ),
     _Kind(_starts(b"\x89HDF"), "is an HDF5 file", "Save the model as safetensors."),
-    _Kind(_is_text, "is a text", text=True),
+    _Kind(_is_text, "is a text", right="JSON"),
 )
 
 
-def check_content(path: Path, binary: bool = False) -> None:
-    """See whether the file at `path`, if there is one, may be what its name says: JSON or the like, or, with
-    `binary`, safetensors.
+def check_content(path: Path, kind: str = "JSON") -> None:
+    """See whether the file at `path`, if there is one, may be what its name says: of the `kind` "JSON",
+    "safetensors" or "pickle".
 
     Raises:
         DogeExportError: it is a Git LFS pointer, a page of HTML, empty, or of another format.
@@ -82,12 +83,12 @@ def check_content(path: Path, binary: bool = False) -> None:
             begin = file.read(_BEGIN)
     except (OSError, ValueError):  # absent, or who reads it says why it cannot be read
         return
-    for kind in _KINDS:
-        if (binary or not kind.text) and kind.matches(begin):
+    for found in _KINDS:
+        if found.right != kind and found.matches(begin):
             words = begin[:40].decode("ascii", "replace").split("\n")[0].strip()
-            seen = f" that begins with {words!r}" if kind.text else ""
-            not_so = "is not a safetensors file: it " if binary else ""
+            seen = f" that begins with {words!r}" if found.right == "JSON" else ""
+            not_so = "is not a safetensors file: it " if kind == "safetensors" else ""
             raise DogeExportError(
-                f"{path} {not_so}{kind.what}{seen}.",
-                kind.remedy.format(folder=shlex.quote(str(path.parent))),
+                f"{path} {not_so}{found.what}{seen}.",
+                found.remedy.format(folder=shlex.quote(str(path.parent))),
             )

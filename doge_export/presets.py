@@ -83,10 +83,10 @@ def resolve_model(name_or_path: str, adapter: Path | None = None) -> Path:
 
     Raises:
         DogeExportError: nothing is there, or the hub cannot be reached or has no safetensors; or an adapter
-            lies in the folder, which transformers would add to it, and none is given.
+            lies in the folder, which transformers would add to it, and is not the one that is given.
     """
     folder = _resolve(name_or_path)
-    error = None if adapter is not None else embedded_adapter(folder)
+    error = embedded_adapter(folder, adapter)
     if error is not None:
         raise error
     return folder

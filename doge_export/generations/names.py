@@ -49,9 +49,10 @@ _BEGINNINGS = {"layers", "embed_tokens", "word_embed", "norm", "final_layernorm"
 #: does not keep them.
 _COMPUTED = re.compile(
     r"(^|\.)("
-    r"(original_)?inv_freq|cos_cached|sin_cached|freqs_cis"  # of rotary embeddings, in the model or a layer
+    r"(rotary_emb|rotary|rope)\.\w+|(original_)?inv_freq|cos_cached|sin_cached|freqs_cis"
     r"|position_ids|cache_position"
-    r"|causal_mask|(self_)?attn\.(bias|masked_bias)|attention\.(bias|masked_bias)"  # as GPT-2 keeps them
+    r"|(self_attn|attn|attention)\.bias|masked_bias"  # GPT-2's causal mask, and what is put in its place
+    r"|causal_mask|attn_mask|attention_mask|tril|alibi"
     r"|_extra_state|num_batches_tracked"  # of Transformer Engine, of batch norms
     r")$"
 )

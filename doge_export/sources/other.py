@@ -47,9 +47,11 @@ def explain_folder(folder: Path) -> DogeExportError | None:
     return next((error for error in refusals if error is not None), None)
 
 
-def embedded_adapter(folder: Path) -> DogeExportError | None:
-    """The refusal of a whole checkpoint with an adapter in the same folder: transformers adds the adapter to
-    it."""
+def embedded_adapter(folder: Path, given: Path | None) -> DogeExportError | None:
+    """The refusal of a whole checkpoint with an adapter in the same folder, which transformers adds to it,
+    unless that is the adapter that is `given`."""
+    if given is not None and given.resolve() == folder.resolve():
+        return None
     if not (folder / _ADAPTER).is_file() or not (folder / "config.json").is_file():
         return None
     quoted = shlex.quote(str(folder))
@@ -100,7 +102,7 @@ def _shard(folder: Path) -> str | None:
 
 def _inner(folder: Path) -> str | None:
     """The folder in it that is a checkpoint: the last step of a training that has weights, or any other."""
-    inner = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    inner = [path for path in folder.glob("*") if path.is_dir() and not path.name.startswith(".")]
     steps = [(int(match[2]), path) for path in inner if (match := _STEP.fullmatch(path.name))]
     ordered = [path for _, path in sorted(steps, reverse=True)] + sorted(inner)
     whole = [
@@ -125,7 +127,7 @@ def _snapshot(folder: Path) -> str | None:
 
 
 def _base(folder: Path) -> str | None:
-    """The model that an adapter's settings name."""
+    """The model that an adapter's settings name: a folder or a hub id."""
     try:
         raw = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
         base = raw.get("base_model_name_or_path")
@@ -135,13 +137,14 @@ def _base(folder: Path) -> str | None:
 
 
 class _AdapterForm(_Form):
-    """An adapter alone: the command names the model that it was trained on, where that can be had."""
+    """An adapter alone: the command names the model that it was trained on, where that is still there."""
 
     def refusal(self, folder: Path) -> DogeExportError | None:
         if self.find(folder) is None:
             return None
         base = _base(folder)
-        model = "CHECKPOINT" if base is None else shlex.quote(base)
+        there = base is not None and (Path(base).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", base))
+        model = shlex.quote(base) if base is not None and there else "CHECKPOINT"
         return DogeExportError(
             self.what.format(folder=folder, base="" if base is None else f" to {base}"),
             self.cure.format(model=model, folder=shlex.quote(str(folder))),
@@ -219,11 +222,26 @@ _FORMS = (
         "{folder} holds no model.safetensors, but {found}, which is not read under this name.",
         "If it is the model: mv {found} {folder}/model.safetensors",
     ),
-    _PickleForm(lambda folder: None, "", ""),
     _Form(
-        _any("*.gguf"),
+        _any("*.gguf", "ggml*.bin"),
         "{folder} holds GGUF ({found}), whose tensors are named, laid out and rounded for llama.cpp.",
         "Give the checkpoint that it was made from.",
+    ),
+    _Form(
+        _any("iter_*", "latest_checkpointed_iteration.txt", "mp_rank_*", "*.nemo"),
+        "{folder} holds the parts that Megatron or NeMo saved ({found}).",
+        "Convert them to the Hugging Face format with the tools that they come with.",
+    ),
+    _Form(
+        _any("pytorch_model*_rank*.bin", "*rank[0-9]*.pt", "*rank[0-9]*.pth", "*rank_[0-9]*.pt"),
+        "{folder} holds what each process of a training kept for itself ({found}).",
+        "Save the model from the training with FSDP's state_dict_type FULL_STATE_DICT or SHARDED_STATE_DICT.",
+    ),
+    _PickleForm(lambda folder: None, "", ""),
+    _Form(
+        _any("adapter_model.safetensors", "adapter_model.bin"),
+        "{folder} holds an adapter ({found}) without its adapter_config.json, and no model.",
+        "Give the model, and with --adapter the whole folder that PEFT's save_pretrained wrote.",
     ),
     _Form(
         _any("*.h5", "*.msgpack", "*.ckpt.index", "*.npz", "*.tflite", "*.mlmodel", "*.mlpackage", "orbax*"),

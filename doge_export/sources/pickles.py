@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from doge_export.errors import DogeExportError
+from doge_export.file_content import check_content
 
 __all__ = ["explain_pickles"]
 
@@ -34,14 +35,20 @@ _CODE = (
 
 def explain_pickles(folder: Path) -> DogeExportError | None:
     """The refusal of a folder with pickled weights, and the command that makes safetensors of them; None
-    where there are none. Nothing is opened."""
+    where there are none. Of none more than the first bytes is read.
+
+    Raises:
+        DogeExportError: one of them is a Git LFS pointer, or no file of weights at all.
+    """
     found = sorted(
         path.name
-        for path in folder.iterdir()
+        for path in folder.glob("*")
         if path.suffix in _ENDS and path.is_file() and not _NO_WEIGHTS.match(path.name)
     )
     if not found:
         return None
+    for name in found:
+        check_content(folder / name, "pickle")
     if any(Path(name).match(_SHARDS) for name in found) and _FIRST[0] not in found:
         given = _SHARDS
     else:

@@ -91,10 +91,12 @@ def _of_index(folder: Path, index: Path) -> tuple[list[Path], dict[str, Path]]:
 
 
 def _refuse_distributed(folder: Path) -> None:
-    name = next((path.name for path in sorted(folder.iterdir()) if _DISTRIBUTED.fullmatch(path.name)), None)
+    name = next(
+        (path.name for path in sorted(folder.glob("shard-*")) if _DISTRIBUTED.fullmatch(path.name)), None
+    )
     if name is not None:
         raise DogeExportError(
             f"{folder} holds {name}, a part of a distributed checkpoint, which transformers would take.",
-            "Load it with transformers and give the folder that save_pretrained then writes; or move the "
-            "parts away if they are of an earlier run.",
+            "Save the model from the training with save_pretrained, which gathers the parts; or move them away "
+            "if they are of an earlier run.",
         )

@@ -125,6 +125,33 @@ _FORMATS = (
         "pickled weights", both(plain(), _pickle("pytorch_model.bin")), ours="python -c .*pytorch_model.bin"
     ),
     Specimen(
+        "what each process kept",
+        both(
+            plain(), gone(SINGLE), file("pytorch_model_fsdp_rank0.bin"), file("pytorch_model_fsdp_rank1.bin")
+        ),
+        REFUSED,
+        "FULL_STATE_DICT",
+    ),
+    Specimen(
+        "Megatron's parts",
+        both(
+            plain(), gone(SINGLE), file("latest_checkpointed_iteration.txt", "500"), file("iter_0000500/x.pt")
+        ),
+        REFUSED,
+        "Megatron",
+    ),
+    Specimen(
+        "pickled weights that are a Git LFS pointer",
+        both(
+            plain(), gone(SINGLE), file("pytorch_model.bin", "version https://git-lfs.github.com/spec/v1\n")
+        ),
+        REFUSED,
+        "is a Git LFS pointer",
+    ),
+    Specimen(
+        "an adapter without its settings", file("adapter_model.safetensors"), REFUSED, "adapter_config.json"
+    ),
+    Specimen(
         "pickled weights of somebody's training",
         both(
             plain(),

@@ -120,6 +120,17 @@ _BUFFERS = (
         ),
     ),
     Specimen(
+        "whatever a rotary embedding kept",
+        both(
+            plain(),
+            _add(
+                model__rotary_emb__cos_cached=torch.ones(24, 16),
+                model__layers__1__self_attn__rotary_emb__freqs=torch.arange(8, dtype=torch.int32),
+                model__layers__1__self_attn__masked_bias=torch.tensor(-1e4, dtype=torch.float64),
+            ),
+        ),
+    ),
+    Specimen(
         "Transformer Engine's state in uint8",
         both(plain(), _add(model__layers__1__mlp__up_proj___extra_state=torch.zeros(5, dtype=torch.uint8))),
     ),
@@ -147,6 +158,7 @@ _BUFFERS = (
 
 _TWICE = (
     Specimen("a tied head stored again", _twice(_EMBEDDING, _HEAD)),
+    Specimen("a tied head stored again in float64", _twice(_EMBEDDING, _HEAD, lambda head: head.double())),
     Specimen("a tied head stored again under model.", _twice(_EMBEDDING, f"model.{_HEAD}")),
     Specimen(
         "a tied head under its own name alone",
