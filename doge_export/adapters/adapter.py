@@ -51,7 +51,7 @@ class Adapter:
         """
         settings = Settings.read(folder)
         parts = read_parts(folder)
-        modules = Modules.of(checkpoint, [part.owner for part in parts if part.role not in ("whole", "rows")])
+        modules = Modules.of(checkpoint, (part.module for part in parts))
         plan = Plan(settings, parts, modules)
         targets = plan.owners() if settings.targets is None else modules.targeted(settings)
         check_tying(plan, targets)
@@ -112,10 +112,10 @@ def write_merged(
     from safetensors.numpy import save_file
 
     names = dict(checkpoint.stored)
-    if adapter.config.tie_word_embeddings:
-        names.pop(_HEAD, None)  # some writers store the one table a second time
-    else:
+    if not adapter.config.tie_word_embeddings:
         names.setdefault(_HEAD, _HEAD)
+    elif _HEAD in names and np.array_equal(checkpoint.array(_HEAD), checkpoint.array(_EMBED)):
+        del names[_HEAD]  # some writers store the one table a second time
     tensors = {}
     for name, stored in names.items():
         tensors[stored] = np.asarray(adapter.merged(name), order="C")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from doge_export.adapters.keys import CONFIG
+from doge_export.adapters.keys import CONFIG, MERGE_WITH_PEFT
 from doge_export.adapters.modules import EMBED, HEAD
 from doge_export.adapters.plan import Plan
 from doge_export.adapters.steps import Replace, ReplaceRows, Step
@@ -46,10 +46,10 @@ def add_saved(plan: Plan, targets: Sequence[str]) -> list[str]:
         ]
     for module in saved:
         if modules.ours(module) == "model.layers":
-            raise _conflict(plan, f"{module!r} in modules_to_save, which is a list of modules and none")
+            raise _wrong(plan, f"a modules_to_save that means {module!r}, which is a list of modules")
         for other in (*targets, *(name for name in saved if name != module)):
             if f"{other}.".startswith(f"{module}."):
-                raise _conflict(plan, f"{module!r} in modules_to_save, and adapts or saves {other!r} in it")
+                raise _wrong(plan, f"a modules_to_save that means {module!r}, and {other!r} in it too")
         for name, ours in modules.inside(module).items():
             plan.replace(name, "whole", ours, name, "modules_to_save")
     return saved
@@ -65,19 +65,21 @@ def add_rows(plan: Plan, taken: Sequence[str]) -> None:
     wanted = _row_owners(plan)
     for module in wanted | ({HEAD: ()} if _rows_tied(plan, wanted) else {}):
         if module in taken:
-            raise _conflict(plan, f"{module!r} both in trainable_token_indices and in another part")
+            raise DogeExportError(
+                f"{plan.settings.folder} replaces rows of {module!r} and adapts or saves it too, which is "
+                "not merged here.",
+                MERGE_WITH_PEFT,
+            )
     for module, rows in wanted.items():
         ours = plan.modules.weight(module)
         if ours is None or len(plan.shape(ours)) != 2:
-            raise _conflict(plan, f"{module!r} in trainable_token_indices, which is no table of tokens")
+            raise _wrong(plan, f"{module!r} in trainable_token_indices, which is no table of tokens")
         if rows and max(rows) >= plan.shape(ours)[0]:
-            raise _conflict(
-                plan, f"token {max(rows)} in trainable_token_indices, and the table of {module!r} ends"
-            )
+            raise plan.other_vocabulary(max(rows) + 1)
         part = plan.take(module, "rows", "trainable_token_indices")
         if part.value.shape != (len(rows), plan.shape(ours)[1]):
-            raise _conflict(
-                plan, f"{len(rows)} rows of {module!r}, and {part.name} is {list(part.value.shape)}"
+            raise _wrong(
+                plan, f"{len(rows)} rows for {module!r}, and {part.name} is {list(part.value.shape)}"
             )
         plan.add(ours, ReplaceRows(rows, part.value))
 
@@ -89,13 +91,13 @@ def _row_owners(plan: Plan) -> dict[str, tuple[int, ...]]:
     for name, rows in plan.settings.tokens.items():
         found = embed if name is None else plan.modules.ending_with([name])
         if not found:
-            raise _conflict(plan, f"{name!r} in trainable_token_indices, which is no module")
+            raise _wrong(plan, f"{name!r} in trainable_token_indices, which is no module")
         owners |= dict.fromkeys(found, rows)
     if _tied(plan) and HEAD in owners and (first := owners.get(next(iter(embed), ""))) is not None:
         if owners[HEAD] == first:
             del owners[HEAD]
         elif plan.settings.tying:
-            raise _conflict(plan, "ensure_weight_tying, and other rows for the head than for the embedding")
+            raise _wrong(plan, "ensure_weight_tying, and other rows for the head than for the embedding")
     return owners
 
 
@@ -115,9 +117,10 @@ def share_table(plan: Plan, targets: Sequence[str], saved: Sequence[str]) -> tup
     """
     if not _tied(plan):
         return False, False
-    ours = {plan.modules.ours(module) for module in saved}
+    whole = [f"{plan.modules.ours(module)}." for module in saved]
+    own = any(f"{table}.".startswith(module) for table in (EMBED, HEAD) for module in whole)
     adapted = {plan.modules.ours(module) for module in targets} & {EMBED, HEAD}
-    if {EMBED, HEAD} & ours and not plan.settings.tying:
+    if own and not (plan.settings.tying and _names_table(plan)):
         return True, False
     embed, head = (plan.steps.pop(name, []) for name in (_EMBED_WEIGHT, _HEAD_WEIGHT))
     replaced = [step for step in (*embed, *head) if isinstance(step, Replace)]
@@ -143,5 +146,5 @@ def _names_table(plan: Plan) -> bool:
     return _tied(plan) and bool(last & {"embed_tokens", "lm_head"})
 
 
-def _conflict(plan: Plan, what: str) -> DogeExportError:
+def _wrong(plan: Plan, what: str) -> DogeExportError:
     return DogeExportError(f"{plan.settings.folder / CONFIG} has {what}.", _AGAIN)

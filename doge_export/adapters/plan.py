@@ -175,15 +175,18 @@ class Plan:
         """The biases that `bias` in adapter_config.json says were trained."""
         if self.settings.bias == "none":
             return
-        modules = targets if self.settings.bias == "lora_only" else list(self.modules.tensors)
-        biased = [module for module in modules if self.modules.weight(module, "bias")]
+        biased = [module for module in self.modules.tensors if self.modules.weight(module, "bias")]
         if not biased:
             raise DogeExportError(
                 f"{self._folder} is a LoRA adapter with bias {self.settings.bias!r}, and {self._checkpoint} "
-                "has no bias that it could mean.",
+                "has no biases.",
                 f"{_TRAINED_ON} If that is this one, set bias to 'none' in {CONFIG}.",
             )
+        if self.settings.bias == "lora_only":
+            biased = [module for module in biased if module in targets]
         for module in biased:
+            if self.modules.weight(module, "bias") in self.steps:  # of a module that is saved whole
+                continue
             owner, role = (module, "bias below") if module in targets else (f"{module}.bias", "whole")
             self.replace(owner, role, self.modules.weight(module, "bias"), f"{module}.bias", "bias")
 
@@ -226,15 +229,19 @@ class Plan:
             f"{self._folder} changes {name!r}, which {self._checkpoint} does not have.", _TRAINED_ON
         )
 
+    def other_vocabulary(self, tokens: int) -> DogeExportError:
+        """The refusal of an adapter of a model that was resized for more (or fewer) tokens."""
+        return DogeExportError(
+            f"{self._folder} was trained with a vocabulary of {tokens} or more, and {self._checkpoint} has "
+            f"{self.shape('model.embed_tokens.weight')[0]} tokens.",
+            "Resize the checkpoint as it was for the training (resize_token_embeddings of transformers, then "
+            "save_pretrained), and give that.",
+        )
+
     def _other_shape(self, ours: str, shape: tuple[int, ...]) -> DogeExportError:
         wanted = self.shape(ours)
         if ours in ("model.embed_tokens.weight", "lm_head.weight") and shape[1:] == wanted[1:]:
-            return DogeExportError(
-                f"{self._folder} was trained with a vocabulary of {shape[0]}, and {self._checkpoint} has "
-                f"{wanted[0]} tokens.",
-                "Resize the checkpoint as it was for the training (resize_token_embeddings of transformers, "
-                "then save_pretrained), and give that.",
-            )
+            return self.other_vocabulary(shape[0])
         return DogeExportError(
             f"{self._folder} is for another model: {ours} is {list(shape)} there, and {list(wanted)} in "
             f"{self._checkpoint}.",

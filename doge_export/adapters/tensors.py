@@ -41,6 +41,11 @@ class Part:
     role: str
     value: Array
 
+    @property
+    def module(self) -> str:
+        """The module that it belongs to."""
+        return self.owner.rpartition(".")[0] if self.role == "whole" else self.owner
+
 
 def read_parts(folder: Path) -> list[Part]:
     """The adapter's tensors, checked to be finite numbers, and what each is.
