@@ -89,7 +89,9 @@ def rendered(
             f"The chat template was stopped: {error}.", "Put the model's own template into its folder."
         ) from None
     except Exception as error:  # a template is foreign code: whatever it raises is its mistake, not ours
-        raise DogeExportError(f"The chat template refuses these messages: {_reason(error)}.") from None
+        raise DogeExportError(
+            f"The chat template refuses these messages: {_reason(error)}.", "Give it those that it expects."
+        ) from None
     return text if last is None else _unfinished(text, last)
 
 
