@@ -7,7 +7,7 @@ from typing import Any
 
 from doge_export.tokenizer import Tokenizer
 from doge_export.tokenizer_source import tokenizer_source
-from tests._tokenizers import KINDS, write_kind
+from tests._tokenizers import KINDS, take_apart, write_kind
 from tests.wild._specimen import REFUSED, Area, Specimen
 
 __all__ = ["AREA", "ROWS"]
@@ -130,11 +130,7 @@ def _in_parts(named: str | None) -> Callable[[Path], None]:
 
     def make(folder: Path) -> None:
         _kind(config={"tokenizer_class": named})(folder)
-        model = json.loads((folder / "tokenizer.json").read_text())["model"]
-        (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
-        merges = "\n".join(" ".join(pair) for pair in model["merges"])
-        (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
-        (folder / "tokenizer.json").unlink()
+        take_apart(folder)
 
     return make
 
