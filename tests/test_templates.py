@@ -145,6 +145,21 @@ ENDLESS = {
     "wordwrap": "{{ ('a ' * 99999) | wordwrap(1, wrapstring='x' * 999999) }}",
     "lipsum": "{{ lipsum(n=10**9) }}",
     "strftime_now": "{{ strftime_now('%1000000000d') }}",
+    "strip": "{{ ('a' * 4000000).strip('b' * 4000000 ~ 'a') | length }}",
+    "rfind": "{{ ('a' * 4000000).rfind('a' * 999999 ~ 'b' ~ 'a' * 999999) }}",
+    "a codec": "{{ ('é' * 999999).encode('punycode') }}",
+    "striptags": "{{ ('<!---->' * 500000) | striptags }}",
+    "striptags of Markup": "{{ (('<a>' * 999999) | safe).striptags() }}",
+    "one long word": "{{ ('a' * 4000000) | wordwrap(1) }}",
+    "a long text in a list": "{{ 'x' * 999999 ~ 'a' in ['x' * 999999 ~ 'b'] * 99999 }}",
+    "a list in a list": "{{ ['x' * 99999 ~ 'a'] in [['x' * 99999 ~ 'b']] * 99999 }}",
+    "a long text counted": "{{ (['x' * 999999 ~ 'a'] * 99999).count('x' * 999999 ~ 'b') }}",
+    "dictsort": "{{ dict.fromkeys(range(9999) | list, 'x' * 999999) | dictsort(by='value') }}",
+    "upper": _BIG + "{{ b is upper }}{% endfor %}",
+    "title": _BIG + "{{ b | title | length }}{% endfor %}",
+    "pprint": _MANY + "{{ b | pprint | length }}{% endfor %}",
+    "words": "{% for a in range(9999) %}{% set c = lipsum(n=100) %}{% endfor %}",
+    "braces": _BIG + "{{ ('{{' * 999999).format() | length }}{% endfor %}",
     "lists in lists": _LISTS + "{{ ns.x }}",
     "lists in lists as JSON": _LISTS + "{{ ns.x | tojson }}",
     "lists in lists ~": _LISTS + "{% set t = ns.x ~ '' %}",
@@ -174,7 +189,7 @@ ENDLESS = {
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_time_and_memory_of_a_template_are_limited(name: str) -> None:
-    with pytest.raises(DogeExportError, match=r"was stopped: it (takes|makes|asks|computes)") as caught:
+    with pytest.raises(DogeExportError, match=r"was stopped: it (takes|asks|computes)") as caught:
         _rendered(ENDLESS[name])
     assert caught.value.remedy and "\n" not in str(caught.value)
 
