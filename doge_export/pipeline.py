@@ -100,7 +100,7 @@ def plan_export(
             config = Adapter.open(adapter, checkpoint).config
         own = adapter is not None and has_tokenizer(adapter)
         with tokenizer_source(adapter if adapter is not None and own else checkpoint.folder) as tokenizer:
-            _check_tokenizer(tokenizer, checkpoint)
+            _check_tokenizer(tokenizer, checkpoint.folder, config)
             tokens = {"tokenizer": tokenizer.to_dict()}
     options.check_model(config)
     _need_ranges(options, None)
@@ -162,7 +162,7 @@ def export_model(
         check_tensors(checkpoint)
         options.check_model(checkpoint.config)
         with tokenizer_source(source) as tokenizer:
-            _check_tokenizer(tokenizer, checkpoint)
+            _check_tokenizer(tokenizer, source, checkpoint.config)
             tokenizer.say()
             copy_tokenizer_files(tokenizer.folder, folder)
         round_with = round_with or _rounding(options, checkpoint.config.tie_word_embeddings)
@@ -328,10 +328,10 @@ def _resolved(options: ExportOptions, config: DogeConfig) -> dict[str, Any]:
     return resolved
 
 
-def _check_tokenizer(source: TokenizerSource, checkpoint: Checkpoint) -> None:
+def _check_tokenizer(source: TokenizerSource, folder: Path, config: DogeConfig) -> None:
     if has_tokenizer(source.folder):
-        remedy = f"Put the tokenizer that the model was trained with into {checkpoint.folder}."
-        check_vocabulary(source.folder, checkpoint.config.vocab_size, remedy)
+        remedy = f"Put the tokenizer that the model was trained with into {folder}."
+        check_vocabulary(source.folder, config.vocab_size, remedy)
 
 
 def _write_sidecars(checkpoint: Checkpoint, folder: Path, genai: bool) -> None:

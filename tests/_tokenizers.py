@@ -1,6 +1,6 @@
 """Small tokenizers of every kind that people have, made with the `tokenizers` library."""
 
-__all__ = ["KINDS", "write_kind"]
+__all__ = ["KINDS", "take_apart", "write_kind"]
 
 import json
 from collections.abc import Callable
@@ -136,3 +136,12 @@ def write_kind(kind: str, folder: Path, config: dict | None = None) -> Path:
     named |= {"tokenizer_class": "PreTrainedTokenizerFast", **(config or {})}
     (folder / "tokenizer_config.json").write_text(json.dumps(named))
     return folder
+
+
+def take_apart(folder: Path) -> None:
+    """vocab.json and merges.txt in the place of tokenizer.json, as a BPE of before it has them."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = "\n".join(" ".join(pair) for pair in model["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    (folder / "tokenizer.json").unlink()

@@ -41,9 +41,9 @@ class Server:
         except ImportError:
             raise DogeExportError("`serve` cannot answer HTTP here.", _MISSING) from None
         self._name = name or bundle.path.resolve().name
+        self._tokenizer = Tokenizer.load(bundle.path, chat_template)
         self._socket = _listening(host, port)
         self._parallel, self._bundle = parallel, bundle
-        self._tokenizer = Tokenizer.load(bundle.path, chat_template)
         self._session = Session.open(bundle, threads)
         self._session.load_for_text()  # the first client does not wait for it
 

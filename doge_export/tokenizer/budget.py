@@ -16,6 +16,7 @@ CALL = 64
 
 _UNITS = 1 << 24  # half a second or so
 _LONGEST = 1 << 22  # characters of one text
+_SENTENCE = "it takes more time or memory than a chat may"
 _CONTAINERS = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
 
 
@@ -38,16 +39,16 @@ class Budget:
         """
         self.left -= units
         if self.left < 0:
-            raise TooMuch("it takes more time or memory than a chat may")
+            raise TooMuch(_SENTENCE)
 
     def allow(self, size: int) -> None:
-        """Count a text or list of `size` that is about to be made.
+        """Count one operation of `size`: the characters of a text that is about to be made, or its time.
 
         Raises:
-            TooMuch: it is too long, or there are not that many units left.
+            TooMuch: that is too much at once, or there are not that many units left.
         """
         if size > self.longest:
-            raise TooMuch(f"it makes a text or list longer than {self.longest:,} characters")
+            raise TooMuch(_SENTENCE)
         self.spend(size)
 
     def written(self, value: Any) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import jinja2
 
 _DEFAULT, _TOOLS = "default", "tool_use"
-_LONGEST_TEMPLATE = 1 << 18  # characters; those of published models have 20,000 at most
+_LONGEST_TEMPLATE = 1 << 17  # characters; those of published models have 20,000 at most
 _LONGEST_REASON = 200
 _END = "CONTINUE_FINAL_MESSAGE_TAG "  # its last character shows whether the template trims messages
 #: Names of what a model thought before it answered; a template may read any of them.
@@ -89,7 +89,9 @@ def rendered(
             f"The chat template was stopped: {error}.", "Put the model's own template into its folder."
         ) from None
     except Exception as error:  # a template is foreign code: whatever it raises is its mistake, not ours
-        raise DogeExportError(f"The chat template refuses these messages: {_reason(error)}.") from None
+        raise DogeExportError(
+            f"The chat template refuses these messages: {_reason(error)}.", "Give it those that it expects."
+        ) from None
     return text if last is None else _unfinished(text, last)
 
 

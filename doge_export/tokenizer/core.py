@@ -73,7 +73,10 @@ class Tokenizer:
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing more specific
-            raise DogeExportError(f"{path} cannot be read as a tokenizer: {error}.") from None
+            raise DogeExportError(
+                f"{path} cannot be read as a tokenizer: {error}.",
+                "Put the tokenizer's own files into the folder.",
+            ) from None
         padding = (backend.padding or {}).get("pad_token")
         # transformers pads and truncates on request only, whatever the file says.
         backend.no_padding()

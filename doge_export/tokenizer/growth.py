@@ -13,9 +13,12 @@ from typing import Any
 from doge_export.tokenizer.budget import ELEMENT, TooMuch, depth, shallow, weigh
 
 _WIDEST = 10_000  # of a field in a format
+_SLOW = 16  # times what C takes
 _BITS = 1 << 16  # of a whole number
 _FIELD = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d+)?(?:\.(\*|\d+)?)?")
 _SEQUENCES = (str, bytes, list, tuple)
+_SIMPLE = (str, bytes, int, float, type(None))
+_LINEAR = frozenset({"utf-8", "utf8", "ascii", "latin-1", "utf-16", "utf-32"})
 
 Arguments = Sequence[Any]
 Named = Mapping[str, Any]
@@ -62,13 +65,20 @@ def percent_size(text: str | bytes, values: Any, most: int) -> int:
 def comparison(operator: str, left: Any, right: Any, most: int) -> int:
     """Units of comparing `left` with `right`, or of looking for it there."""
     inside = operator in ("in", "notin")
+    if isinstance(right, Mapping) and inside and isinstance(left, _SIMPLE):
+        return ELEMENT
     if isinstance(left, str | bytes):
-        if isinstance(right, Mapping):
-            return ELEMENT
+        if inside and not isinstance(right, str | bytes):
+            return shallow(right) + _each(right, left)
         return shallow(right) if inside else min(len(left), shallow(right))
-    if isinstance(left, int | float | bool | None):
-        return shallow(right) if inside and not isinstance(right, Mapping) else ELEMENT
-    return weigh(left, most) + weigh(right, most)
+    if isinstance(left, _SIMPLE):
+        return shallow(right) if inside else ELEMENT
+    return weigh(left, most) + weigh(right, most) * (weigh(left, most) // ELEMENT if inside else 1)
+
+
+def _each(sequence: Any, value: Any) -> int:
+    """Units of comparing `value` with every element."""
+    return len(sequence) * shallow(value) if hasattr(sequence, "__len__") else 0
 
 
 def method_size(owner: Any, name: str, args: Arguments, kwargs: Named, most: int) -> int:
@@ -79,6 +89,8 @@ def method_size(owner: Any, name: str, args: Arguments, kwargs: Named, most: int
     """
     around = 0 if isinstance(owner, Mapping) and name != "copy" else shallow(owner)
     given = weigh([*args, *kwargs.values()], most)
+    if isinstance(owner, list | tuple):  # index and count compare with each element
+        return around + len(owner) * given
     row = _METHODS.get(name)
     if row is None or not isinstance(owner, str | bytes | int):
         return around + given
@@ -115,11 +127,26 @@ def _translated(owner: Any, args: Arguments, kwargs: Named) -> int:
     return len(owner) * max((len(value) for value in table.values() if isinstance(value, str)), default=1)
 
 
+def _pairwise(owner: Any, args: Arguments, kwargs: Named) -> int:
+    """Python compares each character with each of those that are looked for, in the worst case."""
+    return len(owner) * shallow(_first(args, kwargs, 0, "sep", "")) // ELEMENT
+
+
+def _coded(owner: Any, args: Arguments, kwargs: Named) -> int:
+    """Some codecs, as that of internationalised names, take time that grows with the square."""
+    return 0 if _first(args, kwargs, 0, "encoding", "utf-8") in _LINEAR else len(owner) ** 2 // ELEMENT
+
+
+def _without_tags(owner: Any, args: Arguments, kwargs: Named) -> int:
+    """What remains is copied for every tag."""
+    return len(owner) * str(owner).count("<") // ELEMENT
+
+
 def _bytes(owner: Any, args: Arguments, kwargs: Named) -> int:
     return _whole(args, kwargs, 0, "length", 1)
 
 
-#: Method of a text or a number -> how many characters its result has beyond those that it is given.
+#: Method of a text or a number -> its units beyond those of what it is given.
 _METHODS: dict[str, Callable[[Any, Arguments, Named], int]] = {
     "center": _wide,
     "ljust": _wide,
@@ -130,6 +157,10 @@ _METHODS: dict[str, Callable[[Any, Arguments, Named], int]] = {
     "join": _joined,
     "translate": _translated,
     "to_bytes": _bytes,
+    "encode": _coded,
+    "decode": _coded,
+    "striptags": _without_tags,
+    **dict.fromkeys(("strip", "lstrip", "rstrip", "rfind", "rindex", "rsplit", "rpartition"), _pairwise),
 }
 
 
@@ -156,12 +187,21 @@ def _indented(value: Any, args: Arguments, kwargs: Named) -> int:
 
 
 def _wrapped(value: Any, args: Arguments, kwargs: Named) -> int:
-    ending = _first(args, kwargs, 2, "wrapstring", None)
-    return shallow(value) * len(ending) if isinstance(ending, str) else shallow(value)
+    """A long word is copied for each line that it takes."""
+    ending = _first(args, kwargs, 2, "wrapstring", "\n")
+    width = max(1, _whole(args, kwargs, 0, "width", 79))
+    words = str(value).split() if isinstance(value, str) else []
+    longest = max(map(len, words), default=0)
+    return shallow(value) * (_SLOW + shallow(ending)) + longest**2 // (width * ELEMENT) * len(words)
 
 
 def _links(value: Any, args: Arguments, kwargs: Named) -> int:
-    return shallow(value) * (1 + sum(map(shallow, [*args, *kwargs.values()])))
+    return shallow(value) * (_SLOW + sum(map(shallow, [*args, *kwargs.values()])))
+
+
+def _slow(value: Any, args: Arguments, kwargs: Named) -> int:
+    """It is written in Python, character by character or word by word."""
+    return weigh(value) * _SLOW
 
 
 def _with_between(value: Any, args: Arguments, kwargs: Named) -> int:
@@ -204,9 +244,9 @@ def _summed(value: Any, args: Arguments, kwargs: Named) -> int:
 _FREE = frozenset({"attr", "count", "d", "default", "first", "last", "length", "safe"})
 #: Filters that go through their value's elements, and not into these.
 _OUTER = frozenset(
-    {"dictsort", "items", "list", "map", "random", "reject", "rejectattr", "reverse", "select", "selectattr"}
+    {"items", "list", "map", "random", "reject", "rejectattr", "reverse", "select", "selectattr"}
 )
-#: Filter -> how many characters its result has beyond those that it is given.
+#: Filter -> its units beyond those of what it is given.
 _FILTERS: dict[str, Callable[[Any, Arguments, Named], int]] = {
     "batch": _filled,
     "center": lambda value, args, kwargs: _whole(args, kwargs, 0, "width", 80),
@@ -215,11 +255,15 @@ _FILTERS: dict[str, Callable[[Any, Arguments, Named], int]] = {
     "join": _with_between,
     "replace": _exchanged,
     "round": _rounded,
+    "pprint": _slow,
     "slice": _filled,
+    "striptags": _without_tags,
     "sum": _summed,
+    "title": _slow,
     "tojson": _json,
     "urlize": _links,
     "wordwrap": _wrapped,
+    "xmlattr": _slow,
 }
 
 

@@ -54,6 +54,7 @@ def compare_tokenizers(bundle: Path, reference: Path, text: str | None) -> tuple
     ours = Tokenizer.load(bundle)
     try:
         theirs: Any = AutoTokenizer.from_pretrained(reference, local_files_only=True, trust_remote_code=False)
+        theirs("a")  # some settings are looked at only then
     except Exception as error:  # whatever transformers raises for files that it cannot read
         reason = " ".join(str(error).split())[:200]
         return [], {"skipped": f"transformers cannot load the checkpoint's tokenizer ({reason})"}
