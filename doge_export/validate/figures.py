@@ -129,14 +129,18 @@ def equal_experts(
     return result
 
 
-def compare_best(got: Run, best: BestTokens, schedule: Schedule) -> npt.NDArray[np.float64]:
+def compare_best(
+    got: Run, best: BestTokens, schedule: Schedule, tokens: Tokens
+) -> npt.NDArray[np.float64]:
     """The difference between the best tokens of one graph and all logits of another, both of the same model:
-    of a token's logits, or of its logit to the best one, whichever is larger. Relative to the best,
-    [batch, calls]."""
+    of a token's logits, or of its logit to the best one, whichever is larger. Relative to the best, for every
+    call and row that has a text by its end: after padding alone comes nothing that anybody reads, and a
+    bounded cache does not hold what such a row averages over."""
     last = np.cumsum([len(schedule.kept(count)) for count in schedule.steps]) - 1
     logits = got.logits[:, last]
     chosen = np.take_along_axis(logits, best.ids[..., None], -1)[..., 0]
     highest = logits.max(-1)
     gap = np.maximum(np.abs(chosen - best.logits), highest - chosen)
-    result: npt.NDArray[np.float64] = gap / np.maximum(np.abs(highest), np.finfo(np.float32).tiny)
+    gap /= np.maximum(np.abs(highest), np.finfo(np.float32).tiny)
+    result: npt.NDArray[np.float64] = gap[tokens.real[:, np.cumsum(schedule.steps) - 1]]
     return result

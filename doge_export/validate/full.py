@@ -41,7 +41,7 @@ def judge_decode(
 ) -> None:
     """decode.onnx on its function body, against the logits of model.onnx in plain onnxruntime."""
     best, _ = decoding.best(schedule, tokens)
-    for name, value in best_figures(got, best, schedule, limits).items():
+    for name, value in best_figures(got, best, schedule, tokens, limits).items():
         label = f"{schedule.name}: {FIGURES[name]}"
         report.checks.append(Check(label, value, limits.decode[name], name in AT_LEAST))
 

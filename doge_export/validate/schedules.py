@@ -108,7 +108,7 @@ def plan(config: DogeConfig, max_length: int | None, quick: bool) -> tuple[list[
         )
         wanted.append(Schedule("decode across the rope's boundary", (max(1, boundary - 4), *[1] * 12)))
     padding = (0, 2, 5)
-    reach = min(window, 24)
+    reach = min(max(window, 4), 24)  # every row has a text, of several calls, however narrow the window
     wanted.append(
         Schedule("batch 3, left padding", (window + 3 if small or not quick else 40, *[1] * reach), padding)
     )

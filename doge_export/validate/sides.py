@@ -84,7 +84,7 @@ def judge(
         worst["kl_divergence"] = _largest(worst.get("kl_divergence", 0.0), figures["kl_divergence"])
         worst["top1_agreement"] = min(worst.get("top1_agreement", 1.0), figures["top1_agreement"])
         if best := opened.best(schedule, tokens):
-            figures |= best_figures(got, best, schedule, decode)
+            figures |= best_figures(got, best, schedule, tokens, decode)
             limits |= decode.decode
     else:
         if selection is not None:
@@ -109,9 +109,11 @@ def hold(report: Report, schedule: str, figures: Mapping[str, float], limits: Ma
     report.schedules.append({"name": schedule, **figures})
 
 
-def best_figures(got: Run, best: BestTokens, schedule: Schedule, limits: Limits) -> dict[str, float]:
+def best_figures(
+    got: Run, best: BestTokens, schedule: Schedule, tokens: Tokens, limits: Limits
+) -> dict[str, float]:
     """How near the tokens of decode.onnx are to the logits of the other graph, as the limits want it."""
-    gaps = compare_best(got, best, schedule)
+    gaps = compare_best(got, best, schedule, tokens)
     if "tokens" in limits.decode:
         return {"tokens": float((gaps <= limits.near).mean())}
     return {"best": float(gaps.max())}

@@ -61,7 +61,7 @@ class Decode {
       std::copy_n(best, count, call_.token_ids + to);
       std::copy_n(&logits_[static_cast<size_t>(row * count)], count, call_.token_logits + to);
       ids_[static_cast<size_t>(row)] = *best;
-      positions_[static_cast<size_t>(row)] = positions_[static_cast<size_t>((row + 1) * length - 1)] + 1;
+      positions_[static_cast<size_t>(row)] = next_position(positions_[static_cast<size_t>((row + 1) * length - 1)]);
       if (!bounded_) slots_[static_cast<size_t>(row)] += length;
     }
     ids_.resize(static_cast<size_t>(batch_));

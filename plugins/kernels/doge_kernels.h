@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -195,6 +196,11 @@ void token_embedding(const Matrix& table, Dtype dtype, int64_t tokens, const int
 struct RotaryConfig {
   float limit = 0, factor = 0, offset = 0, theta = 0, power = 0, scaling = 1;
 };
+
+// The one after `position`; the last that an integer holds has none, and stays.
+inline int64_t next_position(int64_t position) {
+  return position < std::numeric_limits<int64_t>::max() ? position + 1 : position;
+}
 
 class RotaryAngles {
  public:

@@ -22,7 +22,7 @@ void RotaryAngles::run(Dtype dtype, int64_t tokens, const int64_t* positions, vo
                        int64_t length) const {
   const size_t half = frequencies_.size();
   const float* frequencies = frequencies_.data();
-  if (tokens > 0) length = std::max(length, *std::max_element(positions, positions + tokens) + 1);
+  if (tokens > 0) length = std::max(length, next_position(*std::max_element(positions, positions + tokens)));
   thread_local Vector own;
   own.resize(3 * half);
   if (config_.limit > 0 && static_cast<float>(length) > config_.limit) {

@@ -118,9 +118,39 @@ void run(Dtype dtype, int64_t block, int64_t batch, int64_t sequence, doge::Thre
   expect(cache.key == other.key && cache.value == other.value && cache.dt == other.dt && cache.position == other.position, name + ": another cache");
 }
 
+// No position comes after the last one that an integer holds.
+void run_at_the_last_position() {
+  constexpr int64_t slots = 60, steps = 3, last = std::numeric_limits<int64_t>::max();
+  Random random(1);
+  OwnLayers own(random, Dtype::float32, 0);
+  const doge::Matrix table = own.matrix(random, Dtype::float32, 50, OwnLayers::hidden, 0);
+  const doge::DecoderLayers layers(own.config, own.weights);
+  const doge::Head head(random.normal(OwnLayers::hidden), 1e-6f, own.matrix(random, Dtype::float32, 50, OwnLayers::hidden, 0), true);
+  doge::RotaryConfig config;
+  config.limit = 9;
+  const Floats frequencies(OwnLayers::d / 2, 1.0f), longer(frequencies.size(), 0.5f);
+  const doge::RotaryAngles angles(config, frequencies, longer, {});
+  Cache cache(1, slots, true);
+  doge::DecodeCall call;
+  call.io = cache.io(1, 1, slots);
+  const int64_t id = 3;
+  call.ids = &id;
+  call.positions = &last;
+  call.steps = steps;
+  std::vector<int64_t> tokens(steps);
+  Floats logits(steps);
+  call.token_ids = tokens.data();
+  call.token_logits = logits.data();
+  Pool pool(2);
+  doge::decode_tokens(table, angles, layers, head, call, pool);
+  for (size_t at = 0; at < cache.position.size(); at++)
+    expect(cache.position[at] == (static_cast<int64_t>(at) % slots < steps ? last : -1), "a position after the last one");
+}
+
 }  // namespace
 
 int main() {
+  run_at_the_last_position();
   for (size_t count : {1, 2, 3}) {
     Pool pool(count);
     for (int64_t batch : {1, 2, 3})

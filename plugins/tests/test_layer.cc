@@ -200,6 +200,10 @@ void rotary() {
     doge::RotaryAngles(config, frequencies, other, {}).run(Dtype::float32, 3, positions, cos, sin);
     agree(limit < 10 ? other : frequencies, "long rope at " + std::to_string(limit));
   }
+  const int64_t last = std::numeric_limits<int64_t>::max();  // nothing comes after it, and it is beyond any limit
+  config.limit = 9;
+  doge::RotaryAngles(config, frequencies, other, {}).run(Dtype::float32, 1, &last, cos, sin);
+  expect(cos[0] == 1.5f * std::cos(static_cast<float>(last) * other[0]), "long rope at the last position");
   config.factor = 4;
   config.offset = 3;
   config.theta = 100;
