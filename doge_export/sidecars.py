@@ -1,4 +1,4 @@
-"""The files of a bundle beside its graph: what the model is, how to generate, and what other programs read."""
+"""The files of a bundle beside its graph: what the model is, how to generate, what other programs read."""
 
 __all__ = ["say_generation", "write_sidecars"]
 

@@ -164,8 +164,7 @@ class GreedyTokens:
                 self._seconds = (time.perf_counter() - started) / steps
             self._made = token_ids[0, ::-1, 0].tolist()
             self._logits = logits[0, ::-1, :1].copy()
-        if not np.isfinite(self._logits[len(self._made) - 1]):
-            check_logits(self._row, self._logits[len(self._made) - 1], np.array(self._made[-1:]))
+        check_logits(self._row, self._logits[len(self._made) - 1], best_alone=True)
         return {0: self._made.pop()}
 
 

@@ -118,7 +118,7 @@ class Sampler:
             DogeExportError: the best logit is NaN or infinite.
         """
         options = self._options
-        check_logits(self._first + row, token_logits, token_ids)
+        check_logits(self._first + row, token_logits, best_alone=True)
         if options.greedy:
             return int(token_ids[0])
         order = np.argsort(token_ids)  # as in all logits: sums and equals depend on the order
@@ -138,20 +138,24 @@ class Sampler:
         return int(kept[min(np.searchsorted(total, drawn, side="right"), last)])
 
 
-def check_logits(row: int, logits: Scores, ids: npt.NDArray[np.int64] | None = None) -> None:
-    """That the logits, of all tokens or of `ids`, are numbers. -inf says that a token cannot come, and may
-    be among them.
+def check_logits(row: int, logits: Scores, best_alone: bool = False) -> None:
+    """That the logits, of all tokens or of the best alone, are numbers. -inf says that a token cannot come,
+    and may be among them; the kernels say it of NaN, too.
 
     Raises:
-        DogeExportError: what there is instead, and for which token first.
+        DogeExportError: what there is instead.
     """
     if np.isfinite(best := logits.max()):
         return
-    wrong = ~np.isfinite(logits) if best == -np.inf else ~(logits < np.inf)
-    first = int(wrong.argmax())
+    if best_alone:
+        found = f"the best logit of the next token is {best}, and no number"
+    else:
+        wrong = ~np.isfinite(logits) if best == -np.inf else ~(logits < np.inf)
+        first = int(wrong.argmax())
+        found = f"{int(wrong.sum())} of {logits.size} logits of the next token are no numbers; the first is "
+        found += f"{logits[first]}, of token {first}"
     raise DogeExportError(
-        f"Row {row}: {int(wrong.sum())} of {logits.size} logits of the next token are not finite; "
-        f"the first is {logits[first]}, of token {first if ids is None else int(ids[first])}.",
+        f"Row {row}: {found}.",
         "The model overflows, as float16 does beyond 65504, or its weights are not finite: export it with "
         "--dtype float32 or bfloat16, and see what doge-export validate says.",
     )
