@@ -20,6 +20,7 @@ from doge_export.generations import (
     find_generation,
     is_number,
 )
+from doge_export.token_ids import ID_KEYS, outside, read_ids
 
 __all__ = ["ACTIVATIONS", "ROPE_TYPES", "DogeConfig", "known_keys", "read_config"]
 
@@ -96,6 +97,8 @@ class DogeConfig:
     `expert_heads` retrievals of `num_experts_per_tok` each, by queries of `expert_retrieval_size`, and drop
     `dynamic_mask_ratio` of the keys. Generation 1 makes a token's value of `num_inner_values` rows:
     `num_value_per_head` for each of `num_inner_value_heads`, by queries of `inner_values_retrieval_size`.
+
+    Token ids that no token has, such as -1, are left out of bos, eos and pad; `raw` has them.
     """
 
     vocab_size: int
@@ -223,6 +226,8 @@ class DogeConfig:
                 raise DogeExportError(
                     "config.json: sliding_window 1 is not supported: the reference's own cache fails on it."
                 )
+        for key in ID_KEYS:
+            values[key] = _token_id(key, values[key], values["vocab_size"])
         values["head_dim"] = _head_dim(known, values)
         _check_shape(values)
         rope = _rope(known, values)
@@ -276,6 +281,7 @@ _POSITIVE = (
     "num_experts",
     "num_experts_per_tok",
 )
+_ID_REMEDY = "Give the id of a token, or null for none."
 _BOOLEANS = (
     "tie_word_embeddings",
     "attention_bias",
@@ -297,6 +303,28 @@ def _head_dim(raw: Mapping[str, Any], values: Mapping[str, Any]) -> int:
     return int(hidden // heads)
 
 
+def _token_id(key: str, value: Any, vocab_size: int) -> Any:
+    """The id, or for eos the ids, that a token of the vocabulary has; None where it names none, as -1 does.
+
+    transformers takes one id alone for bos and pad, and makes an embedding of no other pad than these.
+    """
+    try:
+        ids = read_ids(value)
+    except ValueError as wrong:
+        raise DogeExportError(f"config.json: {key} is {value!r}, {wrong}.", _ID_REMEDY) from None
+    if isinstance(value, list) and key != "eos_token_id":
+        raise DogeExportError(
+            f"config.json: {key} is {value!r}, and transformers takes no list of it.",
+            "Give one id, or null for none.",
+        )
+    if key == "pad_token_id" and any(not -vocab_size <= token < vocab_size for token in ids):
+        raise DogeExportError(
+            f"config.json: {key} {value!r} is no token of a vocabulary of {vocab_size}.", _ID_REMEDY
+        )
+    named = [token for token in ids if token not in outside(ids, vocab_size)]
+    return named if isinstance(value, list) else next(iter(named), None)
+
+
 def _check_shape(values: Mapping[str, Any]) -> None:
     heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
     if heads % kv_heads:
@@ -312,14 +340,6 @@ def _check_shape(values: Mapping[str, Any]) -> None:
             f"config.json: hidden_act {values['hidden_act']!r} is not supported.",
             f"Supported: {', '.join(ACTIVATIONS)}.",
         )
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        ids = values[key] if isinstance(values[key], list) else [values[key]]
-        for item in ids:
-            whole = isinstance(item, int) and not isinstance(item, bool)
-            if item is not None and not (whole and 0 <= item < values["vocab_size"]):
-                raise DogeExportError(
-                    f"config.json: {key} {item!r} is no token of a vocabulary of {values['vocab_size']}."
-                )
     if values["is_moe"]:
         keys = math.isqrt(values["num_experts"])
         if values["num_experts_per_tok"] > keys * keys:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from doge_export.config import DogeConfig
+from doge_export.token_ids import ID_KEYS, read_special_ids
 
 __all__ = ["GENAI_CONFIG", "genai_config"]
 
@@ -16,22 +17,21 @@ _SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
 
 
 def genai_config(config: DogeConfig, generation: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file holds; `generation` is generation_config.json, whose tokens win."""
-    ids = {
-        name: generation.get(name, getattr(config, name))
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id")
-    }
+    """What the file holds; `generation` is generation_config.json, whose tokens win. Ids that no token has
+    are left out."""
+    ids = {name: _tokens(generation.get(name, getattr(config, name)), config.vocab_size) for name in ID_KEYS}
     end = ids["eos_token_id"]
-    end = end if isinstance(end, list) else [] if end is None else [end]
-    first = end[0] if end else 0
+    search = {key: generation[key] for key in _SAMPLING if generation.get(key) is not None}
+    if "do_sample" in search:
+        search["do_sample"] = bool(search["do_sample"])  # as transformers takes a number or a text for it
     return {
         "model": {
             "type": "decoder",
             "vocab_size": config.vocab_size,
             "context_length": config.max_position_embeddings,
-            "bos_token_id": first if ids["bos_token_id"] is None else ids["bos_token_id"],
+            "bos_token_id": [*ids["bos_token_id"], *end, 0][0],
             "eos_token_id": end,
-            "pad_token_id": first if ids["pad_token_id"] is None else ids["pad_token_id"],
+            "pad_token_id": [*ids["pad_token_id"], *end, 0][0],
             "decoder": {
                 "session_options": {},
                 "filename": "model.onnx",
@@ -57,6 +57,14 @@ def genai_config(config: DogeConfig, generation: Mapping[str, Any]) -> dict[str,
         "search": {
             "max_length": config.max_position_embeddings,
             "past_present_share_buffer": False,
-            **{key: generation[key] for key in _SAMPLING if generation.get(key) is not None},
+            **search,
         },
     }
+
+
+def _tokens(value: Any, vocab_size: int) -> list[int]:
+    try:
+        ids = read_special_ids(value)
+    except ValueError:
+        return []
+    return [token for token in ids if 0 <= token < vocab_size]

@@ -34,6 +34,7 @@ from doge_export.generations import CURRENT, find_generation, stored_name
 from doge_export.memory import available_memory
 from doge_export.presets import config_dict, find
 from doge_export.shapes import parameter_count, tensor_shapes
+from doge_export.token_ids import ID_KEYS, outside, read_ids
 from doge_export.tokenizer import check_vocabulary, copy_tokenizer_files
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def init(
     """
     raw = preset_config(preset, settings, generation)
     config = DogeConfig.from_dict(raw, generation)
+    _check_ids(raw, config.vocab_size)
     if tokenizer is not None:
         check_vocabulary(tokenizer, config.vocab_size, "Add --set vocab_size={size}.")
     with new_folder(output, force) as folder:
@@ -203,8 +205,7 @@ def write_checkpoint(
     _write_json(folder / "config.json", {**raw, called: dtype})
     # The library makes its file readable by its owner only.
     (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
-    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-    written = {key: raw[key] for key in ids if raw.get(key) is not None}
+    written = {key: raw[key] for key in ID_KEYS if raw.get(key) is not None}
     written |= {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.0}
     _write_json(folder / "generation_config.json", written)
 
@@ -279,6 +280,16 @@ def _check(raw: Mapping[str, Any]) -> None:
     for key in _SWITCHES:
         if not isinstance(raw.get(key, False), bool):
             raise DogeExportError(f"{key} is {raw[key]!r}, not true or false.")
+
+
+def _check_ids(raw: Mapping[str, Any], vocab_size: int) -> None:
+    """A new checkpoint names tokens that it has; one that somebody trained may not."""
+    for key in ID_KEYS:
+        for token in outside(read_ids(raw.get(key)), vocab_size):
+            raise DogeExportError(
+                f"config.json: {key} {token} is no token of a vocabulary of {vocab_size}.",
+                f"Set {key} to a smaller id, or to null.",
+            )
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

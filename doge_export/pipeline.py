@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, Any
 from doge_export import presets
 from doge_export.adapters import Adapter, write_merged
 from doge_export.bundle import Bundle, check_output, new_folder, write_manifest
-from doge_export.checkpoint import Checkpoint, copy_config
+from doge_export.checkpoint import Checkpoint
 from doge_export.checkpoint_fit import check_finite, check_tensors
 from doge_export.config import DogeConfig
 from doge_export.decision import Decision
 from doge_export.description import describe_graphs
 from doge_export.errors import DogeExportError
-from doge_export.genai import GENAI_CONFIG, genai_config
 from doge_export.generations import CURRENT
 from doge_export.init import write_checkpoint
-from doge_export.json_file import read_object
 from doge_export.quantize import METHODS, stored_bytes
 from doge_export.recipe import RECIPE, ExportOptions
 from doge_export.shapes import parameter_count, tensor_shapes
+from doge_export.sidecars import say_generation, write_sidecars
 from doge_export.tokenizer import check_vocabulary, copy_tokenizer_files, has_tokenizer
 from doge_export.tokenizer_source import TokenizerSource, tokenizer_source
 
@@ -102,6 +101,7 @@ def plan_export(
         with tokenizer_source(adapter if adapter is not None and own else checkpoint.folder) as tokenizer:
             _check_tokenizer(tokenizer, checkpoint.folder, config)
             tokens = {"tokenizer": tokenizer.to_dict()}
+        say_generation(checkpoint, model)
     options.check_model(config)
     _need_ranges(options, None)
     width = {"float32": 4}.get(options.dtype, 2)
@@ -165,6 +165,7 @@ def export_model(
             _check_tokenizer(tokenizer, source, checkpoint.config)
             tokenizer.say()
             copy_tokenizer_files(tokenizer.folder, folder)
+        say_generation(checkpoint, model)
         round_with = round_with or _rounding(options, checkpoint.config.tie_word_embeddings)
         resolved = _resolved(options, checkpoint.config)
         torch_model = load_model(checkpoint, options.dtype, options.routing, options.kv_cache)
@@ -182,7 +183,7 @@ def export_model(
         )
         progress(0, "writing the weights")
         decode = save_graph(graph, folder, lambda written: progress(written, "writing the weights"))
-        _write_sidecars(checkpoint, folder, genai=options.kv_cache == "growing")
+        write_sidecars(checkpoint, folder, genai=options.kv_cache == "growing")
         options.write(folder / RECIPE)
         progress(0, "hashing")
         if static is not None:
@@ -332,27 +333,3 @@ def _check_tokenizer(source: TokenizerSource, folder: Path, config: DogeConfig) 
     if has_tokenizer(source.folder):
         remedy = f"Put the tokenizer that the model was trained with into {folder}."
         check_vocabulary(source.folder, config.vocab_size, remedy)
-
-
-def _write_sidecars(checkpoint: Checkpoint, folder: Path, genai: bool) -> None:
-    """config.json as it was, generation_config.json or one made of the config; with
-    `genai` what onnxruntime-genai loads the bundle by."""
-    import json
-    import shutil
-
-    config = checkpoint.config
-    copy_config(checkpoint, folder)
-    generation = checkpoint.folder / "generation_config.json"
-    if generation.is_file():
-        shutil.copyfile(generation, folder / generation.name)
-    else:
-        ids = {
-            key: value
-            for key in ("bos_token_id", "eos_token_id", "pad_token_id")
-            if (value := getattr(config, key)) is not None
-        }
-        text = json.dumps(ids, indent=2, sort_keys=True) + "\n"
-        (folder / generation.name).write_text(text, encoding="utf-8")
-    if genai:
-        made = genai_config(config, read_object(folder / generation.name))
-        (folder / GENAI_CONFIG).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")

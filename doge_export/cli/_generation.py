@@ -16,6 +16,12 @@ _OPTIONS = (
     click.option("--top-k", type=click.IntRange(min=0), metavar="K", help="0 is off."),
     click.option("--top-p", type=click.FloatRange(min=0, max=1), metavar="P", help="1 is off."),
     click.option(
+        "--min-p",
+        type=click.FloatRange(min=0, max=1),
+        metavar="P",
+        help="Draw no token with less than this share of the best one's probability; 0 is off.",
+    ),
+    click.option(
         "--repetition-penalty", type=click.FloatRange(min=0, min_open=True), metavar="R", help="1 is off."
     ),
     click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable."),

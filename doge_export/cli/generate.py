@@ -104,6 +104,7 @@ def _summary(
             "temperature": options.temperature,
             "top_k": options.top_k,
             "top_p": options.top_p,
+            "min_p": options.min_p,
             "repetition_penalty": options.repetition_penalty,
             "stop": options.stop,
             "seed": options.seed,

@@ -39,6 +39,7 @@ INPUTS = {
     "temperature": Input("TYPE_FP64"),
     "top_k": Input("TYPE_INT32"),
     "top_p": Input("TYPE_FP64"),
+    "min_p": Input("TYPE_FP64"),
     "repetition_penalty": Input("TYPE_FP64"),
     "stop": Input("TYPE_STRING", repeated=True),
     "seed": Input("TYPE_INT64"),

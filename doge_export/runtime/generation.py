@@ -2,6 +2,7 @@
 
 __all__ = ["Completion", "Event", "Generation", "Statistics", "generate", "stream"]
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from doge_export.runtime.next_tokens import next_tokens
 from doge_export.runtime.options import GenerationOptions
 from doge_export.runtime.session import Session
 from doge_export.runtime.stopping import RowText
+from doge_export.token_ids import outside
 from doge_export.tokenizer import Tokenizer
 
 _MAX_NEW_TOKENS = 100
@@ -24,7 +26,7 @@ _MAX_NEW_TOKENS = 100
 class Event:
     """One new token of one row, the text that became certain with it, and why the row ends, if it does.
 
-    `finish_reason`: "eos", "stop" (a stop string) or "length".
+    `finish_reason`: "eos", "stop" (a stop string) or "length", which is the end of `max_time` too.
     """
 
     row: int
@@ -114,19 +116,22 @@ def stream(
 
     Raises:
         DogeExportError: a prompt is empty or has an id outside the vocabulary, prompt and new tokens do
-            not fit in a static cache, or there are stop strings and no tokenizer.
+            not fit in a static cache or in max_length, there are stop strings and no tokenizer, an id of
+            the options is no token, no token is left to choose, or the model's logits are no numbers.
     """
     statistics = Statistics() if statistics is None else statistics
     _check_prompts(session, prompts)
+    _check_ids(session, options)
     if options.stop and tokenizer is None:
         raise DogeExportError("A stop string needs a tokenizer, and the bundle has none.")
     if not prompts:
         return
     calls = _calls(session, prompts, options, tokenizer, on_prompt)
+    until = time.perf_counter() + (math.inf if options.max_time is None else options.max_time)
     # In turns, so that the rows grow side by side however many calls they take.
     while calls:
         for rows in tuple(calls):
-            yield from rows.step(statistics)
+            yield from rows.step(statistics, until)
             if rows.ended:
                 calls.remove(rows)
 
@@ -145,7 +150,7 @@ def _calls(
         return _Rows(session, prompts[first:end], first, options, tokenizer, read)
 
     lengths = list(map(len, prompts))
-    end = max(lengths) + (options.max_new_tokens or _MAX_NEW_TOKENS)
+    end = max(length + _most(options, length) for length in lengths)
     if rows_are_independent(session.bundle, lengths, end):
         together = rows(0, len(prompts))
         if together.as_long_as_alone:
@@ -171,11 +176,10 @@ class _Rows:
         self._position_ids = np.clip(np.cumsum(self._real, axis=1) - 1, 0, None)
         # Loads the graph: its seconds are not prefill's.
         self._chooser = next_tokens(session, options, count, read, first)
-        capacity, longest = self._chooser.capacity, self._input_ids.shape[1]
-        self._limit = _limit(capacity, longest, options.max_new_tokens)
-        self.as_long_as_alone = self._limit == _limit(
-            capacity, min(map(len, prompts)), options.max_new_tokens
-        )
+        capacity, lengths = self._chooser.capacity, list(map(len, prompts))
+        self._limits = [_limit(capacity, max(lengths), options, length) for length in lengths]
+        alone = [_limit(capacity, length, options, length) for length in lengths]
+        self.as_long_as_alone = self._limits == alone
         self._texts = [RowText(tokenizer, options.stop, prompt) for prompt in prompts]
         self._seen = {row: list(prompt) for row, prompt in enumerate(prompts)}
         self._one = np.ones((count, 1), np.int64)
@@ -186,9 +190,9 @@ class _Rows:
         """Whether no row goes on."""
         return not self._seen
 
-    def step(self, statistics: Statistics) -> Iterator[Event]:
-        """One token of each row that goes on."""
-        seen, left = self._seen, self._limit - self._made
+    def step(self, statistics: Statistics, until: float) -> Iterator[Event]:
+        """One token of each row that goes on, the last one after the time `until`."""
+        seen, left = self._seen, max(self._limits[row] for row in self._seen) - self._made
         started = time.perf_counter()
         tokens = self._chooser.choose(self._input_ids, self._real, self._position_ids, seen, left)
         seconds = time.perf_counter() - started
@@ -199,15 +203,15 @@ class _Rows:
             statistics.decode_tokens += len(seen)
             statistics.decode_seconds += seconds
         self._made += 1
+        late = time.perf_counter() > until
         # A row that has ended goes on with padding, as in transformers: it does not disturb the others.
         self._input_ids = np.full_like(self._one, self._options.pad_token_id)
         self._real, self._position_ids = self._one, self._position_ids[:, -1:] + 1
         for row in sorted(seen):
             self._input_ids[row, 0] = token = tokens[row]
             seen[row].append(token)
-            event = _event(
-                self._first + row, token, self._texts[row], self._options, self._made == self._limit
-            )
+            last = late or self._made == self._limits[row]
+            event = _event(self._first + row, token, self._texts[row], self._options, last)
             if event.finish_reason is not None:
                 del seen[row]
             yield event
@@ -229,11 +233,26 @@ def _check_prompts(session: Session, prompts: Sequence[Sequence[int]]) -> None:
     for prompt in prompts:
         if len(prompt) == 0:
             raise DogeExportError("The prompt is empty.", "Give at least one token.")
-        outside = [token for token in prompt if not 0 <= token < vocab]
-        if outside:
+        if foreign := outside(tuple(prompt), vocab):
             raise DogeExportError(
-                f"The prompt has the token id {outside[0]}, and the model's vocabulary has {vocab} entries.",
+                f"The prompt has the token id {foreign[0]}, and the model's vocabulary has {vocab} entries.",
                 "The tokenizer does not belong to this model.",
+            )
+
+
+def _check_ids(session: Session, options: GenerationOptions) -> None:
+    """Padding is read as a token, and then not seen; of other options too each id must be one."""
+    vocab = session.bundle.config.vocab_size
+    biased = (*options.bad_words_ids, *(ids for ids, _ in options.sequence_bias))
+    for name, ids in (
+        ("pad_token_id", (options.pad_token_id,)),
+        ("forced_bos_token_id", options.forced_bos_token_id),
+        ("forced_eos_token_id", options.forced_eos_token_id),
+        ("bad_words_ids and sequence_bias", tuple(token for sequence in biased for token in sequence)),
+    ):
+        for token in outside(ids, vocab):
+            raise DogeExportError(
+                f"{name}: {token} is no token of a vocabulary of {vocab}.", "Give the id of a token."
             )
 
 
@@ -250,20 +269,34 @@ def _left_padded(
     return ids, mask
 
 
-def _limit(capacity: int | None, prompt: int, asked: int | None) -> int:
-    """How many tokens may be made; known before the first, so that no text breaks off with an error."""
+def _most(options: GenerationOptions, prompt: int) -> int:
+    """How many tokens the options leave room for after so many of a prompt."""
+    if options.max_new_tokens is not None or options.max_length is None:
+        return options.max_new_tokens or _MAX_NEW_TOKENS
+    if prompt >= options.max_length:
+        raise DogeExportError(
+            f"A prompt has {prompt} tokens, and max_length, which counts them too, is {options.max_length}.",
+            "Say how many are to follow: --max-new-tokens (max_tokens in a request) wins over max_length.",
+        )
+    return options.max_length - prompt
+
+
+def _limit(capacity: int | None, slots: int, options: GenerationOptions, prompt: int) -> int:
+    """How many tokens may be made after a prompt that takes so many `slots`, padding included; known before
+    the first, so that no text breaks off with an error."""
+    most, asked = _most(options, prompt), options.max_new_tokens
     if capacity is None:
-        return _MAX_NEW_TOKENS if asked is None else asked
-    room = capacity - prompt + 1  # the last new token is never fed
+        return most
+    room = capacity - slots + 1  # the last new token is never fed
     if room < 1:
         raise DogeExportError(
-            f"The prompt has {prompt} tokens, and the bundle's static cache holds {capacity}.",
-            f"Shorten it, or export with --max-length {prompt} or more.",
+            f"The prompt has {slots} tokens, and the bundle's static cache holds {capacity}.",
+            f"Shorten it, or export with --max-length {slots} or more.",
         )
     if asked is not None and asked > room:
         raise DogeExportError(
-            f"A prompt of {prompt} tokens and {asked} new ones need {prompt + asked - 1} slots, and the "
+            f"A prompt of {slots} tokens and {asked} new ones need {slots + asked - 1} slots, and the "
             f"bundle's static cache holds {capacity}.",
             f"Ask for at most {room} new tokens, or export with a larger --max-length.",
         )
-    return min(_MAX_NEW_TOKENS, room) if asked is None else asked
+    return min(most, room)

@@ -3,6 +3,7 @@
 __all__ = ["AllLogits", "BestTokens", "GreedyTokens", "NextTokens", "next_tokens"]
 
 import time
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from doge_export.memory import release_memory
 from doge_export.runtime.decoder import TokenDecoder
 from doge_export.runtime.options import GenerationOptions
-from doge_export.runtime.sampling import Sampler
+from doge_export.runtime.sampling import Sampler, check_logits
 from doge_export.runtime.session import Session
 
 Ids = npt.NDArray[np.int64]
@@ -66,7 +67,35 @@ class AllLogits:
     ) -> dict[int, int]:
         """See NextTokens."""
         logits = self.feed(input_ids, real, position_ids)
-        return {row: self._sampler.choose(row, logits[row, -1], seen) for row, seen in rows.items()}
+        return {row: self._sampler.choose(row, logits[row, -1], seen, left) for row, seen in rows.items()}
+
+
+class _Calls:
+    """The calls so far, to be made again. Of those with the next token of each row, the tokens alone are
+    kept, in 4 bytes each: a text of any length may come."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[tuple[Ids, Ids, Ids], array[int]]] = []
+        self._next: Ids | None = None  # positions [batch, 1]
+
+    def add(self, input_ids: Ids, real: Ids, position_ids: Ids) -> None:
+        if self._next is not None and np.array_equal(position_ids, self._next) and real.all():
+            self._parts[-1][1].extend(input_ids[:, 0].tolist())
+        else:
+            self._parts.append(((input_ids, real, position_ids), array("i")))
+        self._next = position_ids[:, -1:] + 1
+
+    def __iter__(self) -> Iterator[tuple[Ids, Ids, Ids]]:
+        for (input_ids, real, position_ids), tokens in self._parts:
+            yield input_ids, real, position_ids
+            rows = len(input_ids)
+            later = np.array(tokens, np.int64).reshape(-1, rows, 1)
+            for count, ids in enumerate(later, 1):
+                yield ids, np.ones_like(ids), position_ids[:, -1:] + count
+
+    def clear(self) -> None:
+        self._parts.clear()
+        self._next = None
 
 
 class BestTokens:
@@ -79,7 +108,7 @@ class BestTokens:
     def __init__(self, session: Session, sampler: Sampler, batch: int, read: Read) -> None:
         self._session, self._sampler, self._batch, self._read = session, sampler, batch, read
         self._decoder = session.decoder(batch)
-        self._calls: list[tuple[Ids, Ids, Ids]] = []
+        self._calls = _Calls()
         self._other: AllLogits | None = None
         self.capacity = self._decoder.capacity
 
@@ -89,7 +118,7 @@ class BestTokens:
         """See NextTokens."""
         if self._other is not None:
             return self._other.choose(input_ids, real, position_ids, rows, left)
-        self._calls.append((input_ids, real, position_ids))
+        self._calls.add(input_ids, real, position_ids)
         token_ids, token_logits = _stream(self._decoder, input_ids, real, position_ids, 1, self._read)
         tokens: dict[int, int] = {}
         for row in rows:
@@ -100,9 +129,10 @@ class BestTokens:
             self._other = AllLogits(self._session, self._sampler, self._batch, _nobody)
             for call in self._calls:
                 logits = self._other.feed(*call)
+            self._calls.clear()
             for row, seen in rows.items():
                 if row not in tokens:
-                    tokens[row] = self._sampler.choose(row, logits[row, -1], seen)
+                    tokens[row] = self._sampler.choose(row, logits[row, -1], seen, left)
         return tokens
 
 
@@ -110,9 +140,10 @@ class GreedyTokens:
     """The best token each time, for one row: the kernels go on alone for several tokens. After each call of
     the runtime, it and Python are read into the processor's caches again, and they are not small."""
 
-    def __init__(self, session: Session, read: Read) -> None:
-        self._decoder, self._read = session.decoder(1), read
+    def __init__(self, session: Session, read: Read, row: int = 0) -> None:
+        self._decoder, self._read, self._row = session.decoder(1), read, row
         self._made: list[int] = []  # the tokens after those that were given out, the last one first
+        self._logits = np.empty(0, np.float32)  # of the tokens that were made at once
         self._seconds = float("inf")  # of the last token
         self.capacity = self._decoder.capacity
 
@@ -128,10 +159,12 @@ class GreedyTokens:
             steps = min(left, _MOST_STEPS, max(least, int(_PATIENCE / self._seconds)))
             steps = 1 << (steps.bit_length() - 1)  # few sizes: what is bound for one serves again
             started = time.perf_counter()
-            token_ids, _ = _stream(self._decoder, input_ids, real, position_ids, steps, self._read)
+            token_ids, logits = _stream(self._decoder, input_ids, real, position_ids, steps, self._read)
             if input_ids.shape[1] == 1:
                 self._seconds = (time.perf_counter() - started) / steps
             self._made = token_ids[0, ::-1, 0].tolist()
+            self._logits = logits[0, ::-1, :1].copy()
+        check_logits(self._row, self._logits[len(self._made) - 1], best_alone=True)
         return {0: self._made.pop()}
 
 
@@ -173,7 +206,7 @@ def next_tokens(
     read = read or _nobody
     sampler = Sampler(options, batch, first)
     if options.candidates == 1 and batch == 1 and session.candidates:
-        return GreedyTokens(session, read)
+        return GreedyTokens(session, read, first)
     if options.candidates is not None and options.candidates <= session.candidates:
         return BestTokens(session, sampler, batch, read)
     return AllLogits(session, sampler, batch, read)

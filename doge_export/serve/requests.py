@@ -21,6 +21,7 @@ _OPTIONS: Mapping[str, tuple[str, type]] = {
     "top_p": ("top_p", float),
     "seed": ("seed", int),
     "top_k": ("top_k", int),
+    "min_p": ("min_p", float),
     "repetition_penalty": ("repetition_penalty", float),
 }
 
@@ -33,7 +34,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "functions": ([],),
     "logit_bias": ({},),
     "logprobs": (False,),
-    "min_p": (0,),
     "presence_penalty": (0,),
     "response_format": ({"type": "text"},),
     "suffix": ("",),
@@ -142,7 +142,10 @@ def _message(given: Any) -> dict[str, Any]:
 def _taken(body: Mapping[str, Any], field: str, kind: type) -> Any:
     value = body[field]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise DogeExportError(f"{field} is too large a number.") from None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise DogeExportError(f"{field} is {value!r}, not {_TYPES[kind]}.")
     return value

@@ -97,6 +97,6 @@ def _refuse_distributed(folder: Path) -> None:
     if name is not None:
         raise DogeExportError(
             f"{folder} holds {name}, a part of a distributed checkpoint, which transformers would take.",
-            "Save the model from the training with save_pretrained, which gathers the parts; or move them away "
-            "if they are of an earlier run.",
+            "Save the model from the training with save_pretrained, which gathers the parts; or move them "
+            "away if they are of an earlier run.",
         )

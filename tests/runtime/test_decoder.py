@@ -11,7 +11,7 @@ import pytest
 
 from doge_export.bundle import MANIFEST, Bundle
 from doge_export.errors import DogeExportError
-from doge_export.runtime import GenerationOptions, Session, generate, next_tokens
+from doge_export.runtime import GenerationOptions, Session, generate, next_tokens, stream
 from doge_export.runtime import decoder as module
 from doge_export.runtime.sampling import Sampler
 
@@ -152,6 +152,80 @@ def test_all_logits_take_over_where_the_best_tokens_leave_it_open(bundle, monkey
     session = Session.open(bundle, threads=1)
     assert generate(session, prompts, options).completions == expected
     assert len(session._loaded) == 2 and len(asked) == 15
+
+
+def test_calls_are_kept_in_the_tokens_that_they_were():
+    """Of 20,000 steps of two rows no more than 4 bytes a token, and they can be made again."""
+    kept, made, previous = next_tokens._Calls(), [], None
+    for ids, real, positions in _calls([5, *[1] * 20, 3, *[1] * 20_000]):
+        kept.add(ids, real, positions)
+        made.append((ids, real, positions))
+    assert [len(tokens) for _, tokens in kept._parts] == [40, 40_000]
+    assert {tokens.itemsize for _, tokens in kept._parts} == {4}
+    for again, first in zip(kept, made, strict=True):
+        for one, other in zip(again, first, strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert previous is None or again[0].base is not previous
+        previous = again[0]
+    kept.clear()
+    assert not list(kept)
+
+
+@pytest.fixture(scope="module")
+def overflowing(tmp_path_factory):
+    """A bundle whose logits float16 cannot hold."""
+    from safetensors.numpy import load_file, save_file
+
+    from doge_export.pipeline import export_model
+    from doge_export.recipe import ExportOptions
+    from tests.conftest import write_checkpoint
+
+    folder = tmp_path_factory.mktemp("overflowing")
+    checkpoint = write_checkpoint(folder / "checkpoint")
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["model.norm.weight"] *= 6e4
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    options = ExportOptions.resolve(dtype="float16")
+    return export_model(str(checkpoint), folder / "bundle", options, validate=False).bundle
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"temperature": 1.0, "top_k": 5}, {"temperature": 1.0}, {"no_repeat_ngram_size": 2}],
+    ids=str,
+)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_logits_that_overflow_are_said_on_every_way(overflowing, native, changes, rows):
+    options = GenerationOptions(max_new_tokens=5, seed=1, **changes)
+    session = Session.open(overflowing, threads=1, native=native)
+    with pytest.raises(DogeExportError, match=r"^Row 0: .* no number.* float16") as caught:
+        generate(session, PROMPTS[:rows], options)
+    assert caught.value.exit_code == 2
+
+
+def test_tokens_before_an_overflow_are_given_out(bundle, monkeypatch):
+    """Several were made at once, and the third is none."""
+    expected = generate(Session.open(bundle, threads=1), PROMPTS[:1], GenerationOptions(max_new_tokens=9))
+    asked = []
+    look = next_tokens._stream
+
+    def overflows(*args):
+        token_ids, logits = look(*args)
+        asked.append(logits.shape[1])
+        if logits.shape[1] > 2:
+            logits = logits.copy()
+            logits[:, 2] = -np.inf
+        return token_ids, logits
+
+    monkeypatch.setattr(next_tokens, "_stream", overflows)
+    monkeypatch.setattr(next_tokens, "_PATIENCE", 1e9)
+    given, session = [], Session.open(bundle, threads=1)
+    with pytest.raises(DogeExportError, match="is -inf, and no number"):
+        for event in stream(session, PROMPTS[:1], GenerationOptions(max_new_tokens=9)):
+            given.append(event.token)
+    steps = next(at for at, count in enumerate(asked) if count > 2)
+    assert given == expected.completions[0].ids[: sum(asked[:steps]) + 2]
 
 
 def test_a_static_cache_is_full_at_some_point(exported):

@@ -22,6 +22,15 @@ def _options(tmp_path, generation, **changes):
         {"top_k": -1},
         {"top_p": 1.01},
         {"top_p": float("nan")},
+        {"min_p": 1.01},
+        {"top_h": 0.0},
+        {"typical_p": 0.0},
+        {"epsilon_cutoff": 1.0},
+        {"eta_cutoff": -0.1},
+        {"max_time": float("nan")},
+        {"encoder_repetition_penalty": 0.0},
+        {"exponential_decay_length_penalty": (3, float("inf"))},
+        {"exponential_decay_length_penalty": (3, 1.5)},  # and no end of the text
         {"repetition_penalty": 0.0},
         {"max_new_tokens": 0},
         {"seed": -1},
@@ -55,8 +64,9 @@ def test_changes_override_the_file(tmp_path):
         (None, True),
         ({}, True),
         ({"eos_token_id": 1}, True),
-        ({"temperature": 0.8}, False),
-        ({"top_p": 0.9}, False),
+        ({"temperature": 0.8}, True),  # as transformers 5 takes a file without do_sample
+        ({"top_p": 0.9}, True),
+        ({"do_sample": True, "temperature": 0.8}, False),
         ({"do_sample": False, "temperature": 0.8}, True),
         ({"do_sample": True}, False),
     ],
@@ -68,7 +78,9 @@ def test_when_the_file_means_greedy(tmp_path, file, greedy):
     assert greedy or options.temperature == file.get("temperature", 1.0)
 
 
-@pytest.mark.parametrize("change", [{"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}], ids=str
+)
 def test_asking_for_sampling_overrides_a_greedy_file(tmp_path, change):
     options = _options(tmp_path, {"do_sample": False}, **change)
     assert not options.greedy
@@ -91,5 +103,12 @@ def test_what_is_not_supported_is_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         _options(tmp_path, {"num_beams": 4, "typical_p": 1.0, "bad_words_ids": [[3]], "min_p": None})
     text = caplog.text
-    assert "num_beams" in text and "bad_words_ids" in text
-    assert "typical_p" not in text and "min_p" not in text
+    assert "num_beams" in text
+    assert not any(key in text for key in ("bad_words_ids", "typical_p", "min_p"))
+
+
+def test_a_stop_of_the_caller_wins_over_the_files_and_none_leaves_them(tmp_path):
+    file = {"stop_strings": ["a", "b"]}
+    assert _options(tmp_path, file).stop == _options(tmp_path, file, stop=()).stop == ("a", "b")
+    assert _options(tmp_path, file, stop=("c",)).stop == ("c",)
+    assert _options(tmp_path, {"stop_strings": "a"}).stop == ("a",)
