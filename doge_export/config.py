@@ -4,7 +4,6 @@ Everything the graph depends on is here; anything a Doge checkpoint may carry th
 result and is not handled is refused by name rather than ignored.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from doge_export.generations import (
     find_generation,
     is_number,
 )
+from doge_export.json_file import read_json
 from doge_export.token_ids import ID_KEYS, outside, read_ids
 
 __all__ = ["ACTIVATIONS", "ROPE_TYPES", "DogeConfig", "known_keys", "read_config"]
@@ -212,14 +212,24 @@ class DogeConfig:
         values = {key: known.get(key, default) for key, default in defaults.items()}
         if values["num_key_value_heads"] is None:
             values["num_key_value_heads"] = values["num_attention_heads"]
-        for key in _POSITIVE:
+        for key, most in _MOST.items():
             check_whole(key, values[key])
+            if values[key] > most:
+                raise DogeExportError(
+                    f"config.json: {key} is {values[key]}, and the most that is computed with is {most}.",
+                    "Take config.json from the checkpoint itself.",
+                )
         for key in _BOOLEANS:
             if not isinstance(values[key], bool):
                 raise DogeExportError(f"config.json: {key} is {values[key]!r}, not true or false.")
         eps = values["rms_norm_eps"]
         if not is_number(eps) or eps < 0:
             raise DogeExportError(f"config.json: rms_norm_eps is {eps!r}, not a number of at least 0.")
+        if generation == CURRENT and not isinstance(eps, float):
+            raise DogeExportError(
+                f"config.json: rms_norm_eps is {eps}, and transformers takes no whole number there.",
+                f"Write {float(eps)}.",
+            )
         if values["sliding_window"] is not None:
             check_whole("sliding_window", values["sliding_window"])
             if values["sliding_window"] == 1:
@@ -245,14 +255,12 @@ def read_config(path: Path) -> Any:
         DogeExportError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError:
         raise DogeExportError(
             f"{path.parent} has no config.json.",
             "Point -m at a folder that transformers' save_pretrained wrote.",
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DogeExportError(f"{path} cannot be read as JSON: {error}.") from None
 
 
 def known_keys(raw: Any, generation: str = CURRENT) -> dict[str, Any]:
@@ -269,18 +277,20 @@ def known_keys(raw: Any, generation: str = CURRENT) -> dict[str, Any]:
     return GENERATIONS[generation].read(raw)
 
 
-_POSITIVE = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "max_position_embeddings",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "keep_window_size",
-    "num_experts",
-    "num_experts_per_tok",
-)
+#: Whole number of at least 1 -> the most. Far above any model, and low enough that what is made of a wrong
+#: one, names and shapes of all tensors, is small.
+_MOST = {
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 18,
+    "intermediate_size": 1 << 20,
+    "num_hidden_layers": (1 << 31) - 1,  # who lists layers counts the checkpoint's first
+    "max_position_embeddings": (1 << 31) - 1,
+    "num_attention_heads": 1 << 14,
+    "num_key_value_heads": 1 << 14,
+    "keep_window_size": (1 << 31) - 1,
+    "num_experts": 1 << 26,
+    "num_experts_per_tok": 1 << 16,
+}
 _ID_REMEDY = "Give the id of a token, or null for none."
 _BOOLEANS = (
     "tie_word_embeddings",
@@ -294,6 +304,11 @@ _BOOLEANS = (
 def _head_dim(raw: Mapping[str, Any], values: Mapping[str, Any]) -> int:
     if "head_dim" in raw:
         check_whole("head_dim", raw["head_dim"])
+        if raw["head_dim"] > _MOST["hidden_size"]:
+            raise DogeExportError(
+                f"config.json: head_dim is {raw['head_dim']}, more than any model has.",
+                "Take config.json from the checkpoint itself.",
+            )
         return int(raw["head_dim"])
     hidden, heads = values["hidden_size"], values["num_attention_heads"]
     if hidden % heads:
@@ -351,9 +366,15 @@ def _check_shape(values: Mapping[str, Any]) -> None:
 
 def _rope(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """`rope_parameters` as transformers 5 standardises it, from the old spelling too."""
-    given = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    given = raw.get("rope_scaling") or raw.get("rope_parameters")
+    given = {} if given is None else given
     if not isinstance(given, dict):
         raise DogeExportError(f"config.json: rope_parameters is {given!r}, not an object.")
+    if "rope_theta" in given and given["rope_theta"] is None:
+        raise DogeExportError(
+            "config.json: rope_theta is null within rope_parameters, where transformers takes a number only.",
+            "Write a number, or leave it out.",
+        )
     rope = {key: value for key, value in given.items() if value is not None}
     rope.setdefault("rope_type", rope.pop("type", "default"))
     rope.setdefault("rope_theta", raw.get("rope_theta", 10000.0))

@@ -11,7 +11,7 @@ import numpy as np
 
 from doge_export import presets
 from doge_export.adapters import Adapter
-from doge_export.bundle import new_folder
+from doge_export.bundle import check_output, mark_checkpoint, new_folder
 from doge_export.checkpoint import Checkpoint
 from doge_export.checkpoint_fit import check_tensors
 from doge_export.config import DogeConfig
@@ -51,6 +51,7 @@ def convert(
             adapter does not fit, or `output` is in the way.
     """
     checkpoint = Checkpoint.open(presets.resolve_model(model, adapter), generation)
+    check_output(output, force, (checkpoint.folder, adapter))
     row = GENERATIONS[checkpoint.config.generation]
     if row.name != CURRENT:
         raise DogeExportError(
@@ -61,7 +62,7 @@ def convert(
         )
     merging = None if adapter is None else Adapter.open(adapter, checkpoint)
     tensors = _checked(checkpoint, advance, merging)
-    with new_folder(output, force) as folder:
+    with new_folder(output, force, (checkpoint.folder, adapter)) as folder:
         given = (checkpoint if merging is None else merging).config.raw
         raw = {key: value for key, value in given.items() if not key.startswith(_LEFT_OVER)}
         tokens = checkpoint.folder if adapter is None or not has_tokenizer(adapter) else adapter
@@ -93,6 +94,7 @@ def add_experts(
             or memory are too small.
     """
     checkpoint = Checkpoint.open(presets.resolve_model(dense))
+    check_output(output, force, (checkpoint.folder,))
     if checkpoint.config.is_moe or checkpoint.config.generation != CURRENT:
         what = "has experts already" if checkpoint.config.is_moe else "is of an earlier generation"
         raise DogeExportError(
@@ -101,7 +103,7 @@ def add_experts(
     raw = set_keys({**checkpoint.config.raw, "is_moe": True}, settings, _OF_EXPERTS)
     config = DogeConfig.from_dict(raw)
     spread = float(raw.get("initializer_range", 0.02))
-    with new_folder(output, force) as folder:
+    with new_folder(output, force, (checkpoint.folder,)) as folder:
         tensors = _checked(checkpoint, advance)
         kind = tensors["model.layers.0.mlp.up_proj.weight"].dtype
         check_room(config, kind.itemsize, folder)
@@ -150,3 +152,4 @@ def _write(
     if (checkpoint.folder / "generation_config.json").is_file():
         shutil.copyfile(checkpoint.folder / "generation_config.json", folder / "generation_config.json")
     copy_tokenizer_files(tokens, folder)
+    mark_checkpoint(folder)

@@ -1,6 +1,8 @@
 """The errors a user can cause, each one sentence with its remedy and the exit code that belongs to it."""
 
-__all__ = ["DogeExportError", "ParityError"]
+__all__ = ["DogeExportError", "ParityError", "refusal"]
+
+_MOST_WORDS = 400  # characters of another library's
 
 
 class DogeExportError(Exception):
@@ -21,3 +23,19 @@ class ParityError(DogeExportError):
     """A finding: the export ran, and its numbers miss the reference. Exit code 1."""
 
     exit_code = 1
+
+
+def refusal(what: str, error: Exception, remedy: str = "") -> DogeExportError:
+    """What another library raised as one sentence: `what` failed, and its own words.
+
+    Raises:
+        MemoryError: that was the reason.
+    """
+    words = " ".join(str(error).split()).rstrip(".")
+    if isinstance(error, MemoryError) or "can't allocate memory" in words:  # torch raises RuntimeError for it
+        raise MemoryError from error
+    if not isinstance(error, OSError | ValueError | RuntimeError | ImportError) or not words:
+        words = f"{type(error).__name__}: {words}".rstrip(": ")
+    if len(words) > _MOST_WORDS:
+        words = f"{words[:_MOST_WORDS]} ..."
+    return DogeExportError(f"{what}: {words}.", remedy)

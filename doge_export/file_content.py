@@ -79,6 +79,8 @@ def check_content(path: Path, kind: str = "JSON") -> None:
         DogeExportError: it is a Git LFS pointer, a page of HTML, empty, or of another format.
     """
     try:
+        if not path.is_file():  # a pipe would have us wait
+            return
         with path.open("rb") as file:
             begin = file.read(_BEGIN)
     except (OSError, ValueError):  # absent, or who reads it says why it cannot be read

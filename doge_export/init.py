@@ -18,6 +18,7 @@ __all__ = [
     "write_checkpoint",
 ]
 
+import copy
 import difflib
 import hashlib
 import json
@@ -27,10 +28,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doge_export.bundle import new_folder
+from doge_export.bundle import mark_checkpoint, new_folder
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
 from doge_export.generations import CURRENT, find_generation, stored_name
+from doge_export.json_file import parse_json
 from doge_export.memory import available_memory
 from doge_export.presets import config_dict, find
 from doge_export.shapes import parameter_count, tensor_shapes
@@ -100,7 +102,7 @@ def set_keys(raw: Mapping[str, Any], settings: Sequence[str], known: Sequence[st
     Raises:
         DogeExportError: a setting without `=`, or of another key.
     """
-    changed: dict[str, Any] = json.loads(json.dumps(raw))
+    changed: dict[str, Any] = copy.deepcopy(dict(raw))
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
@@ -154,10 +156,11 @@ def init(
     _check_ids(raw, config.vocab_size)
     if tokenizer is not None:
         check_vocabulary(tokenizer, config.vocab_size, "Add --set vocab_size={size}.")
-    with new_folder(output, force) as folder:
+    with new_folder(output, force, (tokenizer,)) as folder:
         write_checkpoint(raw, folder, seed=seed, dtype=dtype, generation=generation, advance=advance)
         if tokenizer is not None:
             copy_tokenizer_files(tokenizer, folder)
+        mark_checkpoint(folder)
     return {
         "preset": find(preset),
         "generation": generation,
@@ -265,7 +268,7 @@ def _settable(raw: Mapping[str, Any]) -> list[str]:
 def _value(text: str) -> Any:
     """JSON where it is JSON, else the text itself, so that a word needs no quotes."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text
 

@@ -5,14 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from doge_export.errors import DogeExportError
+from doge_export.json_file import parse_json, read_text
 
 __all__ = ["Journal"]
+
+_LARGEST = 1 << 30  # bytes
 
 
 class Journal:
     """Key -> value, of JSON, in a file of one line each. What was kept under another `subject`, in which all
     that decides the values must stand, is forgotten; so is a last line that was cut off. There is no file
-    before there is a value."""
+    before there is a value. A file that is no journal is left alone.
+
+    Raises:
+        DogeExportError: the file is no journal of ours, or cannot be read or written.
+    """
 
     def __init__(self, path: Path | None, subject: dict[str, Any]) -> None:
         self._path, self._values = path, dict[str, Any]()
@@ -20,10 +27,13 @@ class Journal:
         if path is None:
             return
         try:
-            first, *lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
+            first, *lines = _lines(path)
             whole = [header]
             for line in lines[:-1] if first == header else []:  # what follows the last line end is no line
-                self._values.update(json.loads(line))
+                kept = parse_json(line)
+                if not isinstance(kept, dict):
+                    raise ValueError("a line is no object")
+                self._values.update(kept)
                 whole.append(line)
             path.write_text("\n".join([*whole, ""]), encoding="utf-8")  # or says at once that it cannot be
             if not self._values:
@@ -49,3 +59,19 @@ class Journal:
         """Remove the file."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+def _lines(path: Path) -> list[str]:
+    """The first of them says whose journal it is; one empty line where there is no file.
+
+    Raises:
+        ValueError: it says nothing of the kind.
+    """
+    try:
+        first, *lines = read_text(path, _LARGEST).split("\n")
+    except FileNotFoundError:
+        return [""]
+    header = parse_json(first) if lines or first else {"subject": None}
+    if not isinstance(header, dict) or set(header) != {"subject"}:
+        raise ValueError("no header")
+    return [first, *lines]

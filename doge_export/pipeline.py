@@ -4,7 +4,6 @@ import contextlib
 import gc
 import importlib.metadata
 import logging
-import tempfile
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from doge_export.quantize import METHODS, stored_bytes
 from doge_export.recipe import RECIPE, ExportOptions
 from doge_export.shapes import parameter_count, tensor_shapes
 from doge_export.sidecars import say_generation, write_sidecars
+from doge_export.temporary import temporary_folder
 from doge_export.tokenizer import check_vocabulary, copy_tokenizer_files, has_tokenizer
 from doge_export.tokenizer_source import TokenizerSource, tokenizer_source
 
@@ -151,10 +151,11 @@ def export_model(
     from doge_export.export import build_graph, save_graph
     from doge_export.model import load_model
 
-    check_output(Path(output), force)
+    inputs = (*_inputs(model), adapter)
+    check_output(Path(output), force, inputs)
     decision = decision or decide(model, options.generation, adapter, progress)
     with (
-        new_folder(Path(output), force) as folder,
+        new_folder(Path(output), force, inputs) as folder,
         _checkpoint_folder(model, adapter, decision.generation) as source,
     ):
         progress(0, "reading the checkpoint")
@@ -265,17 +266,23 @@ def _checkpoint_folder(model: str, adapter: Path | None, generation: str | None)
     if not _is_preset(model) and adapter is None:
         yield presets.resolve_model(model)
         return
-    with tempfile.TemporaryDirectory(prefix="doge-export-") as name:
+    with temporary_folder() as whole:
         if adapter is not None:
             checkpoint = Checkpoint.open(presets.resolve_model(model, adapter), generation)
             check_tensors(checkpoint)
-            folder = Path(name) / checkpoint.folder.resolve().name
+            folder = whole / checkpoint.folder.resolve().name
             folder.mkdir()
             write_merged(checkpoint, Adapter.open(adapter, checkpoint), folder)
             yield folder
             return
-        write_checkpoint(presets.config_dict(model), Path(name), seed=0, dtype="float32")
-        yield Path(name)
+        write_checkpoint(presets.config_dict(model), whole, seed=0, dtype="float32")
+        yield whole
+
+
+def _inputs(model: str) -> list[Path]:
+    """The folder that a model's name means, if it is one here."""
+    folder = Path(model).expanduser()
+    return [folder] if folder.is_dir() else []
 
 
 def _is_preset(model: str) -> bool:

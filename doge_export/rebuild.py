@@ -1,6 +1,5 @@
 """Whether a bundle is what its checkpoint gives again, byte by byte."""
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from doge_export.errors import DogeExportError
 from doge_export.pipeline import export_model
 from doge_export.quantize import METHODS
 from doge_export.recipe import RECIPE, ExportOptions
+from doge_export.temporary import temporary_folder
 
 __all__ = ["Rebuilt", "rebuild"]
 
@@ -54,9 +54,9 @@ def rebuild(
             f"{bundle.path} was rounded with a text ({how}), which its recipe does not hold.",
             "Rebuild the bundle it was made from, and quantize that again.",
         )
-    with tempfile.TemporaryDirectory(prefix="doge-export-") as folder:
+    with temporary_folder() as folder:
         again = export_model(
-            model, Path(folder) / "again", options, validate=False, adapter=adapter, progress=progress
+            model, folder / "again", options, validate=False, adapter=adapter, progress=progress
         )
         manifest = again.bundle.manifest
     before, after = bundle.manifest.files, manifest.files

@@ -1,6 +1,5 @@
 """The options of an export: defaults, a recipe file over them, the command line over both."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
 from doge_export.generations import CURRENT, find_generation
+from doge_export.json_file import read_toml
 from doge_export.quantize import (
     HALF,
     METHODS,
@@ -274,11 +274,9 @@ def _any(choices: tuple[str, ...]) -> str:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = read_toml(path)
     except FileNotFoundError:
         raise DogeExportError(f"There is no recipe {path}.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DogeExportError(f"{path} cannot be read as TOML: {error}.") from None
     names = [field.name for field in fields(ExportOptions)]
     for key, value in data.items():
         if key not in names:

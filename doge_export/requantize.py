@@ -1,7 +1,6 @@
 """A bundle in full precision -> one with fewer bits, and what that cost on a text."""
 
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,6 +21,7 @@ from doge_export.quantize import (
     stored_dtype,
 )
 from doge_export.recipe import ExportOptions
+from doge_export.temporary import temporary_folder
 from doge_export.tokenizer import copy_tokenizer_files
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def quantize_bundle(
     """
     precision, method = parse_scheme(scheme)
     source = Bundle.open(bundle)
-    check_output(Path(output), force)
+    check_output(Path(output), force, (source.path,))
     options = changed_options(
         source, precision=precision, rounding=method, types=types or {}, roundings=roundings or {}
     )
@@ -214,10 +214,10 @@ def write_rounded(
 ) -> Exported:
     """The bundle `source`, in full precision, once more with `options`; `weights`, by their names in the
     checkpoint, are rounded by `round_with`, and activations by `static`."""
-    with tempfile.TemporaryDirectory(prefix="doge-export-") as folder:
-        _write_checkpoint(source, weights, Path(folder))
+    with temporary_folder() as folder:
+        _write_checkpoint(source, weights, folder)
         return export_model(
-            folder,
+            str(folder),
             output,
             options,
             validate=False,
@@ -237,7 +237,8 @@ def changed_options(source: Bundle, **changed: Any) -> ExportOptions:
     """
     given = source.manifest.options
     if given.get("precision", "fp32") != "fp32" or given.get("types"):
-        what = given["precision"] if given["precision"] != "fp32" else "types of its own"
+        precision = given.get("precision", "fp32")
+        what = precision if precision != "fp32" else "types of its own"
         raise DogeExportError(
             f"{source.path} is rounded to {what} already.", "Give the bundle it was made from."
         )

@@ -1,7 +1,6 @@
 """A bundle in the mixture of types that loses least in so many bytes, or is smallest for so much KL."""
 
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from doge_export.requantize import (
     write_rounded,
 )
 from doge_export.sensitivity import Basis, Mixture, Study, check_budget, choose, compressed, measure, smallest
+from doge_export.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from doge_export.passes.quantize_weights import Round
@@ -122,8 +122,8 @@ def search_bundle(
         raise DogeExportError(
             f"--scheme {SEARCHED} searches within one budget.", "Give one of --max-bytes and --max-kl."
         )
-    check_output(Path(output), force)
     source = study.bundle
+    check_output(Path(output), force, (source.path,))
     ids = judged_windows(source, text)
     more = neighbours if max_bytes is not None else 0
     checkpoint_weights(source)  # refuses what no rounding can store
@@ -139,7 +139,7 @@ def search_bundle(
         types = compressed(mixture.types)
         basis = study.basis(mixture.scaling)
         options = changed_options(source, precision="fp32", rounding=basis.method, types=types)
-        with tempfile.TemporaryDirectory(prefix="doge-export-") as folder:
+        with temporary_folder() as folder:
             made = write_rounded(
                 source, Path(folder) / "bundle", options, _rounding(basis), basis.weights, progress=progress
             )
@@ -156,7 +156,7 @@ def search_bundle(
                 made = write_rounded(
                     source, Path(folder) / "tuned", options, rounding, weights, progress=progress
                 )
-            with new_folder(Path(output), force) as partial:
+            with new_folder(Path(output), force, (source.path,)) as partial:
                 shutil.copytree(made.bundle.path, partial, dirs_exist_ok=True)
         bundle = Bundle.open(output)
         return Searched(Exported(bundle, None), judge(source, bundle, ids, progress), mixture, types)

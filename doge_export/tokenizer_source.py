@@ -10,7 +10,6 @@ import contextlib
 import importlib.util
 import json
 import logging
-import tempfile
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from doge_export.errors import DogeExportError
 from doge_export.json_file import read_object
+from doge_export.temporary import temporary_folder
 from doge_export.tokenizer import Tokenizer, has_tokenizer
 from doge_export.tokenizer.chat import compiled
 from doge_export.tokenizer.files import VOCABULARY_FILES
@@ -66,8 +66,8 @@ def tokenizer_source(folder: Path) -> Generator[TokenizerSource]:
     Raises:
         DogeExportError: the tokenizer is damaged.
     """
-    with tempfile.TemporaryDirectory(prefix="doge-export-") as name:
-        source = _source(folder, Path(name))
+    with temporary_folder() as made:
+        source = _source(folder, made)
         if has_tokenizer(source.folder):
             warnings = (*source.warnings, *_damaged_templates(source.folder))
             source = TokenizerSource(source.folder, source.made, warnings)

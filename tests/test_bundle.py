@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from doge_export.bundle import MANIFEST, Bundle, new_folder, write_manifest
+from doge_export.bundle import MANIFEST, Bundle, mark_checkpoint, new_folder, write_manifest
 from doge_export.errors import DogeExportError
 from tests.runtime._toy import write_toy_bundle
 
@@ -172,6 +172,14 @@ def _only(folder: Path, *names: str) -> bool:
     return sorted(path.name for path in folder.iterdir()) == sorted(names)
 
 
+def _ours(folder: Path) -> Path:
+    """A folder of one file that we wrote."""
+    folder.mkdir()
+    (folder / "config.json").write_text("old")
+    mark_checkpoint(folder)
+    return folder
+
+
 def test_new_folder_appears_when_the_block_ends_well(tmp_path):
     output = tmp_path / "out"
     with new_folder(output) as folder:
@@ -194,8 +202,7 @@ def test_new_folder_has_the_permissions_of_any_new_folder(tmp_path):
 def test_new_folder_leaves_nothing_behind_a_failure(tmp_path, error, force):
     output = tmp_path / "out"
     if force:
-        output.mkdir()
-        (output / "config.json").write_text("old")
+        _ours(output)
     with pytest.raises(error), new_folder(output, force) as folder:
         (folder / "config.json").write_text("half")
         raise error("stop")
@@ -214,13 +221,10 @@ def test_new_folder_refuses_an_existing_output(tmp_path):
 
 
 def test_new_folder_with_force_replaces_everything(tmp_path):
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / MANIFEST).write_text("old")
-    (output / "stale").write_text("old")
+    output = _ours(tmp_path / "out")
     with new_folder(output, force=True) as folder:
         (folder / "a").write_text("new")
-        assert (output / MANIFEST).read_text() == "old"
+        assert (output / "config.json").read_text() == "old"
     assert _only(output, "a")
     assert _only(tmp_path, "out")
 
@@ -235,9 +239,7 @@ def test_new_folder_with_force_spares_a_folder_of_other_things(tmp_path):
 
 
 def test_new_folder_puts_the_old_one_back_when_the_last_step_fails(tmp_path, monkeypatch):
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / "config.json").write_text("old")
+    output = _ours(tmp_path / "out")
     rename = Path.rename
 
     def fail(self, target):
@@ -253,8 +255,7 @@ def test_new_folder_puts_the_old_one_back_when_the_last_step_fails(tmp_path, mon
 
 
 def test_new_folder_follows_a_link(tmp_path):
-    (tmp_path / "real").mkdir()
-    (tmp_path / "real" / "config.json").write_text("old")
+    _ours(tmp_path / "real")
     (tmp_path / "link").symlink_to("real")
     with new_folder(tmp_path / "link", force=True) as folder:
         (folder / "a").write_text("new")

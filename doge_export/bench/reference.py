@@ -8,7 +8,9 @@ from importlib.metadata import version
 from typing import Any
 
 from doge_export.bench.serve import peak_memory, serve, timed
-from doge_export.errors import DogeExportError
+from doge_export.errors import DogeExportError, refusal
+
+_MEND = "Mend config.json: transformers reads it too."
 
 
 class Reference:
@@ -35,8 +37,8 @@ class Reference:
             self.model = DogeForCausalLM.from_pretrained(
                 checkpoint, dtype=torch.float32, attn_implementation=attention, use_safetensors=True
             ).eval()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DogeExportError(f"transformers cannot load {checkpoint}: {error}") from error
+        except Exception as error:  # whatever a key of config.json makes it raise
+            raise refusal(f"transformers cannot load {checkpoint}", error, _MEND) from error
         return {
             "seconds": time.perf_counter() - started,
             "versions": {name: version(name).split("+")[0] for name in ("torch", "transformers")},

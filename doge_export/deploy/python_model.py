@@ -6,7 +6,6 @@ it. In the server, `triton_python_backend_utils` is a module of the backend's ow
 
 __all__ = ["INPUTS", "OUTPUTS", "TEXT", "Input", "TritonPythonModel"]
 
-import json
 import os
 import traceback
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from doge_export.errors import DogeExportError
+from doge_export.json_file import parse_json
 from doge_export.runtime import GenerationDefaults, Session, open_folder, stream
 from doge_export.tokenizer import Tokenizer
 
@@ -53,7 +53,7 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the bundle; an error here is what the server says of the model."""
-        config = json.loads(args["model_config"])
+        config = parse_json(args["model_config"])
         self._bundle = open_folder(Path(args["model_repository"], args["model_version"], "bundle"))
         self._tokenizer = Tokenizer.load(self._bundle.path)
         self._defaults = GenerationDefaults.of(self._bundle)
@@ -113,7 +113,7 @@ def _given(utils: Any, request: Any) -> dict[str, Any]:
         DogeExportError: there is no such parameter, no text, or it is not UTF-8.
     """
     # The generate endpoint makes a parameter of each key that is no input's name.
-    for name in json.loads(request.parameters() or "{}"):
+    for name in parse_json(request.parameters() or "{}"):
         if not name.startswith("triton_"):  # the server's own
             raise DogeExportError(f"There is no parameter {name!r}.", f"There are {', '.join(INPUTS)}.")
     found: dict[str, Any] = {}

@@ -64,7 +64,7 @@ def deploy_triton(
     backend = _backend(opened, backend or BACKENDS[0])
     _check_options(opened, backend, instances, threads, plugins)
     name = _model_name(path, name)
-    with new_folder(Path(output), force) as folder:
+    with new_folder(Path(output), force, (path, *plugins)) as folder:
         model = folder / name / _VERSION
         model.mkdir(parents=True)
         run_options: list[str] = []

@@ -1,6 +1,7 @@
 """Settings that only generations before transformers' have, checked."""
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,9 @@ __all__ = ["check_earlier", "check_whole", "is_number"]
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # a whole number may be larger than any; NaN is nothing
 
 
 def check_whole(key: str, value: Any) -> None:
@@ -24,7 +27,8 @@ def check_whole(key: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise DogeExportError(f"config.json: {key} is {value!r}, not a whole number of at least 1.")
     if value >= 2**31:
-        raise DogeExportError(f"config.json: {key} is {value}, more than any model can have.")
+        found = value if value < 1 << 64 else f"2**{value.bit_length() - 1} or more"
+        raise DogeExportError(f"config.json: {key} is {found}, more than any model can have.")
 
 
 def check_earlier(values: Mapping[str, Any], rope: Mapping[str, Any], generation: str) -> None:

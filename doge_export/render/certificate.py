@@ -2,7 +2,6 @@
 
 __all__ = ["certificate", "certificate_dict", "certificate_faults"]
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from doge_export.errors import DogeExportError
+from doge_export.json_file import member, read_json
 from doge_export.render.lines import report_lines
 from doge_export.render.parity_charts import drift_svg, margins_svg
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from doge_export.decision import Decision
     from doge_export.validate import Check, Report
 
+_WRITE_ONE = "Write one with doge-export validate BUNDLE --reference MODEL --json FILE."
 _DECADES = 8  # a bar is empty where a value is so many powers of ten below its limit
 
 _PAGE = """<!doctype html> <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title> <style> body
@@ -87,21 +88,25 @@ def certificate_faults(path: Path, bundle: "Bundle") -> list[str]:
         DogeExportError: there is no such file, or it is no certificate.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        files, passed = dict(found["files"]), found["passed"]
-    except OSError as error:
-        raise DogeExportError(f"{path} cannot be read: {error.strerror}.") from None
-    except (ValueError, TypeError, KeyError):
-        raise DogeExportError(
-            f"{path} is no certificate.",
-            "Write one with doge-export validate BUNDLE --reference MODEL --json FILE.",
-        ) from None
+        found = read_json(path, unique=True, remedy=_WRITE_ONE)
+        files, passed = member(found, "files", dict), member(found, "passed", bool)
+        checks = member(found, "checks", list)
+        missed = [member(check, "name", str) for check in checks if not member(check, "passed", bool)]
+    except FileNotFoundError:
+        raise DogeExportError(f"{path} cannot be read: there is no such file.", _WRITE_ONE) from None
+    except (ValueError, KeyError):
+        raise DogeExportError(f"{path} is no certificate.", _WRITE_ONE) from None
+    if not files or not checks:
+        what = "checks" if files else "files"
+        raise DogeExportError(f"{path} is no certificate: it is of no {what}.", _WRITE_ONE)
     faults = []
-    here = {name: entry.sha256 for name, entry in bundle.manifest.files.items()}
+    here = {name: entry.sha256 for name, entry in bundle.files.items()}
     others = sorted(name for name in {*files, *here} if files.get(name) != here.get(name))
     if others:
         faults.append(f"{path} is of another bundle: other bytes in {', '.join(others)}")
-    if passed is not True:
+    if passed and missed:
+        faults.append(f"{path} says that the bundle passed, and that it missed: {', '.join(missed)}")
+    if not passed:
         faults.append(f"{path} says that the bundle missed: {found.get('cause') or 'see its checks'}")
     return faults
 

@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from doge_export.errors import DogeExportError
+from doge_export.json_file import parse_json
 from doge_export.runtime import Event
 from doge_export.serve.answers import Answer, failure, models
 from doge_export.serve.requests import RequestReader, TextRequest
@@ -73,8 +74,8 @@ async def _read(request: Request, reader: RequestReader, chat: bool) -> TextRequ
         if len(body) > _LARGEST_BODY:
             raise HTTPException(413, f"The body is larger than {_LARGEST_BODY >> 20} MiB.")
     try:
-        decoded = json.loads(body)
-    except (ValueError, RecursionError):
+        decoded = parse_json(bytes(body))
+    except ValueError:
         raise DogeExportError("The body is not JSON.") from None
     model = decoded.get("model") if isinstance(decoded, dict) else None
     if model not in (None, "", reader.name):

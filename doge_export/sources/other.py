@@ -1,7 +1,6 @@
 """Folders that hold a model in another form than config.json and safetensors: what each looks like, and what
 makes a checkpoint of it. One row a form."""
 
-import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from doge_export.errors import DogeExportError
+from doge_export.json_file import read_object, read_text
 from doge_export.sources.pickles import explain_pickles
 
 __all__ = ["embedded_adapter", "explain_folder"]
@@ -120,8 +120,8 @@ def _snapshot(folder: Path) -> str | None:
     main = folder / "refs" / "main"
     commits = [path.name for path in sorted((folder / "snapshots").iterdir())]
     try:
-        named = main.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
+        named = read_text(main).strip()
+    except (FileNotFoundError, DogeExportError):
         named = ""
     return next((f"snapshots/{name}" for name in (named, *commits) if name in commits), None)
 
@@ -129,9 +129,8 @@ def _snapshot(folder: Path) -> str | None:
 def _base(folder: Path) -> str | None:
     """The model that an adapter's settings name: a folder or a hub id."""
     try:
-        raw = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
-        base = raw.get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        base = read_object(folder / _ADAPTER).get("base_model_name_or_path")
+    except DogeExportError:
         return None
     return base if isinstance(base, str) and base and "\n" not in base else None
 

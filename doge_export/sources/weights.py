@@ -1,6 +1,5 @@
 """Which files of a checkpoint folder hold the weights, by transformers' own order."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from doge_export.errors import DogeExportError
-from doge_export.file_content import check_content
+from doge_export.json_file import read_json
 from doge_export.sources.other import explain_folder
 
 __all__ = ["weight_files"]
@@ -71,9 +70,8 @@ def _inside(name: str) -> bool:
 
 def _of_index(folder: Path, index: Path) -> tuple[list[Path], dict[str, Path]]:
     """The shards that an index names, in the order in which transformers reads them."""
-    check_content(index)
     try:
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map: dict[str, str] = read_json(index)["weight_map"]
         names = sorted(set(weight_map.values()))
         placed = {tensor: folder / file for tensor, file in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

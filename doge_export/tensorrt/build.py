@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from doge_export.bundle import Bundle, new_folder
+from doge_export.bundle import ENGINE, Bundle, new_folder
 from doge_export.cuda import Cuda
 from doge_export.errors import DogeExportError
-from doge_export.tensorrt.folder import ENGINE, Engine, write_engine_folder
+from doge_export.json_file import read_bytes
+from doge_export.tensorrt.folder import Engine, write_engine_folder
 from doge_export.tensorrt.kinds import Opened, open_kind
 from doge_export.tensorrt.monitor import Progress, new_monitor
 from doge_export.tensorrt.network import Network, parse, summary
@@ -20,6 +21,7 @@ from doge_export.tensorrt.profiles import Profile, profiles
 from doge_export.tensorrt.refusals import builder_refusal
 
 _TARGET = "tensorrt"
+_LARGEST_CACHE = 1 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def build_engine(
         )
     shapes = profiles(source.manifest, max_batch)
     source.verify()
-    with new_folder(Path(output), force) as folder:
+    with new_folder(Path(output), force, (source.path, timing_cache)) as folder:
         started = time.monotonic()
         progress(0, "parsing")
         plugins = None if opened.kind.portable else source.plugins_path  # TensorRT for RTX takes none
@@ -131,11 +133,8 @@ def read_timings(config: Any, path: Path | None) -> Any:
     if path is None:
         return None
     content = b""
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            content = path.read_bytes()
-    except OSError as error:
-        raise DogeExportError(f"{path} cannot be read: {error.strerror}.", "Name a file.") from error
+    with contextlib.suppress(FileNotFoundError):
+        content = read_bytes(path, _LARGEST_CACHE)
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise DogeExportError(

@@ -10,22 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from doge_export.bundle import (
+    ENGINE,
     ENGINE_MANIFEST,
     MANIFEST,
     Bundle,
     FileEntry,
     Manifest,
+    check_coverage,
+    file_entries,
     hash_files,
-    verify_files,
 )
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
 from doge_export.generations import CURRENT
+from doge_export.json_file import member, read_json
 from doge_export.tensorrt.kinds import Opened
 from doge_export.tensorrt.profiles import Profile
 from doge_export.tokenizer import copy_tokenizer_files
 
-ENGINE = "model.engine"
 _FORMAT = 1
 _BUILD_AGAIN = "Build it again with doge-export build-engine."
 
@@ -53,15 +55,11 @@ class Engine(Bundle):
         """
         path = Path(path)
         try:
-            raw = json.loads((path / ENGINE_MANIFEST).read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
+            raw = read_json(path / ENGINE_MANIFEST, unique=True, remedy=_BUILD_AGAIN)
+        except FileNotFoundError:
             raise DogeExportError(
                 f"{path} is no engine: it has no {ENGINE_MANIFEST}.",
                 "Give the folder that doge-export build-engine wrote.",
-            ) from None
-        except (OSError, ValueError) as error:
-            raise DogeExportError(
-                f"{path / ENGINE_MANIFEST} cannot be read: {error}.", _BUILD_AGAIN
             ) from None
         if not isinstance(raw, dict) or raw.get("format") != _FORMAT:
             raise DogeExportError(
@@ -69,28 +67,28 @@ class Engine(Bundle):
             )
         try:
             manifest = Manifest.from_dict(raw["bundle"])
-            generation = str(manifest.options.get("generation", CURRENT))
+            generation = str(manifest.options.get("generation") or CURRENT)
+            runtime = member(raw, "runtime", dict)
             made = cls(
                 path,
                 manifest,
                 DogeConfig.from_file(path / "config.json", generation),
-                str(raw["runtime"]["kind"]),
-                str(raw["runtime"]["version"]),
-                tuple(raw["runtime"]["compute_capabilities"]),
-                tuple(
-                    Profile(
-                        each["name"],
-                        {
-                            name: (tuple(least), tuple(usual), tuple(most))
-                            for name, (least, usual, most) in each["inputs"].items()
-                        },
-                    )
-                    for each in raw["profiles"]
-                ),
-                {name: FileEntry(entry["sha256"], entry["bytes"]) for name, entry in raw["files"].items()},
+                member(runtime, "kind", str),
+                member(runtime, "version", str),
+                tuple(map(str, member(runtime, "compute_capabilities", list))),
+                tuple(map(_profile, member(raw, "profiles", list))),
+                file_entries(raw),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except KeyError as error:
+            raise DogeExportError(
+                f"{path / ENGINE_MANIFEST} lacks {error.args[0]!r}.", _BUILD_AGAIN
+            ) from None
+        except ValueError as error:
             raise DogeExportError(f"{path / ENGINE_MANIFEST} is damaged: {error}.", _BUILD_AGAIN) from None
+        if not all("input_ids" in profile.inputs for profile in made.profiles) or not made.profiles:
+            raise DogeExportError(
+                f"{path / ENGINE_MANIFEST} is damaged: no profile, or one without input_ids.", _BUILD_AGAIN
+            )
         if not made.model_path.is_file():
             raise DogeExportError(f"{path} lacks {ENGINE}.", "Copy the whole folder, or build it again.")
         return made
@@ -115,13 +113,21 @@ class Engine(Bundle):
         """The most rows of a call."""
         return min(profile.inputs["input_ids"][-1][0] for profile in self.profiles)
 
-    def verify(self) -> None:
-        """Compare every file with the manifest.
+    def verify(self) -> list[str]:
+        """See Bundle.verify."""
+        return check_coverage(self.path, ENGINE_MANIFEST, self.hashes, (ENGINE, "config.json"), _BUILD_AGAIN)
 
-        Raises:
-            DogeExportError: naming the first file that is missing, truncated or changed.
-        """
-        verify_files(self.path, self.hashes, _BUILD_AGAIN)
+
+def _profile(raw: Any) -> Profile:
+    inputs = {}
+    for name, sizes in member(raw, "inputs", dict).items():
+        whole = isinstance(sizes, list) and len(sizes) == 3 and all(isinstance(each, list) for each in sizes)
+        if not whole or not all(type(size) is int and size >= 0 for each in sizes for size in each):
+            raise ValueError(f"the profile's {name} is not of three shapes")
+        inputs[name] = (tuple(sizes[0]), tuple(sizes[1]), tuple(sizes[2]))
+    if "input_ids" in inputs and len(inputs["input_ids"][-1]) != 2:
+        raise ValueError("the profile's input_ids are not [batch, sequence]")
+    return Profile(member(raw, "name", str), inputs)
 
 
 def write_engine_folder(
@@ -143,7 +149,7 @@ def write_engine_folder(
             "compute_capabilities": list(capabilities),
         },
         "profiles": [{"name": profile.name, "inputs": profile.inputs} for profile in shapes],
-        "bundle": json.loads((source.path / MANIFEST).read_text(encoding="utf-8")),
+        "bundle": read_json(source.path / MANIFEST),
         "files": hash_files(folder),
     }
     text = json.dumps(raw, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from doge_export.errors import DogeExportError
 from doge_export.file_content import check_content
+from doge_export.json_file import read_bytes
 from doge_export.tokenizer.chat import chosen_template, compiled, rendered
 from doge_export.tokenizer.files import TOKENIZER_FILES
 from doge_export.tokenizer.pieces import Pieces
@@ -19,6 +20,8 @@ from doge_export.tokenizer.stream import TextStream
 if TYPE_CHECKING:
     import jinja2
     import tokenizers
+
+_LARGEST = 1 << 30  # bytes of a tokenizer.json
 
 
 def check_vocabulary(folder: Path, vocab_size: int, remedy: str) -> None:
@@ -71,7 +74,9 @@ class Tokenizer:
             if name.endswith(".json"):
                 check_content(folder / name)
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
+            backend = tokenizers.Tokenizer.from_buffer(read_bytes(path, _LARGEST))
+        except DogeExportError:
+            raise
         except Exception as error:  # the library raises nothing more specific
             raise DogeExportError(
                 f"{path} cannot be read as a tokenizer: {error}.",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doge_export.errors import DogeExportError
-from doge_export.json_file import read_object
+from doge_export.json_file import read_object, read_text
 from doge_export.tokenizer.files import TEMPLATE_FOLDER
 
 if TYPE_CHECKING:
@@ -158,9 +158,9 @@ def _list(name: str, value: Any) -> list[Any]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DogeExportError(f"{path} cannot be read: {error}.", _REMEDY) from None
+        return read_text(path)
+    except FileNotFoundError as error:
+        raise DogeExportError(f"{path} cannot be read: {error.strerror}.", _REMEDY) from None
 
 
 def _short(value: Any) -> str:

@@ -1,6 +1,5 @@
 """An exported graph in plain onnxruntime, without any library of ours, telling what it chose."""
 
-import tempfile
 from collections.abc import Container
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from doge_export.float4 import dequantize_float4
 from doge_export.passes import emulate_bfloat16, expose_hidden, expose_selection
 from doge_export.runtime.feeds import call_feed, empty_cache
 from doge_export.runtime.graph import fold_weights, open_model, session_options
+from doge_export.temporary import temporary_folder
 from doge_export.validate.places import cache_trace, mask_by_position
 from doge_export.validate.reference import Run
 from doge_export.validate.schedules import Schedule, Tokens
@@ -169,7 +169,7 @@ def _emulating(model: ir.Model, folder: Path) -> ort.InferenceSession:
     # An optimiser may take a Cast to bfloat16 and back for nothing. In 1.32.0 none does at any level; one
     # (optimization.enable_cast_chain_elimination) would, and is off unless asked for.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    with tempfile.TemporaryDirectory(prefix="doge-export-") as name:
-        path = Path(name) / "model.onnx"
+    with temporary_folder() as whole:
+        path = whole / "model.onnx"
         ir.save(model, path, external_data="model.onnx.data", size_threshold_bytes=1024, max_workers=1)
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

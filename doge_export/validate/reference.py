@@ -17,7 +17,7 @@ import torch
 from doge_export.checkpoint import Checkpoint
 from doge_export.checkpoint_fit import check_tensors
 from doge_export.config import DogeConfig
-from doge_export.errors import DogeExportError
+from doge_export.errors import DogeExportError, refusal
 from doge_export.generations import CURRENT, GENERATIONS
 from doge_export.model.load import DTYPES
 from doge_export.quantize import PRECISIONS, Precision, nearest, stored_dtype
@@ -282,14 +282,32 @@ def _transformers(checkpoint: Checkpoint, dtype: str) -> Any:
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     folder, options = checkpoint.folder, {"dtype": DTYPES[dtype], "attn_implementation": "eager"}
+    done = "load"
     try:
         if checkpoint.found_by_transformers:
-            return DogeForCausalLM.from_pretrained(folder, use_safetensors=True, **options)
-        weights = {name: checkpoint.tensor(name) for name in checkpoint.shapes}
-        config = Config.from_pretrained(folder)
-        return DogeForCausalLM.from_pretrained(None, config=config, state_dict=weights, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DogeExportError(f"transformers cannot load {folder}: {error}") from error
+            model = DogeForCausalLM.from_pretrained(folder, use_safetensors=True, **options)
+        else:
+            weights = {name: checkpoint.tensor(name) for name in checkpoint.shapes}
+            config = Config.from_pretrained(folder)
+            model = DogeForCausalLM.from_pretrained(None, config=config, state_dict=weights, **options)
+        done = "run"
+        with torch.inference_mode():  # some keys of config.json are looked at only then
+            _ = model(torch.zeros((1, 1), dtype=torch.int64)).logits
+    except DogeExportError:
+        raise
+    except Exception as error:  # whatever a key makes it raise, NameError included
+        raise refusal(f"transformers cannot {done} {folder}", error, remedy_for(error)) from error
+    return model
+
+
+def remedy_for(error: Exception) -> str:
+    """What may be done about a checkpoint that transformers does not take."""
+    if isinstance(error, ImportError) or "quant" in f"{error}".lower():
+        return (
+            "Take quantization_config out of config.json, if the weights are not quantized: those that are "
+            "cannot be exported."
+        )
+    return "Mend config.json: transformers is what an export is held to, and reads it too."
 
 
 def _keeps_by_row(config: DogeConfig) -> bool:

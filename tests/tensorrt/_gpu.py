@@ -20,11 +20,11 @@ import numpy.typing as npt
 import onnxruntime
 import pytest
 
-from doge_export.bundle import Bundle, new_folder
+from doge_export.bundle import ENGINE, Bundle, new_folder
 from doge_export.runtime.graph import fold_weights
 from doge_export.runtime.tensorrt import loading
 from doge_export.tensorrt import Engine
-from doge_export.tensorrt.folder import ENGINE, write_engine_folder
+from doge_export.tensorrt.folder import write_engine_folder
 from doge_export.tensorrt.kinds import KINDS, Opened, open_kind
 from doge_export.tensorrt.profiles import PROFILES, profiles
 

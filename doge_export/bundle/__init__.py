@@ -1,0 +1,50 @@
+"""The folder an export writes: model, configuration, tokenizer, and a manifest with a hash of every file."""
+
+from doge_export.bundle.coverage import check_coverage
+from doge_export.bundle.files import FileEntry, file_entries, hash_files, verify_files
+from doge_export.bundle.manifest import (
+    CacheSpec,
+    DecodeSpec,
+    Manifest,
+    TensorSpec,
+    write_manifest,
+)
+from doge_export.bundle.names import (
+    CHECKPOINT,
+    DECODE,
+    DEPLOYMENT,
+    ENGINE,
+    ENGINE_MANIFEST,
+    MANIFEST,
+    MODEL,
+    PLUGINS,
+)
+from doge_export.bundle.opened import Bundle
+from doge_export.bundle.output import check_output, new_folder
+from doge_export.bundle.ownership import check_apart, mark_checkpoint
+
+__all__ = [
+    "CHECKPOINT",
+    "DECODE",
+    "DEPLOYMENT",
+    "ENGINE",
+    "ENGINE_MANIFEST",
+    "MANIFEST",
+    "MODEL",
+    "PLUGINS",
+    "Bundle",
+    "CacheSpec",
+    "DecodeSpec",
+    "FileEntry",
+    "Manifest",
+    "TensorSpec",
+    "check_apart",
+    "check_coverage",
+    "check_output",
+    "file_entries",
+    "hash_files",
+    "mark_checkpoint",
+    "new_folder",
+    "verify_files",
+    "write_manifest",
+]

@@ -1,0 +1,123 @@
+"""What of a folder is ours: files that a manifest of ours lists, as they were written, and nothing else."""
+
+__all__ = ["check_apart", "check_ours", "is_ours", "mark_checkpoint"]
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from doge_export.bundle.files import FileEntry, file_entries, hash_files, unchanged
+from doge_export.bundle.names import CHECKPOINT, DEPLOYMENT, ENGINE_MANIFEST, MANIFEST
+from doge_export.errors import DogeExportError
+from doge_export.json_file import read_json
+
+_MANIFESTS = (MANIFEST, ENGINE_MANIFEST, DEPLOYMENT, CHECKPOINT)
+_NAMED = 3
+_KEEP = "Move them away, or name another folder with -o."
+
+
+def mark_checkpoint(folder: Path) -> None:
+    """Write beside a checkpoint's files which they are, so that --force knows them again. transformers does
+    not read it."""
+    from doge_export import __version__
+
+    raw = {"format": 1, "doge_export": __version__, "files": hash_files(folder)}
+    text = json.dumps(raw, indent=2, sort_keys=True) + "\n"
+    (folder / CHECKPOINT).write_text(text, encoding="utf-8")
+
+
+def check_ours(folder: Path) -> None:
+    """See that there is nothing in `folder` but what we wrote.
+
+    Raises:
+        DogeExportError: naming some of what there is else, a file of ours that was changed since included.
+    """
+    found = _manifest(folder)
+    listed: dict[str, FileEntry] = {} if found is None else found[1]
+    names = list(islice(_foreign(folder, listed, None if found is None else found[0]), _NAMED + 1))
+    if not names:
+        return
+    shown = ", ".join(names[:_NAMED]) + (" and more" if len(names) > _NAMED else "")
+    if found is None:
+        raise DogeExportError(
+            f"{folder} holds {shown} and none of {', '.join(_MANIFESTS)}, by which doge-export knows what it "
+            "wrote, so it is not replaced.",
+            "Name another folder with -o, or remove this one yourself.",
+        )
+    changed = [name for name in names[:_NAMED] if name in listed]
+    why = f" ({', '.join(changed)} changed since)" if changed else ""
+    raise DogeExportError(
+        f"{folder} holds {shown}, which doge-export did not write so{why}, so it is not replaced.", _KEEP
+    )
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether there is a manifest of ours, and nothing that it does not list."""
+    found = _manifest(folder)
+    return found is not None and next(_foreign(folder, found[1], found[0]), None) is None
+
+
+def _manifest(folder: Path) -> tuple[str, dict[str, FileEntry]] | None:
+    """The manifest's name, and what it lists; None where none is ours."""
+    for name in _MANIFESTS:
+        with contextlib.suppress(OSError, DogeExportError, ValueError, KeyError):
+            return name, file_entries(read_json(folder / name, unique=True))
+    return None
+
+
+def _foreign(folder: Path, listed: dict[str, FileEntry], manifest: str | None) -> Iterator[str]:
+    """Names of what is not as `listed`, in the order in which it is met. Empty folders hold nothing."""
+    for place, folders, files in os.walk(folder, onerror=_raise):
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        folders[:] = sorted(name for name in folders if name not in links and name != "__pycache__")
+        for name in sorted([*files, *links]):
+            path = Path(place) / name
+            known = path.relative_to(folder).as_posix()
+            entry = listed.get(known)
+            if known != manifest and (entry is None or not unchanged(path, entry)):
+                yield known
+
+
+def _raise(error: OSError) -> None:
+    raise DogeExportError(f"{error.filename} cannot be read: {error.strerror}.", _KEEP) from error
+
+
+def check_apart(output: Path, inputs: Iterable[Path | None]) -> None:
+    """See that replacing the folder `output` takes none of the `inputs` away.
+
+    Raises:
+        DogeExportError: it is one of them, holds one, or lies inside one, by whatever name or link.
+    """
+    above = _identities(output)
+    for given in inputs:
+        if given is None or not given.exists():
+            continue
+        what = None
+        if above[0] in _identities(given):
+            what = "is" if above[0] == _identities(given)[0] else "holds"
+        elif _identities(given)[0] in above:
+            what = "lies inside"
+        elif any(above[0] in _identities(link) for link in _links(given)):
+            what = "holds files of"
+        if what is not None:
+            raise DogeExportError(
+                f"{output} {what} {given}, which is read here, so it is not replaced.",
+                "Name another folder with -o.",
+            )
+
+
+def _identities(path: Path) -> list[tuple[int, int]]:
+    """What the path leads to and every folder above it, as the file system knows them."""
+    whole = path.resolve()
+    status = [place.stat() for place in (whole, *whole.parents)]
+    return [(each.st_dev, each.st_ino) for each in status]
+
+
+def _links(folder: Path) -> list[Path]:
+    """The links in an input's folder that lead somewhere."""
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if path.is_symlink() and path.exists()]
