@@ -1,13 +1,17 @@
 """Results of long work, kept as they come, so that what was interrupted goes on where it stopped."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from doge_export.errors import DogeExportError
 from doge_export.json_file import parse_json, read_text
 
-__all__ = ["Journal"]
+__all__ = ["WORK_NAME", "Journal", "check_work"]
+
+#: Hexadecimal digits in the name of a folder of intermediate results.
+WORK_NAME = 12
 
 _LARGEST = 1 << 30  # bytes
 
@@ -75,3 +79,17 @@ def _lines(path: Path) -> list[str]:
     if not isinstance(header, dict) or set(header) != {"subject"}:
         raise ValueError("no header")
     return [first, *lines]
+
+
+def check_work(folder: Path) -> None:
+    """See that `folder`, where it is there, holds intermediate results alone: what is not of the
+    present run is removed.
+
+    Raises:
+        DogeExportError: it holds something else.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not re.fullmatch(f"[0-9a-f]{{{WORK_NAME}}}", path.name) or path.is_symlink() or not path.is_dir():
+            raise DogeExportError(
+                f"{path} is no intermediate result, and lies where those are.", "Move it away."
+            )

@@ -204,7 +204,8 @@ def member(raw: Any, key: str, kind: type, least: float | None = None, most: flo
     kinds: Sequence[type] = (int, float) if kind is float else (kind,)
     if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{key} is {_short(value)}, not {_NAMES[kind]}")
-    if (least is not None and not value >= least) or (most is not None and not value <= most):
+    number: Any = value
+    if (least is not None and not number >= least) or (most is not None and not number <= most):
         bounds = f"at least {least}" if most is None else f"{least} to {most}"
         raise ValueError(f"{key} is {_short(value)}, not {bounds}")
     return value

@@ -23,7 +23,7 @@ from doge_export.bench.turns import turn
 from doge_export.bundle import Bundle
 from doge_export.calibrate import Divergence
 from doge_export.errors import DogeExportError
-from doge_export.journal import Journal
+from doge_export.journal import WORK_NAME, Journal, check_work
 from doge_export.quantize import METHODS, PRECISIONS, parse_scheme, quantize
 from doge_export.requantize import (
     changed_options,
@@ -110,7 +110,8 @@ def pareto(
         "text": hashlib.sha256(text.encode()).hexdigest(),
         "cpu": describe()["cpu"],
     }
-    folder = work / hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:12]
+    check_work(work)
+    folder = work / hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:WORK_NAME]
     for other in work.iterdir() if work.is_dir() else ():
         if other != folder:  # of another text, or another bundle
             shutil.rmtree(other) if other.is_dir() else other.unlink()

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from doge_export import init as init_module
 from doge_export import presets
+from doge_export.bundle import CHECKPOINT
 from doge_export.errors import DogeExportError
 from doge_export.init import apply_settings, init, write_checkpoint
 

@@ -22,6 +22,7 @@ from doge_export.bundle.names import (
 from doge_export.bundle.opened import Bundle
 from doge_export.bundle.output import check_output, new_folder
 from doge_export.bundle.ownership import check_apart, mark_checkpoint
+from doge_export.bundle.targets import check_target
 
 __all__ = [
     "CHECKPOINT",
@@ -41,6 +42,7 @@ __all__ = [
     "check_apart",
     "check_coverage",
     "check_output",
+    "check_target",
     "file_entries",
     "hash_files",
     "mark_checkpoint",

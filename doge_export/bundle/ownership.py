@@ -1,6 +1,6 @@
 """What of a folder is ours: files that a manifest of ours lists, as they were written, and nothing else."""
 
-__all__ = ["check_apart", "check_ours", "is_ours", "mark_checkpoint"]
+__all__ = ["check_apart", "check_ours", "identities", "is_ours", "lists_others", "mark_checkpoint"]
 
 import contextlib
 import json
@@ -60,6 +60,15 @@ def is_ours(folder: Path) -> bool:
     return found is not None and next(_foreign(folder, found[1], found[0]), None) is None
 
 
+def lists_others(folder: Path, path: Path) -> bool:
+    """Whether a manifest of ours in `folder` lists files, and not this one of the folder."""
+    found = _manifest(folder) if folder.is_dir() else None
+    if found is None:
+        return False
+    name = path.resolve().relative_to(folder.resolve()).as_posix()
+    return name != found[0] and name not in found[1]
+
+
 def _manifest(folder: Path) -> tuple[str, dict[str, FileEntry]] | None:
     """The manifest's name, and what it lists; None where none is ours."""
     for name in _MANIFESTS:
@@ -91,16 +100,16 @@ def check_apart(output: Path, inputs: Iterable[Path | None]) -> None:
     Raises:
         DogeExportError: it is one of them, holds one, or lies inside one, by whatever name or link.
     """
-    above = _identities(output)
+    above = identities(output)
     for given in inputs:
         if given is None or not given.exists():
             continue
         what = None
-        if above[0] in _identities(given):
-            what = "is" if above[0] == _identities(given)[0] else "holds"
-        elif _identities(given)[0] in above:
+        if above[0] in identities(given):
+            what = "is" if above[0] == identities(given)[0] else "holds"
+        elif identities(given)[0] in above:
             what = "lies inside"
-        elif any(above[0] in _identities(link) for link in _links(given)):
+        elif any(above[0] in identities(link) for link in _links(given)):
             what = "holds files of"
         if what is not None:
             raise DogeExportError(
@@ -109,7 +118,7 @@ def check_apart(output: Path, inputs: Iterable[Path | None]) -> None:
             )
 
 
-def _identities(path: Path) -> list[tuple[int, int]]:
+def identities(path: Path) -> list[tuple[int, int]]:
     """What the path leads to and every folder above it, as the file system knows them."""
     whole = path.resolve()
     status = [place.stat() for place in (whole, *whole.parents)]

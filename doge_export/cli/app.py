@@ -3,12 +3,14 @@
 __all__ = ["COMMANDS", "run"]
 
 import difflib
+import functools
 import importlib
 from typing import Any
 
 import click
 
 from doge_export.cli import _shared
+from doge_export.cli._paths import check_paths
 
 #: Command -> the module that has it as `command`. A new command is a new module and a row here.
 COMMANDS = {
@@ -32,6 +34,10 @@ COMMANDS = {
 }
 
 
+#: Commands that add files to their output folder, and replace nothing else in it.
+_ADDING = ("pareto",)
+
+
 class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -42,6 +48,7 @@ class _LazyGroup(click.Group):
             return None
         command = importlib.import_module(module).command
         assert isinstance(command, click.Command)
+        _check_paths_first(command)
         return command
 
     def resolve_command(
@@ -52,6 +59,23 @@ class _LazyGroup(click.Group):
             hint = f" Did you mean {' or '.join(close)}?" if close else f" There are {', '.join(COMMANDS)}."
             ctx.fail(f"No such command {args[0]!r}.{hint}")
         return super().resolve_command(ctx, args)
+
+
+def _check_paths_first(command: click.Command) -> None:
+    """Let the command, or those below it, hold their outputs against their inputs before they run."""
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            _check_paths_first(each)
+    elif command.callback is not None and not hasattr(command.callback, "checks_paths"):
+        run = command.callback
+
+        @functools.wraps(run)
+        def checked(*args: Any, **params: Any) -> Any:
+            check_paths(params, adds=command.name in _ADDING)
+            return run(*args, **params)
+
+        checked.checks_paths = True  # type: ignore[attr-defined]
+        command.callback = checked
 
 
 def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:

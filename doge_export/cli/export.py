@@ -99,7 +99,7 @@ def command(
         plugins=plugins,
         generation=generation,
     )
-    check_output(output, force)
+    check_output(output, force, (adapter, recipe))
     with progress("Reading the checkpoint") as advance:
         decision = decide(model, options.generation, adapter, lambda steps, stage: advance(steps, stage))
     plan = plan_export(model, options, adapter, decision)

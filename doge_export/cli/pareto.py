@@ -50,13 +50,18 @@ def command(
     doge-export pareto out/doge-tiny --text models/heldout.txt -o out/front
     doge-export pareto out/doge-tiny --text corpus.txt -o out/front --scheme int8 --max-bytes 0.2
     """
+    from doge_export.bundle import check_target
     from doge_export.errors import DogeExportError
+    from doge_export.journal import check_work
 
     found, picture, work = output / "pareto.json", output / "pareto.svg", output / ".work"
     if output.exists() and not output.is_dir():
         raise DogeExportError(f"{output} is no folder.", "Give another -o.")
-    if found.exists() and not force:
-        raise DogeExportError(f"{found} exists already.", "Use --force to replace it.")
+    for path in (found, picture):
+        if path.exists() and not force:
+            raise DogeExportError(f"{path} exists already.", "Use --force to replace it.")
+        check_target(path, (bundle, text))
+    check_work(work)
 
     from doge_export.evaluate import read_sample  # takes seconds: after what can be said at once
     from doge_export.pareto import SCHEMES, Pareto, pareto

@@ -29,16 +29,17 @@ def command(
     adapter: Path | None,
     json_to: str | None,
 ) -> None:
-    """Hold BUNDLE's files to its manifest. Exit code 1 where a certificate or a second export says otherwise,
-    2 where a file is not what the export wrote.
+    """Hold the files of BUNDLE, or of an engine, to its manifest. Exit code 1 where a certificate or a second
+    export says otherwise, 2 where a file is not what was written, or is read where the model runs and not in
+    the manifest.
 
     \b
     doge-export verify out/doge-tiny --certificate report.json
     doge-export verify out/doge-tiny --rebuild --reference doge-tiny
     """
-    from doge_export.bundle import Bundle
     from doge_export.errors import DogeExportError
     from doge_export.render import certificate_faults
+    from doge_export.runtime import open_folder
 
     if rebuild != (reference is not None):
         raise DogeExportError(
@@ -46,10 +47,16 @@ def command(
         )
     if adapter is not None and not rebuild:
         raise DogeExportError("--adapter is merged by --rebuild alone.", "Give --rebuild too.")
-    opened = Bundle.open(bundle)
-    opened.verify()
-    found: dict[str, Any] = {"files": len(opened.manifest.files), "findings": []}
-    lines = [f"{len(opened.manifest.files)} files are what the export wrote"]
+    opened = open_folder(bundle)
+    if rebuild and opened.compiled:
+        raise DogeExportError(
+            f"{bundle} is an engine, which no export writes.", "Rebuild the bundle it was built from."
+        )
+    others = opened.verify()
+    found: dict[str, Any] = {"files": len(opened.files), "findings": [], "others": others}
+    lines = [f"{len(opened.files)} files are what the {'build' if opened.compiled else 'export'} wrote"]
+    if others:
+        lines.append(f"not of it, and read by nothing: {', '.join(others)}")
     if certificate is not None:
         faults = certificate_faults(certificate, opened)
         found["findings"] += faults
