@@ -28,9 +28,9 @@ __all__ = [
 LARGEST = 16 << 20
 #: Objects and lists within each other; what reads them after us recurses.
 DEEPEST = 200
-_LARGEST_TOML = 1 << 20
+_LARGEST_TOML = 1 << 18
 #: `a.b.c = 1`: tomllib's time grows with the square of such a key.
-_LONG_KEY = re.compile(rf"(?:[^\s.=\[\]#]+[ \t]*\.[ \t]*){{{DEEPEST}}}")
+_LONG_KEY = re.compile(rf"(?<![^\s.=\[\]#])(?:[^\s.=\[\]#]++[ \t]*+\.[ \t]*+){{{DEEPEST}}}")
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",

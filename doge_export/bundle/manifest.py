@@ -19,7 +19,7 @@ from doge_export.bundle.files import FileEntry, file_entries, hash_files, plain_
 from doge_export.bundle.names import MANIFEST
 from doge_export.decision import Decision
 from doge_export.errors import DogeExportError
-from doge_export.json_file import member
+from doge_export.json_file import member, parse_json
 
 _FORMAT = 1
 EXPORT_AGAIN = "Export the model again."
@@ -208,6 +208,6 @@ def write_manifest(
     if generation is not None:
         raw["generation"] = generation.to_dict()
     text = json.dumps(raw, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    manifest = Manifest.from_dict(json.loads(text))
+    manifest = Manifest.from_dict(parse_json(text))
     (folder / MANIFEST).write_text(text, encoding="utf-8")
     return manifest

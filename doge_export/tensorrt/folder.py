@@ -79,11 +79,7 @@ class Engine(Bundle):
                 tuple(map(_profile, member(raw, "profiles", list))),
                 file_entries(raw),
             )
-        except KeyError as error:
-            raise DogeExportError(
-                f"{path / ENGINE_MANIFEST} lacks {error.args[0]!r}.", _BUILD_AGAIN
-            ) from None
-        except ValueError as error:
+        except (KeyError, ValueError) as error:
             raise DogeExportError(f"{path / ENGINE_MANIFEST} is damaged: {error}.", _BUILD_AGAIN) from None
         if not all("input_ids" in profile.inputs for profile in made.profiles) or not made.profiles:
             raise DogeExportError(

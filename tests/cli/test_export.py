@@ -204,6 +204,10 @@ def test_an_existing_output_is_left_alone(
     assert run(["export", "-m", str(checkpoint), "-o", str(output)]) == 2
     assert "--force" in capsys.readouterr().err
     assert (output / "config.json").read_text() == "mine"
+    assert run(["export", "-m", str(checkpoint), "-o", str(output), "--force"]) == 2
+    assert "holds config.json" in capsys.readouterr().err
+    assert (output / "config.json").read_text() == "mine"
+    (output / "config.json").unlink()
     assert run(["export", "-m", str(checkpoint), "-o", str(output), "--force", "--no-validate"]) == 0
     assert (output / "model.onnx").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
