@@ -144,7 +144,7 @@ def test_weights_elsewhere(place: str, name: str, sentence: str, bundle: Path) -
 
 def test_a_graph_that_is_none(bundle: Path) -> None:
     (bundle / "plugins.onnx").write_bytes(b"\xff" * 100)
-    with pytest.raises(DogeExportError, match="is no ONNX graph"):
+    with pytest.raises(DogeExportError, match="is not an ONNX file"):
         Bundle.open(_written(bundle)).verify()
 
 
@@ -198,7 +198,6 @@ def test_a_pipe_is_not_waited_for(bundle: Path) -> None:
         lambda raw: raw["cache"].update(max_length=0.5),
         lambda raw: raw["cache"].update(slots=None),
         lambda raw: raw["cache"].update(inputs="past"),
-        lambda raw: raw["cache"]["outputs"].pop(),
         lambda raw: raw["options"].update(dtype=3),
         lambda raw: raw["options"].update(types={"a": 3}),
         lambda raw: raw["graph"]["inputs"][0].update(shape=[-1, "a"]),

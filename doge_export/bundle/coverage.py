@@ -105,7 +105,7 @@ def external_files(path: Path, remedy: str) -> set[str]:
     except ValueError as error:
         raise DogeExportError(f"{path} has weights elsewhere: {error}.", remedy) from None
     except Exception as error:  # protobuf's has no public name
-        raise DogeExportError(f"{path} is no ONNX graph: {error}.", remedy) from None
+        raise DogeExportError(f"{path} is not an ONNX file: {error}.", remedy) from None
 
 
 def _tensors(model: "onnx.ModelProto") -> Iterator["onnx.TensorProto"]:

@@ -171,8 +171,6 @@ def _cache(outer: Mapping[str, Any]) -> CacheSpec:
         if not all(isinstance(name, str) for name in names):
             raise ValueError(f"the cache's {key} are not all names")
         values[key] = tuple(names)
-    if len(values["inputs"]) != len(values["outputs"]):
-        raise ValueError("the cache has not as many inputs as outputs")
     return CacheSpec(**values)
 
 

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 _ERRORS_ONLY = 3
 #: The domain of this project's operators (doge_export.ops needs torch).
 _DOMAIN = "doge"
+#: A manifest's type -> onnxruntime's name of it.
+_TYPES = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "bfloat16": "tensor(bfloat16)",
+    "int64": "tensor(int64)",
+}
 
 _log = logging.getLogger(__name__)
 _warned: set[str] = set()
@@ -99,8 +106,25 @@ def load_graph(
                 f"{', '.join(sorted(names ^ wanted))}.",
                 "Export the model again.",
             )
+        described = {spec.name: spec for spec in expected}
+        for value in found:
+            if not _is_described(value, described[value.name]):
+                raise DogeExportError(
+                    f"{path} is not the graph that the manifest describes: {value.name} is {value.type} "
+                    f"{value.shape}.",
+                    "Export the model again.",
+                )
     nodes = (node for part in session.get_provider_graph_assignment_info() for node in part.get_nodes())
     return Graph(session, dict(Counter(node.op_type for node in nodes if node.domain == _DOMAIN)))
+
+
+def _is_described(value: Any, spec: TensorSpec) -> bool:
+    """Whether a tensor of the graph has the type and the sizes that the manifest says; names of sizes may
+    differ."""
+    if value.type != _TYPES.get(spec.dtype) or len(value.shape) != len(spec.shape):
+        return False
+    pairs = zip(value.shape, spec.shape, strict=True)
+    return all(one == two for one, two in pairs if isinstance(one, int) or isinstance(two, int))
 
 
 def open_model(model: "onnx.ModelProto", folder: Path, options: Any) -> Any:

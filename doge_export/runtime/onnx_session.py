@@ -60,11 +60,18 @@ class OnnxSession(Session):
         manifest, decode = bundle.manifest, bundle.manifest.decode
         inputs = (*manifest.inputs, *(decode.inputs if decode else ()))
         outputs = (*manifest.outputs, *(decode.outputs if decode else ()))
-        needed = {"input_ids", "attention_mask", "position_ids", "logits", *manifest.cache.inputs}
+        needed = {"input_ids", "attention_mask", "position_ids", "logits"}
+        needed |= {*manifest.cache.inputs, *manifest.cache.outputs}
         if decode:
-            needed |= {*_TOKENS, "steps", *decode.cache.inputs}
+            needed |= {*_TOKENS, "steps", *decode.cache.inputs, *decode.cache.outputs}
         if missing := sorted(needed - {spec.name for spec in (*inputs, *outputs)}):
             raise DogeExportError(f"The graph has no {', '.join(missing)}.", "Export the model again.")
+        for cache in (manifest.cache, *((decode.cache,) if decode else ())):
+            if len(cache.inputs) != len(cache.outputs):
+                raise DogeExportError(
+                    f"The cache has {len(cache.inputs)} inputs and {len(cache.outputs)} outputs.",
+                    "Export the model again.",
+                )
         for spec in (*inputs, *outputs):
             if spec.dtype not in tensors.ELEMENT_TYPES:
                 raise DogeExportError(f"{spec.name} is {spec.dtype}, which this version cannot feed.")

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from doge_export.bundle import Bundle
+from doge_export.bundle import Bundle, FileEntry, hash_files
 from doge_export.cli import main
 from doge_export.errors import DogeExportError
 from doge_export.inspect import inspect_bundle
@@ -214,7 +214,8 @@ def test_a_graph_that_is_no_onnx_file(tmp_path):
     bundle.model_path.write_bytes(b"\xff" * entry.bytes)
     with pytest.raises(DogeExportError, match="was changed"):
         inspect_bundle(bundle)
-    bundle.manifest.files.pop("model.onnx")  # as if it had been written like this
+    written = hash_files(bundle.path)["model.onnx"]  # as if it had been written like this
+    bundle.manifest.files["model.onnx"] = FileEntry(**written)
     with pytest.raises(DogeExportError, match="not an ONNX file"):
         inspect_bundle(bundle)
 
