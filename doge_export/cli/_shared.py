@@ -42,6 +42,7 @@ def guarded(call: Callable[[], None], *, verbose: Callable[[], bool] = lambda: F
     when it happens, says so.
     """
     try:
+        _let_any_name_be_shown()
         with _terminated_like_interrupted():
             call()
             sys.stdout.flush()  # so that a reader gone away is noticed here, not at the interpreter's exit
@@ -76,6 +77,12 @@ def guarded(call: Callable[[], None], *, verbose: Callable[[], bool] = lambda: F
             return _fail(_OUT_OF_MEMORY, 2)
         return _bug(error, verbose())
     return 0
+
+
+def _let_any_name_be_shown() -> None:
+    """A path may hold bytes that are no UTF-8, which a strict stdout refuses."""
+    if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _fail(sentence: str, code: int) -> int:
@@ -216,7 +223,8 @@ def pairs(given: Sequence[str], option: str) -> dict[str, str]:
 
 def to_json(data: Any) -> str:
     """`data` as JSON that every parser accepts: numbers that JSON lacks become null."""
-    return json.dumps(_plain(data), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_plain(data), indent=2, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")  # \udc80 is JSON's own way to say it
 
 
 def _plain(value: Any) -> Any:
@@ -256,7 +264,7 @@ def write_text(text: str, path: Path) -> None:
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
         part.replace(path)
     except OSError as error:
         raise DogeExportError(f"{path} cannot be written: {error.strerror}.") from error

@@ -84,8 +84,9 @@ class Answer:
 
 
 def failure(sentence: str, kind: str = "invalid_request_error") -> dict[str, Any]:
-    """An error's body."""
-    return {"error": {"message": sentence, "type": kind, "param": None, "code": None}}
+    """An error's body. Half a character, which a request may hold, is shown by its number."""
+    shown = sentence.encode("utf-8", "backslashreplace").decode("utf-8")
+    return {"error": {"message": shown, "type": kind, "param": None, "code": None}}
 
 
 def models(name: str, created: int) -> dict[str, Any]:
