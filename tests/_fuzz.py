@@ -59,7 +59,7 @@ def _adapter(folder: Path) -> None:
     adapter = Adapter.open(folder, checkpoint)
     for name in checkpoint.shapes:
         with np.errstate(all="ignore"):
-            adapter.merged(name, checkpoint.array(name))
+            adapter.merged(name)
 
 
 def _tokenizer(folder: Path) -> None:

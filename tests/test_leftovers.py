@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from doge_export.bundle import Bundle, check_output, mark_checkpoint, new_folder, temporary_folder
+from doge_export.bundle import Bundle, check_output, mark_checkpoint, new_folder
 from doge_export.errors import DogeExportError
+from doge_export.temporary import temporary_folder
 
 
 def _names(folder: Path) -> list[str]:
@@ -37,7 +38,8 @@ def _killed(program: str, *arguments: str) -> None:
 WRITES = """
     import sys, time
     from pathlib import Path
-    from doge_export.bundle import new_folder, temporary_folder
+    from doge_export.bundle import new_folder
+    from doge_export.temporary import temporary_folder
     with temporary_folder(), new_folder(Path(sys.argv[1])) as folder:
         (folder / "half").touch()
         print("there", flush=True)

@@ -10,17 +10,9 @@ from doge_export.bench.reference import Reference as Bench
 from doge_export.cli.app import run
 from doge_export.errors import DogeExportError, refusal
 from doge_export.validate.reference import Reference
-from doge_export.validate.tokenizers import compare_tokenizers
 from tests.conftest import write_checkpoint
-from tests.runtime._toy import write_toy_bundle
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "ImportError": (
-        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
-        "bitsandbytes",
-    ),
-    "NameError": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ""),
-    "AttributeError": ({"quantization_config": 4}, "AttributeError"),
     "ValueError": ({"experts_implementation": "none"}, "experts_implementation"),
     "its dataclass": ({"initializer_range": None}, "initializer_range"),
     "its validator": ({"layer_types": ["none"]}, "layer_types"),
@@ -80,8 +72,8 @@ def test_what_it_takes_is_taken(changes: dict[str, Any], checkpoint: Path, tmp_p
 
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_measured_against_says_so_too(checkpoint: Path, tmp_path: Path) -> None:
-    folder = _changed(checkpoint, tmp_path / "ck", REFUSED["AttributeError"][0])
-    with pytest.raises(DogeExportError, match=f"transformers cannot load {folder}: AttributeError"):
+    folder = _changed(checkpoint, tmp_path / "ck", REFUSED["IndexError"][0])
+    with pytest.raises(DogeExportError, match=f"transformers cannot load {folder}: IndexError"):
         Bench().open(str(folder), 1)
 
 
@@ -93,7 +85,6 @@ def test_what_is_measured_against_says_so_too(checkpoint: Path, tmp_path: Path) 
         ({"rope_parameters": []}, "rope_parameters is"),
         ({"rope_parameters": {"rope_theta": None}}, "rope_theta is null"),
         ({"rope_parameters": {"rope_theta": 10**400}}, "rope_theta is"),
-        ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000, and the most"),
         ({"num_hidden_layers": 10**4000}, r"num_hidden_layers is 2\*\*13287 or more"),
         ({"hidden_size": 2**30, "head_dim": 64}, "hidden_size is 1073741824, and the most"),
         ({"vocab_size": 2**31 - 1}, "vocab_size is"),
@@ -123,17 +114,6 @@ def test_init_answers_at_once_too(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert run(["init", "Doge-20M", "-o", str(tmp_path / "m"), "--set", setting]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_tokenizer_that_transformers_does_not_take(tmp_path: Path) -> None:
-    bundle = write_toy_bundle(tmp_path / "b").path
-    reference = tmp_path / "r"
-    reference.mkdir()
-    (reference / "tokenizer.json").write_bytes((bundle / "tokenizer.json").read_bytes())
-    (reference / "tokenizer_config.json").write_text('{"tokenizer_class": 5}')
-    with pytest.raises(DogeExportError, match="transformers cannot load the tokenizer of"):
-        compare_tokenizers(bundle, reference, None)
 
 
 def test_memory_is_not_the_files_fault() -> None:
