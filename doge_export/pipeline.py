@@ -232,6 +232,7 @@ def validate_bundle(
     from doge_export.runtime import open_folder
 
     opened = open_folder(bundle)
+    ExportOptions.of_manifest(opened.manifest.options, needed=("dtype", "routing"))
     _need_torch()
     from doge_export.validate import validate, validate_engine
 

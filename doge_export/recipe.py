@@ -85,6 +85,21 @@ class ExportOptions:
         options._check()
         return options
 
+    @classmethod
+    def of_manifest(cls, options: Mapping[str, Any], needed: tuple[str, ...] = ()) -> "ExportOptions":
+        """Those of a bundle's manifest; what an export does not take by them is left out.
+
+        Raises:
+            DogeExportError: one has a value that is not supported, or a `needed` one is not there.
+        """
+        for name in needed:
+            if name not in options:
+                raise DogeExportError(
+                    f"The bundle's manifest has no option {name}.", "Export the model again."
+                )
+        known = {field.name for field in fields(cls)}
+        return cls.resolve(**{key: value for key, value in options.items() if key in known})
+
     @property
     def target_data(self) -> Target:
         """The target's abilities."""

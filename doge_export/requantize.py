@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -242,8 +242,7 @@ def changed_options(source: Bundle, **changed: Any) -> ExportOptions:
         raise DogeExportError(
             f"{source.path} is rounded to {what} already.", "Give the bundle it was made from."
         )
-    known = {field.name for field in fields(ExportOptions)}
-    options = ExportOptions.resolve(**{**{k: v for k, v in given.items() if k in known}, **changed})
+    options = ExportOptions.of_manifest({**given, **changed}, needed=("dtype",))
     options.check_model(source.config)
     return options
 

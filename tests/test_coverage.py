@@ -235,3 +235,31 @@ def test_certificates_vouch_for_something(bundle: Path, tmp_path: Path, capsys) 
         capsys.readouterr()
         assert run(arguments) == code, raw
         assert words in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("command", ["validate", "quantize", "pareto", "sensitivity"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda options: options.pop("dtype"),
+        lambda options: options.update(dtype="float7"),
+        lambda options: options.update(precision="int3"),
+        lambda options: options.update(target="nowhere"),
+        lambda options: options.update(types={"v_proj": "int3"}),
+        lambda options: options.update(rounding="up"),
+    ],
+)
+def test_options_that_no_export_has(command: str, change, bundle: Path, tmp_path: Path, capsys) -> None:
+    raw = _raw(bundle)
+    change(raw["options"])
+    (bundle / MANIFEST).write_text(json.dumps(raw))
+    text = tmp_path / "text.txt"
+    text.write_text("a text " * 500)
+    rest = {
+        "validate": ["--reference", "doge-tiny"],
+        "quantize": ["-o", str(tmp_path / "o"), "--scheme", "int8", "--text", str(text)],
+        "pareto": ["-o", str(tmp_path / "o"), "--text", str(text)],
+        "sensitivity": ["--text", str(text)],
+    }
+    assert run([command, str(bundle), *rest[command]]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -62,6 +62,11 @@ def deploy_triton(
     path = Path(source)
     opened = open_folder(path)
     backend = _backend(opened, backend or BACKENDS[0])
+    if opened.manifest.cache.kind not in OPSETS:
+        raise DogeExportError(
+            f"{path} has a cache of the kind {opened.manifest.cache.kind!r}, which is not known here.",
+            "Export the model again.",
+        )
     _check_options(opened, backend, instances, threads, plugins)
     name = _model_name(path, name)
     with new_folder(Path(output), force, (path, *plugins)) as folder:

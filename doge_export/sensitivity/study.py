@@ -17,6 +17,7 @@ from doge_export.calibrate import checkpoint_tensors, hessians, windows
 from doge_export.errors import DogeExportError
 from doge_export.journal import Journal
 from doge_export.quantize import HALF, named_precision, role_of, stays_float, stored_bytes, stored_dtype
+from doge_export.recipe import ExportOptions
 from doge_export.sensitivity.basis import Basis, scaled_method
 from doge_export.sensitivity.probe import Effect, Probe
 from doge_export.shapes import tensor_shapes
@@ -63,6 +64,7 @@ class Study:
         options = bundle.manifest.options
         if options.get("precision", "fp32") != "fp32" or options.get("types"):
             raise DogeExportError(f"{bundle.path} is rounded already.", "Give the bundle it was made from.")
+        ExportOptions.of_manifest(options, needed=("dtype",))
         if options["dtype"] not in _WIDTHS:
             raise DogeExportError(f"{bundle.path} is in {options['dtype']}, which does not run here.")
         bundle.verify()
