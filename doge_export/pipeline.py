@@ -4,6 +4,7 @@ import contextlib
 import gc
 import importlib.metadata
 import logging
+import os
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,12 +283,16 @@ def _checkpoint_folder(model: str, adapter: Path | None, generation: str | None)
 
 def _inputs(model: str) -> list[Path]:
     """The folder that a model's name means, if it is one here."""
-    folder = Path(model).expanduser()
+    folder = _folder(model)
     return [folder] if folder.is_dir() else []
 
 
+def _folder(model: str) -> Path:
+    return Path(os.path.expanduser(model))  # noqa: PTH111 - pathlib's raises for an unknown user
+
+
 def _is_preset(model: str) -> bool:
-    return not Path(model).expanduser().is_dir() and presets.is_preset(model)
+    return not _folder(model).is_dir() and presets.is_preset(model)
 
 
 def _need_torch() -> None:

@@ -8,6 +8,7 @@ __all__ = ["config_dict", "find", "fixtures", "is_preset", "load", "models_folde
 import difflib
 import importlib.resources
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def resolve_model(name_or_path: str, adapter: Path | None = None) -> Path:
 
 
 def _resolve(name_or_path: str) -> Path:
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))  # noqa: PTH111 - pathlib's raises for an unknown user
     if path.is_dir():
         return path
     if path.exists():

@@ -171,6 +171,21 @@ def test_links_within_the_folder_and_the_hubs_are_fine(bundle: Path, tmp_path: P
     assert Bundle.open(snapshot).verify() == []
 
 
+def test_links_in_a_circle(bundle: Path, tmp_path: Path, capsys) -> None:
+    (bundle / "tokenizer.json").unlink()
+    (bundle / "tokenizer.json").symlink_to("tokenizer.json")
+    assert run(["verify", str(bundle)]) == 2
+    (tmp_path / "circle").symlink_to("circle")
+    for arguments in (
+        ["verify"],
+        ["generate", "--prompt", "a"],
+        ["convert", "-m", "doge-tiny", "--force", "-o"],
+    ):
+        assert run([*arguments, str(tmp_path / "circle")]) == 2
+    assert run(["export", "-o", str(tmp_path / "o"), "--dry-run", "-m", "~nobody-of-this-name/x"]) == 2
+    assert "bug" not in capsys.readouterr().err
+
+
 def test_a_pipe_is_not_waited_for(bundle: Path) -> None:
     (bundle / "tokenizer.json").unlink()
     os.mkfifo(bundle / "tokenizer.json")

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 def kept_aside(output: Path) -> Path | None:
     """The folder that is the only copy of an `output` whose replacement was cut off between its two steps."""
-    output = output.resolve()
+    output = Path(os.path.realpath(output))  # of links in a circle too
     if output.exists():
         return None
     olds = [old for old in _left(output, "old") if not _busy(old.with_suffix(".partial"))]

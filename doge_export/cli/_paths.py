@@ -2,6 +2,7 @@
 
 __all__ = ["check_paths"]
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def _inputs(params: Mapping[str, Any]) -> list[Path]:
         if name in (*_FILES, "output"):
             continue
         if name in _MODELS and value is not None:
-            found.append(Path(value).expanduser())
+            found.append(Path(os.path.expanduser(value)))  # noqa: PTH111 - pathlib's raises
         found += [
             each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, Path)
         ]
