@@ -255,6 +255,13 @@ def test_what_is_asked_for_and_not_done_is_said(file: dict[str, Any], said: str 
     assert said is None or said in notes[0]
 
 
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    file = {"bad_words_ids": [[300]], "num_beams": 4, "pad_token_id": 300, "min_p": 7, "do_sample": True}
+    said = "\n".join(notes_of({**file, "repetition_penalty": 0, "eos_token_id": 1}, CONFIG))
+    assert all(key in said for key in (*file, "repetition_penalty") if key != "do_sample")
+    assert said.count("Until then generate fails on it.") == 3
+
+
 def test_a_note_is_said_once_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         for folder in (tmp_path, tmp_path, tmp_path / "other"):
