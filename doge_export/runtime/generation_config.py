@@ -27,6 +27,7 @@ GENERATION_CONFIG = "generation_config.json"
 _TOP_K = 50
 #: A change of one of these samples.
 _SAMPLES = ("temperature", "top_k", "top_p", "min_p")
+_SAMPLED = frozenset(setting.option or key for key, setting in SETTINGS.items() if setting.sampled)
 _said: set[tuple[str, str]] = set()
 
 
@@ -64,6 +65,14 @@ class GenerationDefaults:
         Raises:
             DogeExportError: it asks for what transformers refuses.
         """
+        found = cls._read(file, config)
+        for option, error in found.refused.items():
+            if option not in _SAMPLED:
+                raise error
+        return found
+
+    @classmethod
+    def _read(cls, file: Mapping[str, Any] | None, config: DogeConfig) -> "GenerationDefaults":
         name, given = _source(file, config)
         check_loads(file, config)
         ids = _Ids(name, config.vocab_size)
@@ -77,17 +86,18 @@ class GenerationDefaults:
             try:
                 value = ids.known(key, _value(name, key, given[key]))
             except DogeExportError as error:
-                if not setting.sampled:
-                    raise
                 refused[option] = error
             else:
                 (sampled if setting.sampled else always)[option] = value
         sampling = always.pop("do_sample", False)
         notes = [*ids.notes, *_notes(name, given, config, sampling)]
-        if sampling:
-            notes += map(str, refused.values())
         always.pop("bos_token_id", None)  # the tokenizer's to put, and it has its own
         always["pad_token_id"] = next(iter((*always.get("pad_token_id", ()), *always["eos_token_ids"])), 0)
+        notes += [
+            f"{error} Until then generate fails on it."
+            for option, error in refused.items()
+            if sampling or option not in _SAMPLED
+        ]
         return cls(always, sampled, sampling, tuple(notes), refused)
 
     def changed(self, **changes: Any) -> GenerationOptions:
@@ -140,11 +150,7 @@ def notes_of(file: Mapping[str, Any] | None, config: DogeConfig) -> list[str]:
     Raises:
         DogeExportError: transformers does not load the model with it.
     """
-    check_loads(file, config)
-    try:
-        return list(GenerationDefaults.read(file, config).notes)
-    except DogeExportError as error:
-        return [f"{error} Until then the model can be exported, and generates nothing."]
+    return list(GenerationDefaults._read(file, config).notes)
 
 
 def _source(file: Mapping[str, Any] | None, config: DogeConfig) -> tuple[str, Mapping[str, Any]]:

@@ -46,7 +46,8 @@ class Processor:
 
 
 def sequence_bias(scores: Scores, biases: SequenceBias, seen: npt.NDArray[np.int64]) -> Scores:
-    """Add to the score of the last token of each sequence whose other tokens are the last that were seen."""
+    """Add to the score of the last token of each sequence whose other tokens are the last that were seen.
+    What gets infinity leaves nothing to others."""
     added = np.zeros_like(scores)
     for ids, bias in biases:
         before = len(ids) - 1
@@ -54,7 +55,8 @@ def sequence_bias(scores: Scores, biases: SequenceBias, seen: npt.NDArray[np.int
             added[ids[0]] += bias
         elif 0 < before <= seen.size and tuple(seen[seen.size - before :].tolist()) == ids[:-1]:
             added[ids[-1]] += bias
-    return scores + added
+    result: Scores = scores + added
+    return forced(result, np.flatnonzero(result == np.inf)) if result.max() == np.inf else result
 
 
 def repetition_penalty(
@@ -83,10 +85,10 @@ def no_repeat_ngram(
     return _without(scores, runs[same, -1])
 
 
-def forced(scores: Scores, ids: Ids) -> Scores:
+def forced(scores: Scores, ids: Ids | npt.NDArray[np.int64]) -> Scores:
     """Leave `ids` alone, all equal."""
     result = np.full_like(scores, _REMOVED)
-    result[list(ids)] = 0
+    result[np.asarray(ids, np.int64)] = 0
     return result
 
 

@@ -286,10 +286,20 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_flat(value: Any) -> bool:
-    """A list of what can be told apart: numbers, texts."""
-    return isinstance(value, list) and not any(isinstance(item, list | dict) for item in value)
+    """What can be gone through, and its parts told apart: a list of numbers, and a text too."""
+    return isinstance(value, list | str | dict) and not any(isinstance(item, list | dict) for item in value)
 
 
+def _is_watermark(value: Any) -> bool:
+    """An object with transformers' keys, and with values that it takes."""
+    if not isinstance(value, dict) or not set(value) <= set(_WATERMARK):
+        return False
+    ratio, width = value.get("greenlist_ratio", 0.25), value.get("context_width", 1)
+    known = value.get("seeding_scheme", "lefthash") in ("selfhash", "lefthash")
+    return known and _is_number(ratio) and 0 <= ratio <= 1 and _is_number(width) and width >= 1
+
+
+_WATERMARK = ("greenlist_ratio", "bias", "hashing_key", "seeding_scheme", "context_width")
 #: Key -> whether transformers takes the value when it reads the file, and what it wants.
 _AT_LOAD: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "pad_token_id": (_is_number, "one token id, and no list"),
@@ -301,7 +311,8 @@ _AT_LOAD: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "cache_implementation": (lambda value: value in (*_CACHES, "quantized", "paged"), "one of its caches"),
     "compile_config": (lambda value: False, "what no file can hold"),
-    "watermarking_config": (lambda value: isinstance(value, dict), "an object"),
+    "watermarking_config": (_is_watermark, f"an object of {', '.join(_WATERMARK)}"),
+    "num_return_sequences": (_is_number, "a whole number"),
     "suppress_tokens": (_is_flat, "a list of token ids"),
 }
 
@@ -313,10 +324,11 @@ def refused_at_load(given: Mapping[str, Any]) -> str | None:
             return f"{key} is {given[key]!r}, and transformers wants {wanted}"
     if arguments := [key for key in _ARGUMENTS if key in given]:
         return f"{arguments[0]} is an argument of transformers' generate, and no setting"
-    copies = given.get("num_return_sequences") or 1
-    greedy = not given.get("do_sample") and given.get("num_beams") in (None, 1)
-    if greedy and _is_number(copies) and copies > 1:
+    copies, beams = given.get("num_return_sequences") or 1, given.get("num_beams")
+    if copies > 1 and beams in (None, 1) and not given.get("do_sample"):
         return f"num_return_sequences is {copies}, and transformers wants 1 without do_sample"
+    if copies > 1 and beams not in (None, 1) and not (_is_number(beams) and copies <= beams):
+        return f"num_return_sequences is {copies}, and transformers wants no more than num_beams"
     for key in ("forced_bos_token_id", "forced_eos_token_id"):
         ids, forbidden = given.get(key), given.get("suppress_tokens") or ()
         ids = [ids] if is_whole(ids) else ids

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +75,42 @@ def test_a_missed_tolerance_is_exit_1(exported: Export, capsys: pytest.CaptureFi
     code = run(["validate", str(bundle.path), "--reference", str(checkpoint), "--tolerance", "1e-12"])
     assert code == 1
     assert "MISSED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [["--dry-run"], ["--no-validate"]], ids=str)
+def test_what_a_generation_config_does_not_get_is_said_once(
+    more: list[str], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """export plans first and then does it; both read the file."""
+    source = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    written = {"num_beams": 4, "eos_token_id": [1, -1], "top_k": -1, "do_sample": True}
+    (source / "generation_config.json").write_text(json.dumps(written))
+    assert run(["export", "-m", str(source), "-o", str(tmp_path / "bundle"), *more]) == 0
+    said = capsys.readouterr().err
+    for sentence in ("asks for num_beams", "eos_token_id -1 is no token", "top_k is -1"):
+        assert said.count(sentence) == 1
+
+
+@pytest.mark.parametrize("more", [["--dry-run"], ["--no-validate"]], ids=str)
+def test_a_generation_config_that_transformers_does_not_load_is_refused(
+    more: list[str], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    (source / "generation_config.json").write_text('{"pad_token_id": [2]}')
+    assert run(["export", "-m", str(source), "-o", str(tmp_path / "bundle"), *more]) == 2
+    assert "pad_token_id is [2], and transformers wants one token id" in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_settings_of_a_config_that_lies_alone_are_the_bundles(checkpoint: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    (source / "generation_config.json").unlink()
+    raw = json.loads((source / "config.json").read_text())
+    asked = {"do_sample": True, "temperature": 0.5, "eos_token_id": [1, -1], "pad_token_id": -1}
+    (source / "config.json").write_text(json.dumps(raw | asked))
+    assert run(["export", "-m", str(source), "-o", str(tmp_path / "bundle"), "--no-validate"]) == 0
+    written = json.loads((tmp_path / "bundle/generation_config.json").read_text())
+    assert {key: written.get(key) for key in asked} == asked | {"eos_token_id": [1], "pad_token_id": None}
 
 
 def test_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,6 +91,7 @@ def test_a_seed_repeats_a_sampled_text(bundle, expected, capsys):
     assert text(*sampled, "--seed", "1") != text(*sampled, "--seed", "2")
     assert text(*sampled, "--seed", "1", "--top-k", "1") == expected + "\n"
     assert text(*sampled, "--top-p", "0") == expected + "\n"
+    assert text(*sampled, "--min-p", "1") == expected + "\n"
     assert text("--repetition-penalty", "1.0") == expected + "\n"
 
 
@@ -100,6 +101,17 @@ def test_the_penalty_reaches_the_sampler(bundle, capsys):
     data = json.loads(capsys.readouterr().out)
     assert data["ids"] != continued(data["prompt_ids"], 8)
     assert data["options"]["repetition_penalty"] == 0.001
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--temperature", "1e-38"), ("--temperature", "1e-320"), ("--temperature", "1", "--min-p", "1")],
+)
+def test_the_coldest_is_greedy(bundle, capsys, options):
+    assert _generate(bundle, "-p", PROMPT, "--temperature", "0") == 0
+    expected = capsys.readouterr().out
+    assert _generate(bundle, "-p", PROMPT, *options) == 0
+    assert capsys.readouterr().out == expected
 
 
 def test_the_threads_reach_the_session(bundle, monkeypatch, capsys):

@@ -173,6 +173,14 @@ def test_a_token_that_cannot_come_is_none_of_them() -> None:
         assert Sampler(GenerationOptions(temperature=temperature), 1).choose(0, logits, [1]) == 1
 
 
+def test_an_infinite_bias_forces() -> None:
+    bias = (((1,), float("inf")), ((9, 2), float("inf")), ((0,), float("-inf")))
+    for temperature in (0.0, 1.0, 1e-320):
+        sampler = Sampler(GenerationOptions(temperature=temperature, top_p=0.5, sequence_bias=bias), 1)
+        assert sampler.choose(0, np.arange(5, dtype=np.float32), [3]) == 1
+        assert sampler.choose(0, np.arange(5, dtype=np.float32), [9]) in (1, 2)
+
+
 def test_what_forbids_all_tokens_is_said() -> None:
     for temperature in (0.0, 1.0):
         options = GenerationOptions(temperature=temperature, suppress_tokens=(0, 1, 2))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from doge_export.errors import DogeExportError
-from doge_export.runtime import GenerationOptions, Session, Statistics, generate, stream
+from doge_export.runtime import GenerationDefaults, GenerationOptions, Session, Statistics, generate, stream
 from doge_export.runtime.stopping import RowText
 from doge_export.tokenizer import Tokenizer
 from tests.runtime._toy import BOS, EOS, PAD, VOCAB, continued, next_token, write_tokenizer, write_toy_bundle
@@ -138,6 +138,50 @@ def test_without_a_maximum_it_is_a_hundred_or_what_fits(session):
     capacity = session.new_cache(1).capacity
     count = 100 if capacity is None else capacity - 1
     assert completion.ids == continued([5, 6], count)
+
+
+def test_max_length_counts_each_rows_own_prompt(session):
+    prompts = [PROMPTS[0], PROMPTS[0][:2], PROMPTS[0] + [9] * 3]
+    longest = len(prompts[2]) + 2
+    options = _options(max_new_tokens=None, max_length=longest, forced_eos_token_id=(77,))
+    for row, prompt in zip(generate(session, prompts, options).completions, prompts, strict=True):
+        assert row.ids == [*continued(prompt, longest - len(prompt) - 1), 77]
+        assert row.finish_reason == "length"
+    (completion,) = generate(session, prompts[2:], replace(options, max_new_tokens=5)).completions
+    assert completion.ids == [*continued(prompts[2], 4), 77], "max_new_tokens wins"
+    with pytest.raises(DogeExportError, match=r"has (\d+) tokens, and max_length.* is \1\. .*--max-new"):
+        generate(session, prompts, replace(options, max_length=len(prompts[2])))
+
+
+def test_the_first_token_without_time_is_the_last(session):
+    for row in generate(session, PROMPTS, _options(max_time=0.0)).completions:
+        assert len(row.ids) == 1 and row.finish_reason == "length"
+    assert len(generate(session, PROMPTS[:1], _options(max_time=1e6)).completions[0].ids) == 12
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"pad_token_id": VOCAB},
+        {"pad_token_id": -1},
+        {"forced_bos_token_id": (VOCAB,)},
+        {"forced_eos_token_id": (-1,)},
+        {"bad_words_ids": ((3,), (4, VOCAB))},
+        {"sequence_bias": (((-1,), 1.0),)},
+    ],
+    ids=str,
+)
+def test_ids_of_options_that_are_no_tokens(session, bad):
+    with pytest.raises(DogeExportError, match=rf"{next(iter(bad))}.*: (-1|{VOCAB}) is no token of"):
+        generate(session, PROMPTS, _options(**bad))
+
+
+@pytest.mark.parametrize("pad", [VOCAB, -1, None, PAD])
+def test_a_files_padding_that_is_no_token_is_replaced(session, pad):
+    file = {"pad_token_id": pad, "max_new_tokens": 4}
+    options = GenerationDefaults.read(file, session.bundle.config).changed()
+    result = generate(session, PROMPTS, options)
+    assert [completion.ids for completion in result.completions] == [continued(p, 4) for p in PROMPTS]
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,37 @@ def test_what_transformers_loads_is_not(file: dict[str, Any], tmp_path: Path) ->
     assert refused_at_load(file) is None
 
 
+_ODD: list[Any] = [
+    True, False, 0, 1, 2, -1, 0.5, 2.5, float("inf"), 10**400, "", "a", "static", [], [1], [-1, 300], ["a"],
+    [[1]], [[[1], 1.0]], [None], {}, {"a": 1}, {"greenlist_ratio": 2.0}, {"seeding_scheme": "selfhash"},
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers about what it is given
+@pytest.mark.parametrize("key", [*SETTINGS, "an_unknown_key"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"do_sample": True}, {"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}],
+    ids=str,
+)
+def test_any_value_is_read_or_refused_as_transformers_reads_it(key: str, more: dict[str, Any]) -> None:
+    from transformers import GenerationConfig
+
+    for value in _ODD:
+        file = {**more, key: value}
+        try:
+            GenerationConfig.from_dict(dict(file))
+        except (ValueError, TypeError, AttributeError):
+            assert refused_at_load(file) is not None, file
+            continue
+        assert refused_at_load(file) is None, file
+        notes_of(file, CONFIG)
+        try:
+            GenerationDefaults.read(file, CONFIG).changed(temperature=0.5)
+        except DogeExportError as error:
+            assert error.remedy or "cannot be" in str(error)
+
+
 #: Settings with which transformers loads the model, and fails when it generates.
 FAILING: list[dict[str, Any]] = [
     {"bad_words_ids": []},
@@ -253,6 +284,13 @@ def test_what_is_asked_for_and_not_done_is_said(file: dict[str, Any], said: str 
     notes = notes_of(file if not file or "eos_token_id" in file else {"eos_token_id": 1, **file}, CONFIG)
     assert len(notes) == (said is not None)
     assert said is None or said in notes[0]
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    file = {"bad_words_ids": [[300]], "num_beams": 4, "pad_token_id": 300, "min_p": 7, "do_sample": True}
+    said = "\n".join(notes_of({**file, "repetition_penalty": 0, "eos_token_id": 1}, CONFIG))
+    assert all(key in said for key in (*file, "repetition_penalty") if key != "do_sample")
+    assert said.count("Until then generate fails on it.") == 3
 
 
 def test_a_note_is_said_once_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -173,6 +173,8 @@ WRONG: list[tuple[str, Any, int, str]] = [
     ("completions", {"prompt": "a", "temperature": -1}, 400, "temperature cannot be"),
     ("completions", b'{"prompt": "a", "temperature": NaN}', 400, "temperature cannot be"),
     ("completions", {"prompt": "a", "top_p": 2}, 400, "top_p cannot be 2"),
+    ("completions", {"prompt": "a", "min_p": 2}, 400, "min_p cannot be 2"),
+    ("completions", {"prompt": "a", "temperature": 10**400}, 400, "temperature is too large a number"),
     ("completions", {"prompt": "a", "seed": -1}, 400, "seed cannot be -1"),
     ("completions", {"prompt": "a", "stop": [""]}, 400, "stop cannot be"),
     ("completions", {"prompt": "a", "stop": 7}, 400, "stop is neither"),
