@@ -44,7 +44,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
         extra.remove(HEAD)
     if extra:
         raise DogeExportError(
-            f"{folder} holds {len(extra)} tensors that config.json has no place for, first {extra[0]!r}.",
+            f"{folder} holds {_counted(extra)} that config.json has no place for, first {extra[0]!r}.",
             _cause(checkpoint, wanted),
         )
 
@@ -177,19 +177,21 @@ def _several(extra: set[str]) -> str | None:
     if not first:
         return None
     words = ", ".join(repr(word) for word in sorted(first))
-    return f"Names that begin with {words} are beside a model's own: save the one model alone."
+    return f"It holds more than one model (names begin with {words}): save the one alone."
 
 
 def _rest(missing: set[str], extra: set[str]) -> str:
     if extra and not missing:
         keys = sorted({key for key, part in _PARTS.items() if any(re.search(part, name) for name in extra)})
-        check = f"Check {' and '.join(keys)} in config.json, or remove" if keys else "Remove"
-        return f"{check} what is not of the model."
+        check = f"Check {' and '.join(keys)} in config.json, or leave" if keys else "Leave"
+        return f"{check} out what is not of the model: transformers' save_pretrained writes that alone."
     if missing and not extra:
         other = any(re.search(r"_norm\.|dt_proj|\.A$|_residual$", name) for name in missing)
         hint = ", or of another generation, which --generation names" if other else ""
         return f"The checkpoint is incomplete{hint}: download it again."
-    return f"{_BOTH[0].upper()}{_BOTH[1:]}."
+    if extra:
+        return f"Instead there is {min(extra)!r}, for which config.json has no place: {_BOTH}."
+    return f"{_BOTH.capitalize()}."
 
 
 #: Keys of config.json -> the tensors that are there or not by them.
@@ -199,6 +201,10 @@ _PARTS = {
     "is_moe": r"mlp\.(router_gate|keys|queries|down_embed|up_embed)\b",
     "tie_word_embeddings": r"^lm_head\.weight$",
 }
+
+
+def _counted(names: Collection[str]) -> str:
+    return "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
 
 
 def _json(value: Any) -> str:

@@ -19,6 +19,7 @@ _BY_NAME = {
     r"\.(SCB|weight_format)": "bitsandbytes (8 bits)",
     r"\.g_idx": "GPTQ",
     r"\.(qweight|qzeros)": "AWQ or GPTQ",
+    r"\.biases": "MLX",
     r"\.weight_packed": "compressed-tensors",
     r"\.weight_scale_inv": "fp8 by blocks",
     r"\.(weight_scale(_2)?|input_scale|weight_zero_point)": "compressed-tensors, fp8 or NVFP4",

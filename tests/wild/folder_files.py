@@ -46,6 +46,12 @@ def _in_both_shards(change: Any) -> Make:
     return write
 
 
+def _with_head_in_index(folder: Path) -> None:
+    raw = json.loads((folder / INDEX).read_text())
+    raw["weight_map"]["lm_head.weight"] = next(iter(raw["weight_map"].values()))
+    (folder / INDEX).write_text(json.dumps(raw))
+
+
 def leave_trainer_files(folder: Path) -> None:
     """What Trainer leaves beside the weights."""
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
@@ -92,6 +98,7 @@ _FILES = (
         "a single file beside an index whose shards are gone",
         both(_STALE, gone(*(f"model-0000{number}-of-00002.safetensors" for number in (1, 2)))),
     ),
+    Specimen("an index that lists the tied head too", both(plain(), shards(), _with_head_in_index)),
     Specimen("shards in a folder below", both(plain(), shards("parts/{number}.safetensors"))),
     Specimen("a tensor in both shards", both(plain(), shards(), _in_both_shards(lambda norm: norm))),
     Specimen(

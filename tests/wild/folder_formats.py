@@ -75,6 +75,13 @@ def _gptq(found: dict[str, torch.Tensor]) -> None:
     found["model.layers.0.mlp.up_proj.g_idx"] = torch.zeros(64, dtype=torch.int32)
 
 
+def _mlx(found: dict[str, torch.Tensor]) -> None:
+    name = "model.layers.0.mlp.up_proj"
+    found[f"{name}.weight"] = torch.zeros(48, 8, dtype=torch.uint32)
+    found[f"{name}.scales"] = found[f"{name}.biases"] = torch.ones(48, 1)
+    found[f"{name}.biases"] = torch.zeros(48, 1)
+
+
 def _float8(found: dict[str, torch.Tensor]) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     found[name] = found[name].to(torch.float8_e4m3fn)
@@ -186,6 +193,7 @@ _QUANTIZED = (
         REFUSED,
         "by GPTQ",
     ),
+    Specimen("MLX in 4 bits", both(plain(), tensors(_mlx)), None, "by MLX"),
     Specimen("AWQ without its key", both(plain(), tensors(_packed)), ours="by AWQ or GPTQ"),
     Specimen("fp8", both(plain(), tensors(_float8)), ours="by fp8: it holds .*F8_E4M3"),
     Specimen(
