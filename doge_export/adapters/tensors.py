@@ -9,6 +9,7 @@ import numpy as np
 
 from doge_export.adapters.steps import Array
 from doge_export.errors import DogeExportError
+from doge_export.file_content import check_content
 
 __all__ = ["Part", "read_parts"]
 
@@ -106,6 +107,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Array]]:
             else f"{folder} has no {_WEIGHTS}.",
             "Save it with PEFT's save_pretrained(..., safe_serialization=True).",
         )
+    check_content(path, binary=True)
     try:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 - no mapping
