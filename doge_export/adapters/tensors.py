@@ -107,7 +107,6 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Array]]:
             else f"{folder} has no {_WEIGHTS}.",
             "Save it with PEFT's save_pretrained(..., safe_serialization=True).",
         )
-    check_content(path, binary=True)
     try:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 - no mapping
@@ -119,6 +118,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Array]]:
                     )
                 yield name, file.get_tensor(name)
     except (SafetensorError, OSError, ValueError, OverflowError):
+        check_content(path, "safetensors")
         raise DogeExportError(
             f"{path} is truncated or not a safetensors file.", "Download it again."
         ) from None
