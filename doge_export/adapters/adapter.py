@@ -17,7 +17,7 @@ from doge_export.adapters.plan import Plan
 from doge_export.adapters.settings import Settings
 from doge_export.adapters.steps import Array, Step
 from doge_export.adapters.tensors import read_parts
-from doge_export.checkpoint import Checkpoint, copy_config
+from doge_export.checkpoint import EMBEDDING, HEAD, Checkpoint, copy_config
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
 from doge_export.tokenizer import copy_tokenizer_files, has_tokenizer
@@ -25,8 +25,6 @@ from doge_export.tokenizer import copy_tokenizer_files, has_tokenizer
 __all__ = ["Adapter", "write_merged"]
 
 _log = logging.getLogger(__name__)
-
-_EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Adapter:
         Raises:
             DogeExportError: the result is not finite, and the checkpoint's tensor is.
         """
-        stored = _EMBED if name == _HEAD and name not in self.checkpoint.shapes else name
+        stored = EMBEDDING if name == HEAD and name not in self.checkpoint.shapes else name
         tensor = before = self.checkpoint.array(stored)
         for step in self.steps.get(name, ()):
             tensor = step(tensor)
@@ -91,7 +89,7 @@ class Adapter:
                 f"{self.folder} makes numbers of {name} that {before.dtype} does not hold.",
                 "Give a checkpoint in float32, or an adapter that was trained to its end.",
             )
-        if name == _EMBED and self.shared:
+        if name == EMBEDDING and self.shared:
             _log.warning(
                 "%s adapts the embedding or the head, which are one table in %s: as in PEFT's merge, what is "
                 "added to one changes both.",
@@ -111,11 +109,7 @@ def write_merged(
     is the adapter's, where it has one. `advance` gets the numbers of each tensor."""
     from safetensors.numpy import save_file
 
-    names = dict(checkpoint.stored)
-    if not adapter.config.tie_word_embeddings:
-        names.setdefault(_HEAD, _HEAD)
-    elif _HEAD in names and np.array_equal(checkpoint.array(_HEAD), checkpoint.array(_EMBED)):
-        del names[_HEAD]  # some writers store the one table a second time
+    names = _file_names(checkpoint, adapter)
     tensors = {}
     for name, stored in names.items():
         tensors[stored] = np.asarray(adapter.merged(name), order="C")
@@ -130,3 +124,16 @@ def write_merged(
     if (checkpoint.folder / "generation_config.json").is_file():
         shutil.copyfile(checkpoint.folder / "generation_config.json", folder / "generation_config.json")
     copy_tokenizer_files(adapter.folder if has_tokenizer(adapter.folder) else checkpoint.folder, folder)
+
+
+def _file_names(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, str]:
+    """What each tensor is called in the file, a head of its own as the embedding is."""
+    names = dict(checkpoint.stored)
+    if not adapter.config.tie_word_embeddings:
+        if names[EMBEDDING] == HEAD:  # the one table, by its other name
+            names[EMBEDDING] = EMBEDDING
+        wrapped = names[EMBEDDING].removesuffix(EMBEDDING)
+        names.setdefault(HEAD, (wrapped if wrapped != names[EMBEDDING] else "") + HEAD)
+    elif HEAD in names and np.array_equal(checkpoint.array(HEAD), checkpoint.array(EMBEDDING)):
+        del names[HEAD]  # some writers store the one table a second time
+    return names

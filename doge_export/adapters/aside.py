@@ -9,11 +9,12 @@ from doge_export.adapters.keys import CONFIG, MERGE_WITH_PEFT
 from doge_export.adapters.modules import EMBED, HEAD
 from doge_export.adapters.plan import Plan
 from doge_export.adapters.steps import Replace, ReplaceRows, Step
+from doge_export.checkpoint import EMBEDDING
+from doge_export.checkpoint import HEAD as HEAD_WEIGHT
 from doge_export.errors import DogeExportError
 
 __all__ = ["add_rows", "add_saved", "check_tying", "share_table"]
 
-_EMBED_WEIGHT, _HEAD_WEIGHT = "model.embed_tokens.weight", "lm_head.weight"
 _AGAIN = "Give what PEFT's save_pretrained wrote."
 
 
@@ -122,7 +123,7 @@ def share_table(plan: Plan, targets: Sequence[str], saved: Sequence[str]) -> tup
     adapted = {plan.modules.ours(module) for module in targets} & {EMBED, HEAD}
     if own and not (plan.settings.tying and _names_table(plan)):
         return True, False
-    embed, head = (plan.steps.pop(name, []) for name in (_EMBED_WEIGHT, _HEAD_WEIGHT))
+    embed, head = (plan.steps.pop(name, []) for name in (EMBEDDING, HEAD_WEIGHT))
     replaced = [step for step in (*embed, *head) if isinstance(step, Replace)]
     if any(not np.array_equal(step.value, replaced[0].value) for step in replaced):
         raise DogeExportError(
@@ -132,7 +133,7 @@ def share_table(plan: Plan, targets: Sequence[str], saved: Sequence[str]) -> tup
         )
     steps: list[Step] = [step for step in (*embed, *head) if not isinstance(step, Replace)]
     if replaced or steps:
-        plan.steps[_EMBED_WEIGHT] = [*replaced[:1], *steps]
+        plan.steps[EMBEDDING] = [*replaced[:1], *steps]
     return False, bool(adapted)
 
 

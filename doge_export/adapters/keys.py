@@ -85,7 +85,7 @@ def check_keys(folder: Path, settings: Mapping[str, Any]) -> None:
         row = KEYS[key]
         if not row.holds(value):
             raise DogeExportError(
-                f"{folder / CONFIG} has {key} {shown}, and that is {row.kind}.",
+                f"{folder / CONFIG} has {key} {shown}, which must be {row.kind}.",
                 "Give what PEFT's save_pretrained wrote.",
             )
         if row.refused(value):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from doge_export.adapters.keys import CONFIG
 from doge_export.adapters.settings import Settings
 from doge_export.checkpoint import Checkpoint
 from doge_export.errors import DogeExportError
@@ -75,8 +76,8 @@ class Modules:
                 )
         if not found and settings.targets:
             raise DogeExportError(
-                f"{settings.folder} has a target_modules, with what excludes modules from it, that means "
-                f"none in {self.checkpoint.folder}.",
+                f"target_modules in {settings.folder / CONFIG}, less what is excluded, means no module of "
+                f"{self.checkpoint.folder}.",
                 "Give the checkpoint that the adapter was trained on.",
             )
         return found

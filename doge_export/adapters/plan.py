@@ -11,8 +11,9 @@ import numpy as np
 from doge_export.adapters.keys import CONFIG, MERGE_WITH_PEFT
 from doge_export.adapters.modules import Modules
 from doge_export.adapters.settings import Settings
-from doge_export.adapters.steps import AddBias, AddProduct, Array, Replace, Rescale, Step
+from doge_export.adapters.steps import AddBias, AddProduct, Array, Replace, Rescale, Step, cast
 from doge_export.adapters.tensors import Part
+from doge_export.checkpoint import EMBEDDING, HEAD
 from doge_export.errors import DogeExportError
 
 __all__ = ["Plan"]
@@ -101,7 +102,7 @@ class Plan:
             raise DogeExportError(
                 f"{self._folder} lacks half of the adapter of {module!r}.", "Download it again."
             )
-        down, up = (half.value.astype(np.float32) for half in halves if half is not None)
+        down, up = (cast(half.value, np.float32) for half in halves if half is not None)
         embedding = named[0] != ""
         self._check_product(module, ours, down, up, embedding)
         rounded = embedding or self.settings.variant == "mica"
@@ -147,7 +148,7 @@ class Plan:
                 f"{list(shape)}.",
                 _TRAINED_ON,
             )
-        return part.value.astype(np.float32)
+        return cast(part.value, np.float32)
 
     def take(self, owner: str, role: str, why: str) -> Part:
         """The part, claimed.
@@ -213,7 +214,7 @@ class Plan:
     def shape(self, ours: str) -> tuple[int, ...]:
         """Of one of the checkpoint's tensors, of a head that is one table with the embedding too."""
         shapes = self.modules.checkpoint.shapes
-        name = ours if ours in shapes or ours != "lm_head.weight" else "model.embed_tokens.weight"
+        name = ours if ours in shapes or ours != HEAD else EMBEDDING
         if name not in shapes:
             raise self._unknown(ours)
         return shapes[name]
@@ -233,14 +234,14 @@ class Plan:
         """The refusal of an adapter of a model that was resized for more (or fewer) tokens."""
         return DogeExportError(
             f"{self._folder} was trained with a vocabulary of {tokens} or more, and {self._checkpoint} has "
-            f"{self.shape('model.embed_tokens.weight')[0]} tokens.",
+            f"{self.shape(EMBEDDING)[0]} tokens.",
             "Resize the checkpoint as it was for the training (resize_token_embeddings of transformers, then "
             "save_pretrained), and give that.",
         )
 
     def _other_shape(self, ours: str, shape: tuple[int, ...]) -> DogeExportError:
         wanted = self.shape(ours)
-        if ours in ("model.embed_tokens.weight", "lm_head.weight") and shape[1:] == wanted[1:]:
+        if ours in (EMBEDDING, HEAD) and shape[1:] == wanted[1:]:
             return self.other_vocabulary(shape[0])
         return DogeExportError(
             f"{self._folder} is for another model: {ours} is {list(shape)} there, and {list(wanted)} in "

@@ -9,6 +9,7 @@ from typing import Any
 
 from doge_export.adapters.keys import CONFIG, MERGE_WITH_PEFT, check_keys, compile_pattern
 from doge_export.errors import DogeExportError
+from doge_export.file_content import check_content
 from doge_export.json_file import read_object
 
 __all__ = ["Settings"]
@@ -53,6 +54,7 @@ class Settings:
             raise DogeExportError(
                 f"{folder} has no {CONFIG}.", "Give the folder that PEFT's save_pretrained wrote."
             )
+        check_content(folder / CONFIG)
         raw = read_object(folder / CONFIG)
         if raw.get("peft_type") != "LORA":
             raise DogeExportError(

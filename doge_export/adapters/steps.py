@@ -11,9 +11,20 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AddBias", "AddProduct", "Array", "Replace", "ReplaceRows", "Rescale", "Step"]
+__all__ = ["AddBias", "AddProduct", "Array", "Replace", "ReplaceRows", "Rescale", "Step", "cast"]
 
 Array = npt.NDArray[Any]
+
+
+def cast(values: Array, dtype: npt.DTypeLike) -> Array:
+    """In another type; what that does not hold is infinite, which `Adapter.merged` looks for."""
+    with np.errstate(all="ignore"):
+        return values.astype(dtype)
+
+
+def _wide(tensor: Array) -> Array:
+    """In the type that sums are made in."""
+    return tensor if tensor.dtype == np.float64 else tensor.astype(np.float32)
 
 
 class Step(Protocol):
@@ -29,7 +40,7 @@ class Replace:
     value: Array
 
     def __call__(self, tensor: Array) -> Array:
-        return self.value.astype(tensor.dtype)
+        return cast(self.value, tensor.dtype)
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ class ReplaceRows:
 
     def __call__(self, tensor: Array) -> Array:
         result = tensor.copy()
-        result[list(self.rows)] = self.values.astype(np.float32).astype(tensor.dtype)
+        result[list(self.rows)] = cast(cast(self.values, np.float32), tensor.dtype)
         return result
 
 
@@ -67,7 +78,7 @@ class AddProduct:
         with np.errstate(all="ignore"):
             if self.rounded:
                 added = added.astype(tensor.dtype).astype(np.float32)
-            return (tensor.astype(np.float32) + added).astype(tensor.dtype)
+            return (_wide(tensor) + added).astype(tensor.dtype)
 
 
 @dataclass(frozen=True)
@@ -81,9 +92,10 @@ class Rescale:
     def __call__(self, tensor: Array) -> Array:
         axis = 0 if self.added.transposed else 1
         with np.errstate(all="ignore"):
-            total = tensor.astype(np.float32) + self.added.product()
+            total = _wide(tensor) + self.added.product()
             norm = np.sqrt(np.sum(total * total, axis=axis))
-            return (np.expand_dims(self.magnitude / norm, axis) * total).astype(tensor.dtype)
+            rescaled = np.expand_dims(self.magnitude / norm, axis) * total
+            return np.asarray(rescaled, tensor.dtype)
 
 
 @dataclass(frozen=True)
@@ -95,4 +107,4 @@ class AddBias:
 
     def __call__(self, tensor: Array) -> Array:
         with np.errstate(all="ignore"):
-            return (tensor.astype(np.float32) + self.bias * np.float32(self.scale)).astype(tensor.dtype)
+            return (_wide(tensor) + self.bias * np.float32(self.scale)).astype(tensor.dtype)

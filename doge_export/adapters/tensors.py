@@ -9,6 +9,7 @@ import numpy as np
 
 from doge_export.adapters.steps import Array
 from doge_export.errors import DogeExportError
+from doge_export.file_content import check_content
 
 __all__ = ["Part", "read_parts"]
 
@@ -117,6 +118,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Array]]:
                     )
                 yield name, file.get_tensor(name)
     except (SafetensorError, OSError, ValueError, OverflowError):
+        check_content(path, "safetensors")
         raise DogeExportError(
             f"{path} is truncated or not a safetensors file.", "Download it again."
         ) from None

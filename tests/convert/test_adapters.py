@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -169,6 +170,20 @@ def test_a_tied_head_that_is_stored_too_is_not_left_behind(bases: Any, tmp_path:
     save_file({**weights, "lm_head.weight": weights["model.embed_tokens.weight"]}, base / "model.safetensors")
     folder = train(base, tmp_path / "lora", target_modules=["embed_tokens"])
     assert_same(merged_by_peft(base, folder), merged_by_us(base, folder, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    "rename", [lambda name: f"module.{name}", lambda name: name.replace("model.embed_tokens", "lm_head")]
+)
+def test_an_untied_head_is_named_as_the_other_tensors(rename: Any, bases: Any, tmp_path: Path) -> None:
+    """In a checkpoint that was wrapped, or whose one table is stored as the head."""
+    base = bases(tie_word_embeddings=True)
+    folder = train(base, tmp_path / "lora", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    renamed = {rename(name): value for name, value in load_file(base / "model.safetensors").items()}
+    save_file(renamed, other / "model.safetensors", metadata={"format": "pt"})
+    assert_same(merged_by_peft(base, folder), merged_by_us(other, folder, tmp_path / "out"))
 
 
 def test_a_sum_that_float16_does_not_hold(bases: Any, tmp_path: Path) -> None:

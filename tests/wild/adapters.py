@@ -69,6 +69,7 @@ _APART: dict[str, Any] = {"tie_word_embeddings": False}
 _EXPERTS: dict[str, Any] = {"is_moe": True}
 _BIASES: dict[str, Any] = {"attention_bias": True, "mlp_bias": True}
 _A = f"{_Q}.lora_A.weight".replace(".", "__")
+_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
 _OTHERS = "one table in .* changes both"
 
 
@@ -81,6 +82,11 @@ def _resized(folder: Path) -> None:
     _trained(base=_APART, modules_to_save=["embed_tokens"])(folder)
     shutil.rmtree(folder / "base")
     write_checkpoint(folder / "base", vocab_size=250, **_APART)
+
+
+def _checkpoint_alone(folder: Path) -> None:
+    write_checkpoint(folder / "base")
+    write_checkpoint(folder / "adapter")
 
 
 def _of_more_layers(folder: Path) -> None:
@@ -167,9 +173,9 @@ ROWS = (
         "a norm that PEFT loads by its name", _with(base_model__model__model__norm__weight=torch.rand(64))
     ),
     # What both refuse
-    Specimen("rank 0", _set(r=0), REFUSED, "r 0, and that is a whole number above 0"),
+    Specimen("rank 0", _set(r=0), REFUSED, "r 0, which must be a whole number above 0"),
     Specimen("rank as text", _set(r="4"), REFUSED, "r '4'"),
-    Specimen("no alpha", _set(lora_alpha=None), REFUSED, "lora_alpha None, and that is a finite number"),
+    Specimen("no alpha", _set(lora_alpha=None), REFUSED, "lora_alpha None, which must be a finite number"),
     Specimen("alpha as text", _set(lora_alpha="6"), REFUSED, "lora_alpha '6'"),
     Specimen("another rank than the matrices'", _set(r=3), REFUSED, "of rank 4 and 4, and .* makes it 3"),
     Specimen("a rank of none by pattern", _set(rank_pattern={"q_proj": 0}), REFUSED, "rank_pattern"),
@@ -184,7 +190,7 @@ ROWS = (
         REFUSED,
         "'model.norm'",
     ),
-    Specimen("targets that are not there", _set(target_modules=["c_attn"]), REFUSED, "means none"),
+    Specimen("targets that are not there", _set(target_modules=["c_attn"]), REFUSED, "means no module of"),
     Specimen("layers_pattern alone", _set(layers_pattern="layers"), REFUSED, "without layers_to_transform"),
     Specimen("a bias on B of layers without", _trained(lora_bias=True), REFUSED, "has no bias in"),
     Specimen("DoRA with a bias on B", _set(use_dora=True, lora_bias=True), REFUSED, "lora_bias and use_dora"),
@@ -202,6 +208,23 @@ ROWS = (
         ),
         REFUSED,
         "never loaded",
+    ),
+    Specimen(
+        "a pointer of Git LFS",
+        _trained(lambda adapter: (adapter / "adapter_model.safetensors").write_text(_POINTER)),
+        REFUSED,
+        "Git LFS pointer",
+    ),
+    Specimen("a checkpoint in the adapter's place", _checkpoint_alone, REFUSED, "has no adapter_config.json"),
+    Specimen(
+        "tokens that were added for the training",
+        _trained(
+            lambda adapter: change(adapter, {"trainable_token_indices": [1, 260]}),
+            base=_APART,
+            trainable_token_indices=[1, 2],
+        ),
+        REFUSED,
+        "vocabulary of 261 or more",
     ),
     Specimen("not LoRA", _set(peft_type="LOHA"), SAME, "LOHA"),
     # What PEFT takes, and makes another model of
