@@ -30,7 +30,7 @@ _PLAIN = (None, "PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBac
 #: A vocabulary's file -> the class that reads it in most models.
 _CLASSES = {"merges.txt": "GPT2Tokenizer for a byte-level BPE", "vocab.txt": "BertTokenizer"}
 _SAVE = (
-    "AutoTokenizer.from_pretrained(...).save_pretrained(...) writes one where the tokenizer can be loaded."
+    "Add a tokenizer.json: AutoTokenizer writes one with save_pretrained, where it can load the tokenizer."
 )
 _LOOSE = ("padding", "truncation", "version", "post_processor")  # samples show what the last does
 _OF_THE_MACHINE = ("is_local", "local_files_only", "name_or_path")
@@ -97,7 +97,7 @@ def _source(folder: Path, target: Path) -> TokenizerSource:
     _without_the_machine(target / "tokenizer_config.json")
     kind = type(theirs).__name__
     if not _alike(Tokenizer.load(target), theirs):
-        lost = f"transformers' {kind} cannot be written as a tokenizer.json; generate will not work. {_SAVE}"
+        lost = f"transformers' {kind} cannot be written as a tokenizer.json; generate will not work. Add one."
         return TokenizerSource(folder, warnings=(lost,))
     if whole:
         made = f"tokenizer.json was written anew by transformers' {kind}, which builds another tokenizer."
@@ -155,6 +155,8 @@ def _alike(ours: Tokenizer, theirs: Any) -> bool:
 
 def _parts(backend: Any) -> dict[str, Any]:
     parts: dict[str, Any] = json.loads(backend.to_str())
+    if parts["model"].get("type") == "Unigram":  # scores lose their last digit in a file
+        parts["model"]["vocab"] = [piece for piece, _ in parts["model"]["vocab"]]
     return {key: value for key, value in parts.items() if key not in _LOOSE}
 
 

@@ -211,6 +211,8 @@ FAILING = {
     "AttributeError": "{{ messages.x.y }}",
     "KeyError": "{{ {}['a']['b'] }}",
     "TypeError": "{{ none() }}",
+    "a generator as JSON": "{{ messages | map('length') | tojson }}",
+    "the length of a generator": "{{ messages | map('length') | length }}",
     "no such filter": "{{ 1 | nothing }}",
     "no such test": "{{ 1 is nothing }}",
     "a file": "{% include 'x' %}",
@@ -287,6 +289,8 @@ def test_what_is_small_is_as_without_limits() -> None:
         "{% autoescape true %}{{ '<' ~ '>' }}{% endautoescape %}": "&lt;&gt;",
         "{% for a in [1, 2, 3] if a != 2 %}{{ loop.index }}{{ loop.last }}{% endfor %}": "1False2True",
         "{% for a in [[1], 2] recursive %}{{ loop(a) if a is iterable else a }}{% endfor %}": "12",
+        "{{ [3, 1] | map('string') | join }}{{ ','.join(['a'] | map('upper')) }}": "31A",
+        "{{ (['a', 'b'] | select | list)[0] }}{{ ['a', 'b'] | map('upper') | first }}": "aA",
         "{{ [3, 1, 2] | sort }}{{ [1, 2] | sum }}{{ ['a', 'b'] | join('-') }}": "[1, 2, 3]3a-b",
     }  # fmt: skip
     for template, expected in cases.items():

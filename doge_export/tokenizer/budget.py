@@ -14,7 +14,7 @@ ELEMENT = 16
 #: Units of a call.
 CALL = 64
 
-_UNITS = 1 << 24  # half a second or so
+_UNITS = 1 << 24  # a second or less
 _LONGEST = 1 << 22  # characters of one text
 _SENTENCE = "it takes more time or memory than a chat may"
 _CONTAINERS = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)

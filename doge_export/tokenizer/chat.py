@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import jinja2
 
 _DEFAULT, _TOOLS = "default", "tool_use"
-_LONGEST_TEMPLATE = 1 << 17  # characters; those of published models have 20,000 at most
+_LONGEST_TEMPLATE = 1 << 16  # characters; those of published models have 20,000 at most
 _LONGEST_REASON = 200
 _END = "CONTINUE_FINAL_MESSAGE_TAG "  # its last character shows whether the template trims messages
 #: Names of what a model thought before it answered; a template may read any of them.

@@ -197,7 +197,8 @@ class Limited(jinja2.sandbox.ImmutableSandboxedEnvironment):
         budget.spend(CALL)
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, _OWNERS):
-            args = tuple(list(each) if isinstance(each, Iterator) else each for each in args)
+            if __obj.__name__ == "join":
+                args = tuple(map(_list, args))
             budget.allow(method_size(owner, __obj.__name__, args, kwargs, budget.longest))
         elif not isinstance(__obj, jinja2.runtime.Macro):  # a macro takes its arguments as they are
             budget.allow(weigh([*args, *kwargs.values()], budget.longest))
@@ -293,6 +294,8 @@ def _sliced(value: Any, *place: Any) -> Any:
     return value[slice(*place)]
 
 
+#: Filters that go through all of what comes one by one.
+_READERS = frozenset(("batch", "groupby", "join", "list", "max", "min", "slice", "sort", "sum", "unique"))
 _PASSED = (jinja2.runtime.Context, nodes.EvalContext, jinja2.Environment)
 
 
@@ -302,7 +305,9 @@ def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         budget = _BUDGET.get()
         budget.spend(CALL)
         passed = args[:1] if args and isinstance(args[0], _PASSED) else ()
-        given = [_list(each) for each in args[len(passed) :]]
+        given = list(args[len(passed) :])
+        if name in _READERS:
+            given = list(map(_list, given))
         budget.allow(filter_size(name, given, kwargs, budget.longest))
         result = function(*passed, *given, **kwargs)
         budget.spend(shallow(result))
