@@ -2,13 +2,19 @@
 
 __all__ = ["command"]
 
+import ast
+import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from doge_export.cli._shared import progress, write_json
+from doge_export.cli._generation import template_option
+from doge_export.cli._shared import pairs, progress, write_json
+
+_KEYS = re.compile(r",(?=\s*\w+=)")  # between two pairs; a value may have commas too
 
 
 @click.command("eval")
@@ -28,6 +34,19 @@ from doge_export.cli._shared import progress, write_json
     metavar="N",
     help="The first tokens of the text, or documents of a task, only.",
 )
+@click.option(
+    "--apply-chat-template", is_flag=True, help="Ask tasks as chats, with the tokenizer's template."
+)
+@template_option
+@click.option(
+    "--system-instruction", metavar="TEXT", help="Before each question, or the chat's system message."
+)
+@click.option("--fewshot-as-multiturn/--no-fewshot-as-multiturn", default=None,
+              help="Examples as turns of the chat.  [default: with --apply-chat-template]")  # fmt: skip
+@click.option("--gen-kwargs", multiple=True, metavar="KEY=VALUE,...",
+              help="How texts are generated, before what the task says.")  # fmt: skip
+@click.option("--model-args", multiple=True, metavar="KEY=VALUE,...",
+              help="Of lm-eval's hf: add_bos_token, max_length, think_end_token and others.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: every processor.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the figures as JSON.")
 def command(
@@ -38,16 +57,24 @@ def command(
     window: int | None,
     stride: int | None,
     limit: int | None,
+    apply_chat_template: bool,
+    chat_template: str | None,
+    system_instruction: str | None,
+    fewshot_as_multiturn: bool | None,
+    gen_kwargs: tuple[str, ...],
+    model_args: tuple[str, ...],
     threads: int | None,
     json_to: str | None,
 ) -> None:
-    """Measure perplexity and bits per byte of a text with BUNDLE, in windows that overlap, or run tasks.
+    """Measure perplexity and bits per byte of a text with BUNDLE, in windows that overlap, or run tasks, with
+    what lm-eval's own hf model gives for them.
 
     \b
     doge-export eval out/doge-tiny --text models/heldout.txt
     doge-export eval out/doge-tiny --text book.txt --window 512 --stride 64 --json -
     doge-export eval out/doge-tiny --tasks arc_easy,piqa --limit 100
     doge-export eval out/doge-tiny --tasks questions.yaml --shots 5 --json -
+    doge-export eval out/doge-tiny --tasks gsm8k --apply-chat-template --gen-kwargs max_gen_toks=200
     """
     from doge_export.errors import DogeExportError
     from doge_export.evaluate import evaluate_tasks, evaluate_text, read_text
@@ -56,8 +83,17 @@ def command(
 
     if text is None and tasks is None:
         raise DogeExportError("There is nothing to measure.", "Give --text FILE or --tasks TASK,...")
+    how: dict[str, Any] = {
+        "apply_chat_template": apply_chat_template,
+        "system_instruction": system_instruction,
+        "fewshot_as_multiturn": fewshot_as_multiturn,
+        "gen_kwargs": _values(gen_kwargs, "--gen-kwargs"),
+        "model_args": _values(model_args, "--model-args"),
+    }
+    if tasks is None and any(how.values()):
+        raise DogeExportError("Chats, --gen-kwargs and --model-args are for tasks.", "Give --tasks TASK,...")
     opened = open_folder(bundle)
-    tokenizer, content = Tokenizer.load(opened.path), None if text is None else read_text(text)
+    tokenizer, content = Tokenizer.load(opened.path, chat_template), None if text is None else read_text(text)
     session = Session.open(opened, threads)
     figures: dict[str, Any] = {}
     lines = []
@@ -76,7 +112,7 @@ def command(
         names = [name.strip() for name in tasks.split(",") if name.strip()]
         with progress("Answering") as advance:
             figures["tasks"] = evaluate_tasks(
-                session, tokenizer, names, shots=shots, limit=limit, advance=advance
+                session, tokenizer, names, shots=shots, limit=limit, advance=advance, **how
             )
         for name, metrics in figures["tasks"].items():
             shown = [
@@ -91,3 +127,20 @@ def command(
         write_json(figures, json_to)
     if json_to != "-":
         click.echo("\n".join(lines))
+
+
+def _values(given: Sequence[str], option: str) -> dict[str, Any]:
+    """key=value,... as lm-eval's command reads it: literals of Python, true and false; all else is text."""
+    return {
+        key: _value(text)
+        for key, text in pairs([part for each in given for part in _KEYS.split(each)], option).items()
+    }
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false", "none"):
+        text = text.capitalize()
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text

@@ -1,67 +1,155 @@
-"""A bundle as a model of lm-eval (EleutherAI's lm-evaluation-harness), which brings tasks and metrics."""
+"""A bundle as a model of lm-eval (EleutherAI's lm-evaluation-harness), which brings tasks and metrics.
+
+What it gives is what lm-eval's own `hf` model gives with transformers' Doge at batch_size 1: the reference is
+`HFLM` in lm_eval/models/huggingface.py, and its base `TemplateLM`, of 0.4.13 (docs/evaluation.md).
+"""
 
 __all__ = ["BundleLM"]
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import has_bos_prefix, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from doge_export.evaluate.perplexity import batches, calls_of, token_costs
-from doge_export.runtime import GenerationOptions, Session, generate
-from doge_export.runtime.reading import read_rows
+from doge_export.errors import DogeExportError
+from doge_export.evaluate.arguments import Asked, generation_arguments
+from doge_export.evaluate.continuations import continuations
+from doge_export.evaluate.likelihood import Pair, score_pairs
+from doge_export.runtime import GenerationDefaults, GenerationOptions, Session
+from doge_export.runtime.neighbours import rows_are_independent
 from doge_export.tokenizer import Tokenizer
 
-_ROWS = 16  # that are generated at a time
-_NEW_TOKENS = 256  # where a task does not say, as in lm-eval
+_log = logging.getLogger(__name__)
 
-#: Tokens that are given, and those to be scored behind them.
-Pair = tuple[list[int], list[int]]
+_ROWS = 16  # that are generated at a time
 
 
 class BundleLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
-    """`session` answers lm-eval's three questions in batches. As lm-eval's own `hf` model does, texts are
-    encoded without special tokens, an empty context is the beginning-of-text token, and what is longer than
-    the model's max_position_embeddings (or a static cache) loses its beginning.
+    """`session` answers lm-eval's questions. `advance` is told of each request that is answered. The others
+    are arguments of `HFLM`, with its names, meanings and defaults.
 
-    `advance` is told of each request that is answered.
+    Every request is answered as it is alone, whatever shares its calls.
+
+    Raises:
+        DogeExportError: an argument is out of its range, or the tokenizer names neither bos_token nor
+            eos_token and there is no `prefix_token_id`.
     """
 
     def __init__(
-        self, session: Session, tokenizer: Tokenizer, advance: Callable[[int], None] = lambda count: None
+        self,
+        session: Session,
+        tokenizer: Tokenizer,
+        advance: Callable[[int], None] = lambda count: None,
+        *,
+        add_bos_token: bool | None = None,
+        prefix_token_id: int | None = None,
+        max_length: int | None = None,
+        think_end_token: str | int | None = None,
+        enable_thinking: bool | None = None,
+        chat_template_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self._session, self._tokenizer, self._advance = session, tokenizer, advance
-        config, capacity = session.bundle.config, session.bundle.manifest.cache.max_length
-        self.max_length = min(config.max_position_embeddings, capacity or config.max_position_embeddings)
+        self.tokenizer = tokenizer  # TemplateLM.chat_template reads it
+        self._session, self._advance = session, advance
+        self._add_bos = add_bos_token
+        self.max_length = _max_length(session, max_length)
+        self._prefix = _prefix(session, tokenizer, prefix_token_id)
+        self._prefix_text = tokenizer.decode([self._prefix], skip_special_tokens=False)
+        given = think_end_token
+        self._think_end = int(given) if isinstance(given, str) and given.isdigit() else given
+        self._thinks = bool(enable_thinking)
+        if enable_thinking and think_end_token is None:
+            raise DogeExportError("enable_thinking needs think_end_token, as in lm-eval.")
+        self._variables = dict(chat_template_args or {})
+        if enable_thinking is not None:
+            self._variables["enable_thinking"] = enable_thinking
+        self._read: dict[str, Asked] = {}
+        self._told = False
 
     @property
-    def eot_token_id(self) -> int:
-        """End of text; 0 in a model that has none."""
-        return self._special("eos_token_id")
+    def eot_token_id(self) -> int | None:
+        """The tokenizer's eos_token; None where it names none."""
+        return self.tokenizer.token_id("eos_token")
 
     @property
     def prefix_token_id(self) -> int:
         """What stands before a text that has nothing before it."""
-        found = self._session.bundle.config.bos_token_id
-        return self.eot_token_id if found is None else found
+        return self._prefix
 
     @property
     def tokenizer_name(self) -> str:
         """For lm-eval's caches."""
-        return str(self._session.bundle.path)
+        return str(self._session.bundle.path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Without special tokens unless they are asked for."""
-        return self._tokenizer.encode(string, add_special_tokens=bool(add_special_tokens))
+        """With the special tokens that the tokenizer adds, or add_bos_token says; without them where the text
+        begins with the prefix token's."""
+        if add_special_tokens is None:
+            add_special_tokens = not has_bos_prefix(string, self._prefix_text) and self._add_bos is not False
+        return self._encode(string, add_special_tokens)
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        """`special`: with what the tokenizer adds; add_bos_token has it add bos_token, and no more."""
+        if special and self._add_bos:
+            bos = self.tokenizer.token_id("bos_token")
+            return [*([] if bos is None else [bos]), *self._encode(text, False)]
+        return self.tokenizer.encode(text, add_special_tokens=special)
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The conversation as one text. Without `add_generation_prompt` it ends where its last message does,
+        to be continued. A template that refuses the messages gets them without the system's.
+
+        Raises:
+            DogeExportError: there is no template, or it refuses them then too.
+        """
+        try:
+            return self._templated(chat_history, add_generation_prompt)
+        except DogeExportError as error:
+            others = [message for message in chat_history if message["role"] != "system"]
+            if self.tokenizer.chat_template is None or len(others) in (0, len(chat_history)):
+                raise
+            if not self._told:
+                _log.warning("Chats are made without their system messages: %s", error)
+            self._told = True
+            return self._templated(others, add_generation_prompt)
+
+    def _templated(self, messages: Sequence[Mapping[str, str]], prompted: bool) -> str:
+        return self.tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=prompted,
+            continue_final_message=not prompted,
+            **self._variables,
+        )
+
+    def check(self, requests: Any) -> None:
+        """See whether `requests` ask for nothing that cannot be done; nothing is run.
+
+        Raises:
+            DogeExportError: naming the task and the argument.
+        """
+        for request in requests:
+            if request.request_type == "generate_until":
+                self._asked(request)
+            elif request.request_type not in ("loglikelihood", "loglikelihood_rolling"):
+                raise _refused(request, f"there is no answer to requests of type {request.request_type}.")
+            elif self._thinks and request.request_type == "loglikelihood":
+                raise _refused(request, "enable_thinking is for tasks that generate alone.")
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """(context, continuation) -> log-probability, and whether greedy decoding would give it."""
-        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
-        return found
+        """(context, continuation) -> log-probability, and whether greedy decoding would give it.
+
+        Raises:
+            DogeExportError: a continuation has no tokens, or more than max_length.
+        """
+        self.check(requests)
+        return self._scores([self._pair(request) for request in requests])
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         return self._scores([(context, target) for _, context, target in requests])
@@ -81,77 +169,190 @@ class BundleLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         return totals
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
-        """(context, generation's arguments) -> the text up to the first stop string."""
+        """(context, generation's arguments) -> the text up to the first stop string.
+
+        Raises:
+            DogeExportError: an argument cannot be done, or a context is empty or does not fit.
+        """
+        self.check(requests)
+        contexts = [self._context(request) for request in requests]
+        options = [
+            self._options(*each) for each in zip(requests, contexts, range(len(requests)), strict=True)
+        ]
         found = [""] * len(requests)
-        for numbers in self._alike(requests):
-            given = dict(requests[numbers[0]].args[1])
-            options = self._options(given)
-            room = max(1, self.max_length - (options.max_new_tokens or 0))
-            prompts = [self.tok_encode(requests[number].args[0])[-room:] for number in numbers]
-            prompts = [prompt or [self.prefix_token_id] for prompt in prompts]
-            made = generate(self._session, prompts, options, self._tokenizer)
-            for number, completion in zip(numbers, made.completions, strict=True):
-                found[number] = completion.text
+        for numbers in self._together(requests, contexts, options):
+            first = numbers[0]
+            until = self._asked(requests[first]).until
+            made = continuations(
+                self._session, self.tokenizer, [contexts[number] for number in numbers], options[first], until
+            )
+            for number, ids in zip(numbers, made, strict=True):
+                found[number] = self._text(ids, until)
             self._advance(len(numbers))
         return found
 
-    def _alike(self, requests: Any) -> Iterator[list[int]]:
-        """Numbers of requests with the same arguments, the longest contexts first, some at a time."""
-        groups: dict[str, list[int]] = {}
-        for number, request in enumerate(requests):
-            groups.setdefault(repr(sorted(request.args[1].items())), []).append(number)
-        rows = min(_ROWS, self._session.max_batch or _ROWS)
-        for group in groups.values():
-            group.sort(key=lambda number: -len(requests[number].args[0]))
-            yield from (group[at : at + rows] for at in range(0, len(group), rows))
-
-    def _options(self, given: dict[str, Any]) -> GenerationOptions:
-        until = given.get("until") or []
-        sampled = bool(given.get("do_sample")) and float(given.get("temperature") or 0) > 0
-        eos = self._session.bundle.config.eos_token_id
-        return GenerationOptions(
-            max_new_tokens=int(given.get("max_gen_toks", _NEW_TOKENS)),
-            temperature=float(given["temperature"]) if sampled else 0.0,
-            top_k=int(given.get("top_k") or 0) if sampled else 0,
-            top_p=float(given.get("top_p") or 1) if sampled else 1.0,
-            stop=tuple(each for each in ([until] if isinstance(until, str) else until) if each),
-            seed=0,
-            eos_token_ids=() if eos is None else tuple(eos if isinstance(eos, list) else [eos]),
-        )
-
-    def _special(self, name: str) -> int:
-        found = getattr(self._session.bundle.config, name)
-        return int((found[0] if isinstance(found, list) else found) or 0)
-
     def _scores(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-        """Each continuation's log-probability after its context, and whether every token is the best one."""
-        # The last token is not read: nothing comes after it.
-        rows = [(context + target)[-(self.max_length + 1) :] for context, target in pairs]
-        found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
-        order = sorted(range(len(pairs)), key=lambda number: -len(rows[number]))
-        for part in batches(self._session, [len(rows[number]) - 1 for number in order]):
-            batch = order[part]
-            targets = [len(pairs[number][1]) for number in batch]
-            scored = _score(self._session, [rows[number] for number in batch], targets)
-            for number, score in zip(batch, scored, strict=True):
-                found[number] = score
-            self._advance(len(batch))
+        return score_pairs(self._session, pairs, self.max_length, self._advance)
+
+    def _pair(self, request: Any) -> Pair:
+        context, continuation = request.args
+        if context == "":
+            target = self.tok_encode(continuation, add_special_tokens=False)
+            given = [self._prefix]
+            if target[:1] == given:
+                given, target = target[:1], target[1:]
+        else:
+            given, target = self._encode_pair(context, continuation)
+        for ids, name in ((given, "context"), (target, "continuation")):
+            if not ids:
+                raise _refused(
+                    request,
+                    f"the {name} of {context[-40:]!r} and {continuation[:40]!r} has no token of its own.",
+                    "lm-eval's hf fails there too: mend the document.",
+                )
+        if len(target) > self.max_length:
+            raise _refused(
+                request,
+                f"a continuation has {len(target)} tokens, and the model takes {self.max_length}.",
+                "lm-eval's hf fails there too: shorten it.",
+            )
+        return given, target
+
+    def _asked(self, request: Any) -> Asked:
+        """What a request's arguments come to; read once."""
+        given = request.args[1]
+        key = repr(sorted(given.items(), key=str)) if isinstance(given, dict) else repr(given)
+        if key not in self._read:
+            try:
+                self._read[key] = generation_arguments(
+                    given, self._defaults, self._end, self.max_length, self._session.bundle.config.vocab_size
+                )
+            except DogeExportError as error:
+                raise _refused(request, error.message, error.remedy) from None
+        return self._read[key]
+
+    @cached_property
+    def _end(self) -> str | None:
+        """The text of the eos_token."""
+        eos = self.eot_token_id
+        return None if eos is None else self.tokenizer.decode([eos], skip_special_tokens=False)
+
+    @cached_property
+    def _defaults(self) -> GenerationDefaults:
+        """Of the bundle.
+
+        Raises:
+            DogeExportError: they are damaged, or have stop_strings.
+        """
+        found = GenerationDefaults.of(self._session.bundle)
+        if found.always.get("stop"):
+            raise DogeExportError(
+                "generation_config.json has stop_strings, which transformers refuses from lm-eval's hf.",
+                "Take them out of it.",
+            )
         return found
 
+    def _context(self, request: Any) -> list[int]:
+        """Its ids, without what comes before the last that leave room for the new tokens."""
+        text = request.args[0]
+        begun = has_bos_prefix(text, self.tokenizer.special_tokens.get("bos_token"))
+        ids = self._encode(text, not begun and self._add_bos is not False)
+        if not ids:
+            raise _refused(
+                request,
+                "the context is empty, and the tokenizer adds nothing to it.",
+                "lm-eval's hf fails there too: give the task a text, or add_bos_token=true.",
+            )
+        return ids[-(self.max_length - self._asked(request).max_gen_toks) :]
 
-def _score(session: Session, rows: Sequence[list[int]], targets: Sequence[int]) -> list[tuple[float, bool]]:
-    """The last `targets` tokens of each row. Shorter rows are filled up behind, which nothing before sees."""
-    length = max(map(len, rows)) - 1
-    ids = np.zeros((len(rows), length), np.int64)
-    for row, tokens in zip(ids, rows, strict=True):
-        row[: len(tokens) - 1] = tokens[:-1]
-    totals, greedy = np.zeros(len(rows)), np.ones(len(rows), bool)
-    for part, logits in read_rows(session, ids, calls_of(session, length), length):
-        for number, (tokens, count) in enumerate(zip(rows, targets, strict=True)):
-            begin, end = max(part.start, len(tokens) - 1 - count), min(part.stop, len(tokens) - 1)
-            if begin < end:
-                mine: npt.NDArray[np.float32] = logits[number, begin - part.start : end - part.start]
-                wanted = np.array(tokens[begin + 1 : end + 1])
-                greedy[number] &= bool((mine.argmax(-1) == wanted).all())
-                totals[number] -= token_costs(mine, wanted)
-    return list(zip(totals.tolist(), greedy.tolist(), strict=True))
+    def _options(self, request: Any, context: Sequence[int], number: int) -> GenerationOptions:
+        """What is drawn is drawn by the number of its request: asked again, it gets another text."""
+        try:
+            found = self._asked(request).for_context(len(context))
+        except DogeExportError as error:
+            raise _refused(request, error.message, error.remedy) from None
+        needed, slots = len(context) + (found.max_new_tokens or 0) - 1, _capacity(self._session)
+        if slots is not None and needed > slots:
+            raise _refused(
+                request,
+                f"context and new tokens need {needed} slots, and the bundle's static cache holds {slots}.",
+                "Ask for less, or export with a larger --max-length.",
+            )
+        return found if found.greedy else replace(found, seed=number)
+
+    def _together(
+        self,
+        requests: Any,
+        contexts: Sequence[Sequence[int]],
+        options: Sequence[GenerationOptions],
+    ) -> Iterator[list[int]]:
+        """Numbers of requests that may share their calls, the longest contexts first. What is drawn has a
+        seed of its own, and is alone."""
+        groups: dict[Any, list[int]] = {}
+        for number, (request, option) in enumerate(zip(requests, options, strict=True)):
+            groups.setdefault((option, self._asked(request).until), []).append(number)
+        most = min(_ROWS, self._session.max_batch or _ROWS)
+        for group in groups.values():
+            group.sort(key=lambda number: -len(contexts[number]))
+            new, at = options[group[0]].max_new_tokens or 0, 0
+            while at < len(group):
+                lengths = [len(contexts[number]) for number in group[at : at + most]]
+                alone = not rows_are_independent(self._session.bundle, lengths, lengths[0] + new)
+                end = at + (1 if alone else len(lengths))
+                yield group[at:end]
+                at = end
+
+    def _text(self, ids: list[int], until: Sequence[str]) -> str:
+        """Behind the last end of thinking, and before the first of `until`."""
+        thought = self._think_end if isinstance(self._think_end, str) else None
+        if isinstance(self._think_end, int):
+            if self._think_end in ids:
+                ids = ids[len(ids) - ids[::-1].index(self._think_end) :]
+            text = self.tokenizer.decode(ids).lstrip()
+        else:
+            text = self.tokenizer.decode(ids)
+        return str(postprocess_generated_text(text, list(until), thought))
+
+
+def _capacity(session: Session) -> int | None:
+    return session.bundle.manifest.cache.max_length
+
+
+def _max_length(session: Session, asked: int | None) -> int:
+    """As lm-eval resolves it, but for a static cache that holds less."""
+    config, capacity = session.bundle.config, _capacity(session)
+    positions = config.raw.get("n_positions")
+    length = positions if isinstance(positions, int) else config.max_position_embeddings
+    if asked:
+        if capacity is not None and asked > capacity:
+            raise DogeExportError(
+                f"max_length is {asked}, and the bundle's static cache holds {capacity}.",
+                "Export with a larger --max-length.",
+            )
+        return asked
+    if capacity is not None and capacity < length:
+        _log.warning(
+            "The static cache holds %d tokens: longer texts lose their beginning, as in lm-eval's hf "
+            "with max_length=%d.",
+            *(capacity, capacity),
+        )
+        return capacity
+    return length
+
+
+def _prefix(session: Session, tokenizer: Tokenizer, asked: int | None) -> int:
+    named = [tokenizer.token_id(name) for name in ("bos_token", "eos_token")]
+    found = next((token for token in (asked, *named) if token is not None), None)
+    if found is None:
+        raise DogeExportError(
+            "The tokenizer names neither bos_token nor eos_token, and lm-eval needs one before a text.",
+            "Give prefix_token_id.",
+        )
+    if not 0 <= found < session.bundle.config.vocab_size:
+        raise DogeExportError(f"prefix_token_id {found} is not in the model's vocabulary.")
+    return found
+
+
+def _refused(request: Any, sentence: str, remedy: str = "") -> DogeExportError:
+    where = "A request" if request.task_name is None else f"Task {request.task_name}"
+    return DogeExportError(f"{where}: {sentence}", remedy)
