@@ -44,7 +44,11 @@ class Candidates:
 
     @property
     def decided(self) -> str | None:
-        """The one generation that tensors and keys leave; None where they leave several, or disagree."""
+        """The one generation that tensors and keys leave; None where they leave several, or disagree. Where
+        none fits to the last tensor it is the likeliest, and loading says what is wrong with the
+        tensors."""
+        if set(self.fitting) == set(self.damaged):
+            return (self.likely or self.fitting)[0]
         return self.likely[0] if len(self.likely) == 1 else None
 
     def only(self) -> str:
