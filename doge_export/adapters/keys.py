@@ -117,7 +117,11 @@ def _object(value: Any) -> bool:
 
 
 def _wholes(value: Any) -> bool:
-    return isinstance(value, list) and all(is_whole(item) and item >= 0 for item in value)
+    return isinstance(value, list) and all(is_whole(item) for item in value)
+
+
+def _tokens(value: Any) -> bool:
+    return _wholes(value) and all(item >= 0 for item in value)
 
 
 def _table(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -173,8 +177,8 @@ KEYS: dict[str, _Key] = {
     "layers_pattern": _Key(_or_null(_text_or_texts), "a name, a list of names or null"),
     "modules_to_save": _Key(_or_null(_texts), "a list of names or null"),
     "trainable_token_indices": _Key(
-        _or_null(lambda value: _wholes(value) or _table(_wholes)(value)),
-        "a list of whole numbers, an object of such lists or null",
+        _or_null(lambda value: _tokens(value) or _table(_tokens)(value)),
+        "a list of tokens, an object of such lists or null",
     ),
     "bias": _Key(lambda value: value in ("none", "all", "lora_only"), "'none', 'all' or 'lora_only'"),
     "lora_bias": _FLAG,

@@ -97,13 +97,18 @@ class Plan:
                 "leave them out.",
                 _TRAINED_ON,
             )
+        embedding = named[0] != ""
+        if embedding and self.settings.variant == "velora_config":
+            raise DogeExportError(
+                f"{self._folder} adapts the embedding {module!r} with velora_config, which PEFT refuses.",
+                _AGAIN,
+            )
         halves = [self._parts.pop((module, named[0] + half), None) for half in "AB"]
         if halves[0] is None or halves[1] is None:
             raise DogeExportError(
                 f"{self._folder} lacks half of the adapter of {module!r}.", "Download it again."
             )
         down, up = (cast(half.value, np.float32) for half in halves if half is not None)
-        embedding = named[0] != ""
         self._check_product(module, ours, down, up, embedding)
         rounded = embedding or self.settings.variant == "mica"
         return AddProduct(down, up, self.settings.scale_of(module), embedding, rounded)
@@ -114,9 +119,15 @@ class Plan:
                 f"{self._folder} holds empty matrices of {module!r}.",
                 "Gather its shards (DeepSpeed ZeRO-3, FSDP) when it is saved.",
             )
-        made: tuple[int, ...] = (up.shape[0], down.shape[-1])
+        if down.ndim != 2 or up.ndim != 2:
+            raise DogeExportError(
+                f"The matrices of {module!r} in {self._folder} are none: they are {list(down.shape)} and "
+                f"{list(up.shape)}.",
+                _TRAINED_ON,
+            )
+        made = (up.shape[0], down.shape[1])
         made = made[::-1] if embedding else made
-        if down.ndim != 2 or up.ndim != 2 or made != self.shape(ours):
+        if made != self.shape(ours):
             raise self._other_shape(ours, made)
         rank = self.settings.rank_of(module)
         if down.shape[0] != rank or up.shape[1] != rank:

@@ -19,9 +19,11 @@ __all__ = ["Settings"]
 class Settings:
     """What is to be adapted and by how much.
 
-    `targets` is None where the file names none: the adapter's tensors say it then. `excluded` and `saved` are
-    PEFT's target lists with the same two meanings, names or one expression. `tokens`: module -> rows that are
-    replaced; None stands for the input embedding. `variant` is "" or one of use_dora, velora_config, mica.
+    `targets`: names, an expression or "all-linear"; None where the file says nothing: the adapter's tensors
+    say it then. `excluded`: names or an expression. `saved`: the ends of names that modules_to_save gives,
+    and `saved_patterns` what PEFT makes of them to leave these modules out of the targets. `layers`: empty
+    for every one. `tokens`: module -> rows that are replaced; None stands for the input embedding. `variant`:
+    "" or one of use_dora, velora_config, mica.
     """
 
     folder: Path
@@ -51,8 +53,12 @@ class Settings:
                 for what is not done here (doge_export.adapters.keys).
         """
         if not (folder / CONFIG).is_file():
+            inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
             raise DogeExportError(
-                f"{folder} has no {CONFIG}.", "Give the folder that PEFT's save_pretrained wrote."
+                f"{folder} has no {CONFIG}.",
+                f"Give {folder / inside[0]}, which has one."
+                if inside
+                else "Give the folder that PEFT's save_pretrained wrote.",
             )
         check_content(folder / CONFIG)
         raw = read_object(folder / CONFIG)
@@ -64,27 +70,27 @@ class Settings:
             )
         check_keys(folder, raw)
         _check_together(folder, raw)
+        saved = raw.get("modules_to_save") or ()
         return cls(
-            folder,
-            raw.get("r", 8),
-            raw.get("lora_alpha", 8),
-            bool(raw.get("use_rslora")),
-            tuple(_by_module(folder, raw, "rank_pattern")),
-            tuple(_by_module(folder, raw, "alpha_pattern")),
-            _targets(folder, raw),
-            _names_or_pattern(folder, "exclude_modules", raw.get("exclude_modules") or []),
-            _layers(raw.get("layers_to_transform")),
-            tuple(_layer_patterns(folder, raw.get("layers_pattern") or [])),
-            tuple(raw.get("modules_to_save") or ()),
-            tuple(
-                compile_pattern(folder, "modules_to_save", name, rf"(^|.*\.){name}($|\..*)")
-                for name in raw.get("modules_to_save") or ()
+            folder=folder,
+            rank=raw.get("r", 8),
+            alpha=raw.get("lora_alpha", 8),
+            stabilised=bool(raw.get("use_rslora")),
+            ranks=tuple(_by_module(folder, raw, "rank_pattern")),
+            alphas=tuple(_by_module(folder, raw, "alpha_pattern")),
+            targets=_targets(folder, raw),
+            excluded=_names_or_pattern(folder, "exclude_modules", raw.get("exclude_modules") or []),
+            layers=_layers(raw.get("layers_to_transform")),
+            layer_patterns=tuple(_layer_patterns(folder, raw.get("layers_pattern") or [])),
+            saved=tuple(saved),
+            saved_patterns=tuple(
+                compile_pattern(folder, "modules_to_save", name, rf"(^|.*\.){name}($|\..*)") for name in saved
             ),
-            _tokens(raw.get("trainable_token_indices")),
-            raw.get("bias", "none"),
-            bool(raw.get("lora_bias")),
-            next(iter(_variants(raw)), ""),
-            bool(raw.get("ensure_weight_tying")),
+            tokens=_tokens(raw.get("trainable_token_indices")),
+            bias=raw.get("bias", "none"),
+            lora_bias=bool(raw.get("lora_bias")),
+            variant=next(iter(_variants(raw)), ""),
+            tying=bool(raw.get("ensure_weight_tying")),
         )
 
     def rank_of(self, module: str) -> int:

@@ -276,7 +276,7 @@ _ARRAYS = st.builds(
     st.sampled_from(_TYPES),
     st.sampled_from([0.0, 1.0, -2.5, 1e5, 3e38]),
 )
-_NAMES = st.builds(
+_MADE = st.builds(
     "".join,
     st.tuples(
         st.sampled_from(["", "base_model.model.", "base_model.model.base_model.model.", "base_model."]),
@@ -301,6 +301,22 @@ _NAMES = st.builds(
                 ".",
             ]
         ),
+    ),
+)
+#: Half of them those of the adapter.
+_NAMES = st.one_of(
+    _MADE,
+    st.sampled_from(
+        [
+            f"base_model.model.model.{end}"
+            for end in (
+                "layers.0.self_attn.q_proj.lora_A.weight",
+                "layers.1.self_attn.q_proj.lora_B.weight",
+                "embed_tokens.lora_embedding_A",
+                "embed_tokens.lora_embedding_B",
+                "embed_tokens.base_layer.weight",
+            )
+        ]
     ),
 )
 

@@ -89,6 +89,13 @@ def _checkpoint_alone(folder: Path) -> None:
     write_checkpoint(folder / "adapter")
 
 
+def _in_a_folder(adapter: Path) -> None:
+    """Where PEFT saves one that is not named "default"."""
+    shutil.copytree(adapter, adapter.parent / "german")
+    shutil.rmtree(adapter)
+    shutil.move(adapter.parent / "german", adapter / "german")
+
+
 def _of_more_layers(folder: Path) -> None:
     _trained(base={"num_hidden_layers": 3})(folder)
     shutil.rmtree(folder / "base")
@@ -116,6 +123,7 @@ ROWS = (
             target_modules="all-linear",
         ),
     ),
+    Specimen("a layer and one that is none", _trained(layers_to_transform=[-1, 1])),
     Specimen("some layers", _trained(layers_to_transform=[1], layers_pattern="layers")),
     Specimen("modules left out", _trained(exclude_modules=["layers.0.self_attn.q_proj"])),
     Specimen(
@@ -198,6 +206,18 @@ ROWS = (
     Specimen(
         "a saved module that is not in the file", _set(modules_to_save=["norm"]), REFUSED, "modules_to_save"
     ),
+    Specimen(
+        "one norm, where every norm is meant",
+        _trained(
+            lambda adapter: change(adapter, {"modules_to_save": ["norm"]}), modules_to_save=["model.norm"]
+        ),
+        REFUSED,
+        "layers.0.input_layernorm.weight', which is there by modules_to_save",
+    ),
+    Specimen(
+        "an adapter by a name of its own", _trained(_in_a_folder), REFUSED, "Give .*/german, which has one"
+    ),
+    Specimen("a layer that is none", _set(layers_to_transform=[-1]), REFUSED, "means no module"),
     Specimen("a vocabulary of another size", _resized, REFUSED, "vocabulary of 257 or more, and .* has 250"),
     Specimen("a shape of another model", _with(**{_A: torch.zeros(4, 48)}), REFUSED, "is for another model"),
     Specimen("an empty shard of ZeRO-3", _with(**{_A: torch.zeros(0)}), REFUSED, "empty matrices"),
