@@ -17,7 +17,7 @@ from doge_export.bundle import Bundle
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
 from doge_export.runtime.options import GenerationOptions
-from doge_export.runtime.settings import HONOURED, NOT_HONOURED, SETTINGS, refused_at_load
+from doge_export.runtime.settings import HONOURED, NOT_HONOURED, SETTINGS, refused_at_load, shown
 from doge_export.token_ids import ID_KEYS, outside
 
 _log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ def _value(name: str, key: str, value: Any) -> Any:
         return SETTINGS[key].read(value)
     except ValueError as wrong:
         raise DogeExportError(
-            f"{name}: {key} is {value!r}, {wrong}.", f"Correct it, or take it out of {name}."
+            f"{name}: {key} is {shown(value)}, {wrong}.", f"Correct it, or take it out of {name}."
         ) from None
 
 
@@ -200,11 +200,11 @@ def _notes(name: str, given: Mapping[str, Any], config: DogeConfig, sampling: bo
     for key, value in given.items():
         setting = SETTINGS.get(key)
         if setting is None:
-            yield f"{name} has {key!r}, which transformers does not know and which does nothing here either."
+            yield f"{name} has {shown(key)}, which transformers does not know and which does nothing here."
         elif setting.kind == NOT_HONOURED and value is not None and value not in setting.off:
             yield f"{name} asks for {key}, which is not supported and left out."
     if given.get("do_sample") is not None and not isinstance(given["do_sample"], bool):
-        yield f"{name}: do_sample is {given['do_sample']!r}, which transformers takes for {sampling}."
+        yield f"{name}: do_sample is {shown(given['do_sample'])}, which transformers takes for {sampling}."
     if given.get("do_sample") is None:
         sampled = {key: row.off for key, row in SETTINGS.items() if row.sampled}
         asked = [key for key, off in sampled.items() if given.get(key) not in (None, *off)]

@@ -1,7 +1,7 @@
 """The keys of transformers' GenerationConfig, one row each: honoured, without a bearing on the text, or not
 honoured and named; and what transformers refuses when it reads the file."""
 
-__all__ = ["HARMLESS", "HONOURED", "NOT_HONOURED", "SETTINGS", "Setting", "refused_at_load"]
+__all__ = ["HARMLESS", "HONOURED", "NOT_HONOURED", "SETTINGS", "Setting", "refused_at_load", "shown"]
 
 import math
 from collections.abc import Callable, Mapping
@@ -26,6 +26,7 @@ _CACHES = (
     "offloaded_hybrid",
     "offloaded_hybrid_chunked",
 )
+_MOST_SHOWN = 80  # letters
 _LONGEST = 2**63 - 1  # of a text, in tokens
 
 
@@ -46,6 +47,12 @@ class Setting:
     off: tuple[Any, ...] = ()
     ids: Callable[[Any], tuple[int, ...]] | None = None
     needs_tokens: bool = False
+
+
+def shown(value: Any) -> str:
+    """The value as a message says it: a file may hold lists of any length."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _number(value: Any) -> float:
@@ -321,7 +328,7 @@ def refused_at_load(given: Mapping[str, Any]) -> str | None:
     """Why transformers does not load a model with these settings at all; None where it does."""
     for key, (takes, wanted) in _AT_LOAD.items():
         if given.get(key) is not None and not takes(given[key]):
-            return f"{key} is {given[key]!r}, and transformers wants {wanted}"
+            return f"{key} is {shown(given[key])}, and transformers wants {wanted}"
     if arguments := [key for key in _ARGUMENTS if key in given]:
         return f"{arguments[0]} is an argument of transformers' generate, and no setting"
     copies, beams = given.get("num_return_sequences") or 1, given.get("num_beams")
@@ -333,5 +340,5 @@ def refused_at_load(given: Mapping[str, Any]) -> str | None:
         ids, forbidden = given.get(key), given.get("suppress_tokens") or ()
         ids = [ids] if is_whole(ids) else ids
         if ids and isinstance(ids, list) and all(token in forbidden for token in ids):
-            return f"{key} is {given[key]!r}, and suppress_tokens forbids it"
+            return f"{key} is {shown(given[key])}, and suppress_tokens forbids it"
     return None

@@ -293,6 +293,13 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     assert said.count("Until then generate fails on it.") == 3
 
 
+def test_what_is_long_is_said_in_short() -> None:
+    for file in ({"pad_token_id": [7] * 10**5}, {"bad_words_ids": ["a"] * 10**5}, {"max_time": 10**4000}):
+        with pytest.raises(DogeExportError) as caught:
+            GenerationDefaults.read(file, CONFIG)
+        assert len(str(caught.value)) < 300
+
+
 def test_a_note_is_said_once_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         for folder in (tmp_path, tmp_path, tmp_path / "other"):
