@@ -199,7 +199,9 @@ def _judge(
     limits: Limits,
 ) -> None:
     """Judge `got` by the nearest of `judges`: the reference's run, and one with the graph's choices, which
-    is added where it is the graph that is judged and only rounding is between them."""
+    is added where it is the graph that is judged and only rounding is between them. Of a graph that shows
+    what it chose, that one is nearest whose choices are the most alike: two keys may be so alike that the
+    logits hardly tell which was taken."""
     selection = selection_of(opened, call, judges[0], got)
     if selection is not None and "selection" in side.limits and selection.share < 1:
         run = reference().run(*call, follow=got)
@@ -208,7 +210,12 @@ def _judge(
         report.widest_settled = max(report.widest_settled, run.settled.widest)
         if run.settled.rows or run.settled.experts:
             judges.append(run)
-    nearest = nearer(call, got, judges)
+    alike = judges
+    if selection is not None and len(judges) > 1:
+        found = [selection_of(opened, call, run, got) for run in judges]
+        shares = [each.share for each in found if each is not None]
+        alike = [run for run, share in zip(judges, shares, strict=True) if share == max(shares)]
+    nearest = nearer(call, got, alike)
     if nearest is not judges[0]:
         selection = selection_of(opened, call, nearest, got)
     judge(report, side, opened, *call, nearest, got, limits, selection)

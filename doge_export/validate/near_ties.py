@@ -5,8 +5,11 @@ of their values, and no two programs round those alike. Such a row says nothing 
 on both sides compute other things. So the judge is run again with the graph's choice in those rows, and in
 no others, and all figures are held to the same limits as ever.
 
-Where equal values tie, nothing is left to rounding: there the tie rule holds. So with experts, whose scores
-are sums of two router logits, each as far off as a key's weight: experts of equal logits are not settled.
+Where equal values tie, nothing is left to rounding: there the tie rule holds, for both sides. Should the
+judge break it, whose libraries may round two equal rows differently (pinned.py has what is known of that), a
+set of keys in which the lower position of equal ones wins is taken, and no other. So with experts, whose
+scores are sums of two router logits, each as far off as a key's weight: experts of equal logits are not
+settled.
 """
 
 import numpy as np
@@ -61,7 +64,8 @@ class NearTies:
             weights, made = dt[row, head, -shared:].numpy(), values[row, -shared:]
             both = np.concatenate((left, taken))
             distance = float(np.ptp(weights[both]) / np.abs(weights[both]).max())
-            if distance > NEAR or _equal(made, left, taken):
+            seen = visible[row, query, -shared:].numpy()
+            if distance > NEAR or _breaks_ties(made, left, taken, other, seen & ~other):
                 continue
             changed = mask.clone() if changed is None else changed
             line = changed[row, head, query, -shared:]
@@ -114,11 +118,20 @@ def best_experts(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.
     return experts.gather(-1, places[..., :top_k]), best
 
 
-def _equal(
+def _breaks_ties(
     values: torch.Tensor,
-    left: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
-    taken: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+    left: npt.NDArray[np.int64],
+    taken: npt.NDArray[np.int64],
+    kept: npt.NDArray[np.bool_],
+    dropped: npt.NDArray[np.bool_],
 ) -> bool:
-    """Whether a key of one set has the values [keys, width] of one of the other."""
-    first, second = (values[torch.from_numpy(places)] for places in (left, taken))
-    return bool((first[:, None] == second[None, :]).all(-1).any())
+    """Whether of keys of equal values [keys, width] one at a higher position is `kept` and one at a lower
+    is `dropped`, where one of the two is new in its set: `taken`, or `left`."""
+
+    def equal(place: int, among: npt.NDArray[np.bool_]) -> bool:
+        return bool((values[torch.from_numpy(np.flatnonzero(among))] == values[place]).all(-1).any())
+
+    places = np.arange(len(kept))
+    return any(equal(place, dropped & (places < place)) for place in taken) or any(
+        equal(place, kept & (places > place)) for place in left
+    )

@@ -6,8 +6,10 @@ tied keys (any repeated token ties in layer 0):
 - torch.topk leaves the order among ties open. It is replaced by a stable one, the lower position first.
 - MKL's sgemm picks its kernel, and with it the rounding, by the number of rows, and other kernels for
   the rows left over: the same token gets values that differ in the last bit between a prefill and a
-  decode step, and even within one call. Linear layers are therefore given a multiple of 16 rows, which
-  makes every row's result independent of the others (tests/validate/test_reference.py).
+  decode step, and even within one call. So it does by where a row lies in memory: of rows whose bytes are no
+  multiple of 16, every other one rounds differently. Linear layers are therefore given a multiple of 16
+  rows and of 16 columns, zeros, which makes every row's result independent of the others
+  (tests/validate/test_reference.py).
 - torch's softplus rounds differently in the last elements of a tensor, those that fill no vector. It is
   given a multiple of 64 elements.
 """
@@ -22,16 +24,18 @@ from doge_export.ops.topk import stable_topk
 
 __all__ = ["even_lanes", "even_rows", "pinned"]
 
-_ROWS, _LANES = 16, 64
+_ROWS, _COLUMNS, _LANES = 16, 16, 64
 _linear, _softplus = torch.nn.functional.linear, torch.nn.functional.softplus
 
 
 def even_rows(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """torch's linear, given a multiple of 16 rows."""
+    """torch's linear, given a multiple of 16 rows and of 16 columns."""
     flat = input.reshape(-1, input.shape[-1])
-    count = flat.shape[0]
-    if count % _ROWS:
-        flat = torch.cat((flat, flat.new_zeros(-count % _ROWS, flat.shape[1])))
+    count, width = flat.shape
+    if count % _ROWS or width % _COLUMNS:
+        more = -width % _COLUMNS
+        flat = torch.nn.functional.pad(flat, (0, more, 0, -count % _ROWS))
+        weight = torch.nn.functional.pad(weight, (0, more)) if more else weight
     return _linear(flat, weight, bias)[:count].reshape(*input.shape[:-1], -1)
 
 

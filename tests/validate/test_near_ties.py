@@ -18,6 +18,7 @@ from doge_export.validate import validate
 from doge_export.validate.near_ties import NEAR, NearTies, best_experts
 from doge_export.validate.reference import Reference, Run
 from doge_export.validate.schedules import Schedule, draw_tokens
+from tests.validate.mutations import MUTATIONS, plant
 from tests.validate.test_validate import tampered
 
 Export = Callable[..., tuple[Path, Any]]
@@ -70,6 +71,33 @@ def test_where_values_are_equal_the_tie_rule_holds() -> None:
     values[0, 2] = values[0, 1]
     assert ties.settle(mask, dt, values, visible, wanted(0, 2)) is mask
     assert ties.rows == 0
+
+
+@pytest.mark.parametrize(
+    ("kept", "places", "taken"),
+    [
+        ((0, 2), (0, 1), True),  # the lower one, which the judge's rounding put behind
+        ((0, 1), (0, 2), False),  # the higher one: against the rule
+        ((0, 3), (0, 2), False),  # not the lowest of three
+        ((0, 3), (0, 1), True),
+        ((2, 3), (1, 2), True),
+        ((2, 3), (1, 3), False),
+    ],
+)
+def test_of_equal_values_the_lowest_are_taken(
+    kept: tuple[int, ...], places: tuple[int, ...], taken: bool
+) -> None:
+    """Keys 1, 2 and 3 are of equal values, and each is a rounding from the others."""
+    mask, dt, values, visible = one_row(0.0)
+    values[0, 2:4] = values[0, 1]
+    for place in (0, 1, 2, 3):
+        dt[..., place] = 1.5 * (1 - 1.2e-7 * (place not in kept))
+    mask[:] = LOWEST
+    mask[..., list(kept)] = dt[:, :, None, list(kept)]
+    ties = NearTies()
+    found = ties.settle(mask, dt, values, visible, wanted(*places))
+    assert ties.rows == int(taken) and (found is mask) == (not taken)
+    assert np.flatnonzero((found > LOWEST).numpy()).tolist() == list(places if taken else kept)
 
 
 def test_keys_that_one_side_has_forgotten() -> None:
@@ -222,6 +250,32 @@ def test_equal_tokens_are_not_followed(exported: Export) -> None:
     assert run.keys[0][0][0, 0, -1, left] and not run.keys[0][0][0, 0, -1, taken]
     followed = reference.run(schedule, tokens, follow=with_other_keys(run, 0, 0, LENGTH - 1, left, taken))
     assert followed.settled.rows == 0 and (followed.logits == run.logits).all()
+
+
+def odd_heads(exported: Export) -> tuple[Path, Any]:
+    """Three heads of ten numbers: rows of 120 bytes, which torch's own linear rounds by where they lie, so
+    that copies of one token do not tie."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    shape = {"hidden_size": 30, "num_attention_heads": 3, "num_key_value_heads": 3, "keep_window_size": 16}
+    return exported(rope_parameters=rope, **shape)
+
+
+@pytest.mark.parametrize("seed", [0, 3, 5])
+def test_copies_of_a_token_in_odd_rows(exported: Export, seed: int) -> None:
+    checkpoint, bundle = odd_heads(exported)
+    report = validate(bundle, checkpoint, quick=True, seed=seed)
+    assert report.passed, [check for check in report.checks if not check.passed]
+    assert report.tie_rows > 0 and report.settled_rows == 0
+
+
+@pytest.mark.parametrize("seed", [0, 3, 5])
+def test_a_wrong_tie_rule_is_found_beside_them(exported: Export, tmp_path: Path, seed: int) -> None:
+    """An error of the same size: of the same keys, the other one."""
+    checkpoint, bundle = odd_heads(exported)
+    (fault,) = (each for each in MUTATIONS if each.name == "ties to the higher position")
+    report = validate(plant(fault, bundle, tmp_path / "mutant"), checkpoint, quick=True, seed=seed)
+    assert not report.passed
+    assert report.cause is not None and "of keys that tie" in report.cause
 
 
 def swap_twins(model: onnx.ModelProto, folder: Path) -> None:

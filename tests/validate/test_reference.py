@@ -15,7 +15,10 @@ from doge_export.validate.schedules import Schedule, draw_tokens
 Export = Callable[..., tuple[Path, Any]]
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(64, 32), (32, 2), (16, 1), (96, 257), (256, 128)])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"),
+    [(64, 32), (32, 2), (16, 1), (96, 257), (256, 128), (30, 3), (30, 30), (9, 2), (257, 5), (5, 4)],
+)
 def test_even_rows_gives_equal_rows_equal_results(inputs: int, outputs: int) -> None:
     torch.manual_seed(0)
     weight, bias, row = torch.randn(outputs, inputs), torch.randn(outputs), torch.randn(inputs)

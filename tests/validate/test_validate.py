@@ -18,6 +18,8 @@ from doge_export.render import report_lines
 from doge_export.runtime import Session
 from doge_export.validate import Check, Report, validate
 from doge_export.validate.candidate import Candidate
+from doge_export.validate.decode import Decoding
+from doge_export.validate.figures import compare_best
 from doge_export.validate.reference import Reference
 from doge_export.validate.schedules import Schedule, draw_tokens, plan
 
@@ -224,6 +226,37 @@ def test_plan_crosses_the_window_and_says_what_it_leaves_out() -> None:
     small = replace(config, keep_window_size=8, max_position_embeddings=16)
     names = [schedule.name for schedule in plan(small, 20, quick=False)[0]]
     assert "prefill 24" not in names
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 7, 300])
+def test_every_row_of_a_plan_has_a_text(window: int, exported: Export) -> None:
+    config = replace(exported()[1].config, keep_window_size=window)
+    for schedule in plan(config, None, quick=False)[0]:
+        ends = np.cumsum(schedule.steps)
+        assert all((ends > padding).sum() > 1 for padding in schedule.padding) or len(ends) == 1
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_narrow_windows(window: int, exported: Export) -> None:
+    """Rows whose first calls are padding alone: nobody reads what comes after those."""
+    checkpoint, bundle = exported(keep_window_size=window)
+    report = validate(bundle, checkpoint)
+    assert report.passed, [check for check in report.checks if not check.passed]
+    assert bundle.manifest.decode.cache.kind == "bounded"
+
+
+def test_tokens_are_compared_where_a_row_has_a_text(exported: Export) -> None:
+    _, bundle = exported(keep_window_size=1)
+    schedule = Schedule("", (3, 1, 1), (0, 4))
+    tokens = draw_tokens(schedule, bundle.config.vocab_size, 0)
+    got, (best, _) = Candidate(bundle).run(schedule, tokens), Decoding(bundle).best(schedule, tokens)
+    assert compare_best(got, best, schedule, tokens).tolist() == pytest.approx([0.0] * 4, abs=1e-6)
+    for row in range(2):
+        for call in range(3):
+            ids = best.ids.copy()
+            ids[row, call] = (ids[row, call] + 1) % bundle.config.vocab_size
+            found = compare_best(got, replace(best, ids=ids), schedule, tokens)
+            assert (found.max() > 1e-3) == (row == 0 or call == 2), (row, call)
 
 
 def test_a_sample_keeps_the_first_and_the_last() -> None:
