@@ -129,9 +129,7 @@ def equal_experts(
     return result
 
 
-def compare_best(
-    got: Run, best: BestTokens, schedule: Schedule, tokens: Tokens
-) -> npt.NDArray[np.float64]:
+def compare_best(got: Run, best: BestTokens, schedule: Schedule, tokens: Tokens) -> npt.NDArray[np.float64]:
     """The difference between the best tokens of one graph and all logits of another, both of the same model:
     of a token's logits, or of its logit to the best one, whichever is larger. Relative to the best, for every
     call and row that has a text by its end: after padding alone comes nothing that anybody reads, and a
