@@ -8,6 +8,7 @@ made it is kept in build/fuzz. tests/test_fuzz.py does a few of the same in CI.
 """
 
 import argparse
+import logging
 import os
 import resource
 import signal
@@ -89,6 +90,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    logging.disable()
     signal.signal(signal.SIGALRM, _stop)
     resource.setrlimit(resource.RLIMIT_DATA, (_BYTES, _BYTES))
     wrong = 0
