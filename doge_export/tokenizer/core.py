@@ -2,7 +2,7 @@
 
 __all__ = ["Tokenizer", "check_vocabulary"]
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -86,7 +86,7 @@ class Tokenizer:
         # transformers pads and truncates on request only, whatever the file says.
         backend.no_padding()
         backend.no_truncation()
-        settings = Settings.read(folder, padding)
+        settings = Settings.read(folder, padding, backend.get_added_tokens_decoder())
         _add_missing(backend, settings)
         backend.encode_special_tokens = settings.split_special
         if chat_template is not None:
@@ -196,20 +196,15 @@ class Tokenizer:
 
 
 def _add_missing(backend: "tokenizers.Tokenizer", settings: Settings) -> None:
-    """Add the tokens that the settings name and tokenizer.json lacks, in transformers' order."""
-    there = list(backend.get_added_tokens_decoder().values())
-    as_there = set(map(repr, there))
-    tokens = [token for token in settings.listed if repr(token) not in as_there]
-    known = {token.content for token in (*there, *tokens)}
-    for token in _unknown(settings.special, known):
-        tokens.append(token)
+    """Add the tokens that the settings name, in transformers' order: those that have an id as they are
+    there, whatever tokenizer.json says of them, and the others where they are missing."""
+    tokens = list(settings.listed)
+    known = {token.content for token in (*backend.get_added_tokens_decoder().values(), *tokens)}
+    seen = set[str]()
+    for token in settings.special:
+        if token.content not in known and repr(token) not in seen:
+            seen.add(repr(token))
+            tokens.append(token)
     for token in tokens:
         token.special = token.special or token.content in settings.named.values()
     backend.add_tokens(tokens)
-
-
-def _unknown(tokens: "Iterable[tokenizers.AddedToken]", known: set[str]) -> "Iterable[tokenizers.AddedToken]":
-    for token in tokens:
-        if token.content not in known:
-            known.add(token.content)
-            yield token

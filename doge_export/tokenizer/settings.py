@@ -5,7 +5,7 @@ The rules are those of transformers 5 (`PreTrainedTokenizerBase._from_pretrained
 
 __all__ = ["Settings"]
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _CONFIG, _MAP, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_LISTED = "added_tokens_decoder"
 _EXTRA, _OLD_EXTRA = "extra_special_tokens", "additional_special_tokens"
 _REMEDY = "Put the tokenizer's own files into the folder."
 
@@ -36,33 +37,60 @@ class Settings:
     split_special: bool = False
 
     @classmethod
-    def read(cls, folder: Path, padding: str | None = None) -> "Settings":
-        """Read the files of `folder` that there are; `padding` is the pad token where they name none.
+    def read(
+        cls, folder: Path, padding: str | None = None, there: "Mapping[int, AddedToken] | None" = None
+    ) -> "Settings":
+        """Read the files of `folder` that there are; `padding` is the pad token where they name none, and
+        `there` are the added tokens of tokenizer.json, by their ids.
 
         Raises:
             DogeExportError: one of them is damaged, or has something of another type.
         """
         config = read_object(folder / _CONFIG)
-        listed = config.get("added_tokens_decoder")
-        old = "added_tokens_decoder" not in config  # the names were in a file of their own before that key
-        merged = {**config, **read_object(folder / _MAP)} if old else dict(config)
-        if not merged.get(_EXTRA) and _OLD_EXTRA in merged:
-            merged[_EXTRA] = merged[_OLD_EXTRA]
+        if _OLD_EXTRA in config and not config.get(_EXTRA):
+            config[_EXTRA] = config.pop(_OLD_EXTRA)
+        old = _LISTED not in config  # the names were in a file of their own before that key
+        mapped = _map(folder, config) if old else {}
+        merged = {**config, **mapped}
         extra = merged.get(_EXTRA)
+        named = isinstance(extra, Mapping)
         more = extra.items() if isinstance(extra, Mapping) else ()
-        tokens = {key: _token(key, value) for key, value in [*_names(merged), *more] if value is not None}
+        rest = merged.get(_OLD_EXTRA) if named or _EXTRA not in merged else extra
+        given = [*_names(merged), *more]
+        tokens = {key: _token(key, value) for key, value in given if value is not None}
         if padding is not None and "pad_token" not in merged:
             tokens["pad_token"] = _token("pad_token", padding)
-        extras = [] if isinstance(extra, Mapping) else [_token(_EXTRA, each) for each in _list(_EXTRA, extra)]
-        named = {key: token.content for key, token in tokens.items()}
-        special = (*tokens.values(), *extras)
+        extras = [_token(_EXTRA, each) for each in _list(_EXTRA, rest)]
+        if old:
+            # Objects of the configuration are not known as special there.
+            plain = {key for key in _NAMED if key in mapped or isinstance(merged.get(key), str)}
+            known = {token.content for key, token in tokens.items() if key in plain}
+            known |= {each for each in (rest or ()) if isinstance(each, str)} if rest is extra else set()
+            listed = _older(folder, known, there or {})
+        else:
+            listed = _decoder(config[_LISTED])
         return cls(
-            named,
-            tuple(_older(folder, {token.content for token in special}) if old else _decoder(listed)),
-            special,
+            {key: token.content for key, token in tokens.items()},
+            tuple(listed),
+            (*tokens.values(), *extras),
             _templates(folder, config.get("chat_template")),
             bool(merged.get("split_special_tokens")),
         )
+
+
+def _map(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """special_tokens_map.json, which wins; extra tokens of both are kept, and all are special."""
+    found = {key: _special(value) for key, value in read_object(folder / _MAP).items()}
+    mine, theirs = config.get(_EXTRA), found.get(_EXTRA)
+    if isinstance(mine, list) and isinstance(theirs, list):
+        found[_EXTRA] = [*mine, *(each for each in theirs if each not in mine)]
+    return found
+
+
+def _special(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_special(each) for each in value]
+    return {**value, "special": True} if isinstance(value, Mapping) and "content" in value else value
 
 
 def _names(config: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
@@ -79,7 +107,7 @@ def _token(place: str, value: Any) -> "AddedToken":
 
     if isinstance(value, str):
         return AddedToken(value, special=True)
-    return _object(place, {**value, "special": True} if isinstance(value, Mapping) else value)
+    return _object(place, value)
 
 
 def _object(place: str, value: Any) -> "AddedToken":
@@ -107,18 +135,17 @@ def _decoder(listed: Any) -> "list[AddedToken]":
     return [by_id[key] for key in sorted(by_id)]
 
 
-def _older(folder: Path, special: set[str]) -> "list[AddedToken]":
-    """added_tokens.json: token -> id, in the order of the ids."""
+def _older(folder: Path, special: Set[str], there: "Mapping[int, AddedToken]") -> "list[AddedToken]":
+    """added_tokens.json: token -> id, and those of tokenizer.json, which win; in the order of the ids."""
     from tokenizers import AddedToken
 
-    ids = read_object(folder / _ADDED)
-    for token, place in ids.items():
+    by_id: dict[int, AddedToken] = {}
+    for token, place in read_object(folder / _ADDED).items():
         if not isinstance(place, int) or isinstance(place, bool):
             raise DogeExportError(f"{_ADDED}: the id of {token!r} is {_short(place)}.", _REMEDY)
-    return [
-        AddedToken(token, normalized=token not in special, special=token in special)
-        for token in sorted(ids, key=lambda each: int(ids[each]))
-    ]
+        by_id[place] = AddedToken(token, normalized=token not in special, special=token in special)
+    by_id |= there
+    return [by_id[place] for place in sorted(by_id)]
 
 
 def _templates(folder: Path, given: Any) -> dict[str, str]:

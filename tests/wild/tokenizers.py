@@ -233,6 +233,34 @@ ROWS = (
             }
         ),
     ),
+    Specimen(
+        "an object of no extra special tokens beside the older list",
+        _kind(
+            config={"extra_special_tokens": {}},
+            special_tokens_map_json={"additional_special_tokens": ["<tool>"]},
+        ),
+    ),
+    Specimen(
+        "an extra special token that is an object",
+        _kind(config={"extra_special_tokens": [{"__type": "AddedToken", **_OBJECT}, "<img>"]}),
+    ),
+    Specimen(
+        "added_tokens.json about tokens of tokenizer.json",
+        _kind(added_tokens_json={"<|end|>": 3, "<s>": 500, "<tool>": 3}),
+    ),
+    Specimen(
+        "an added_tokens_decoder about tokens of tokenizer.json",
+        _kind(
+            config={
+                "bos_token": "<|end|>",
+                "added_tokens_decoder": {
+                    "1": {"content": "<|end|>", "lstrip": True, "normalized": True},
+                    "2": {"content": "<s>", "special": False},
+                },
+            },
+            chat_template_jinja=_NAMES,
+        ),
+    ),
     Specimen("an eos_token that is a number", _kind(config={"eos_token": 5}), REFUSED, "eos_token has 5"),
     Specimen(
         "extra special tokens in one text",
