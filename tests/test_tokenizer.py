@@ -260,3 +260,30 @@ def test_files_are_copied_where_present(folder, tmp_path):
     assert not has_tokenizer(tmp_path / "nowhere")
     with pytest.raises(DogeExportError, match=r"no tokenizer\.json"):
         Tokenizer.load(tmp_path / "nowhere")
+
+
+_ODD = [
+    *(5, None, True, 1e400, "", "x", "\x00", "\ud800", [], [5], [["x"]], [""], {}, {"a": 1}, {"content": 5}),
+    *({"content": "\ud800"}, {"content": "y", "lstrip": 5}, {"content": "y", "foo": 1}, {"1": 5}),
+    *({"a": {"content": "z"}}, {"-1": {"content": "z"}}, {"9" * 20: {"content": "z"}}, {"z": -5}, {"z": 1.5}),
+    *([{"name": "default", "template": 5}], [{"name": ["a"], "template": "x"}], {"default": 5}),
+]
+_KEYS = ["eos_token", "extra_special_tokens", "additional_special_tokens", "added_tokens_decoder"]
+_KEYS += ["chat_template", "split_special_tokens", "image_token"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
+@pytest.mark.parametrize("key", _KEYS)
+def test_odd_values_are_taken_or_refused_in_a_sentence(folder, name, key):
+    refused = 0
+    for value in _ODD:
+        (folder / "tokenizer_config.json").write_text("{}")
+        (folder / name).write_text(json.dumps({key: value}))
+        try:
+            tokenizer = Tokenizer.load(folder)
+            tokenizer.decode(tokenizer.encode("x y z"))
+            tokenizer.apply_chat_template([{"role": "user", "content": "x"}])
+        except DogeExportError as error:
+            assert "\n" not in str(error) and str(error).endswith(".")
+            refused += 1
+    assert refused < len(_ODD)

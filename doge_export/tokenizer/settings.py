@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _CONFIG, _MAP, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 _LISTED = "added_tokens_decoder"
 _EXTRA, _OLD_EXTRA = "extra_special_tokens", "additional_special_tokens"
 _REMEDY = "Put the tokenizer's own files into the folder."
@@ -103,11 +104,7 @@ def _names(config: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
 
 def _token(place: str, value: Any) -> "AddedToken":
     """A token that is given by its text, or by an object with `content` and how it is looked for."""
-    from tokenizers import AddedToken
-
-    if isinstance(value, str):
-        return AddedToken(value, special=True)
-    return _object(place, value)
+    return _object(place, {"content": value, "special": True} if isinstance(value, str) else value)
 
 
 def _object(place: str, value: Any) -> "AddedToken":
@@ -115,7 +112,7 @@ def _object(place: str, value: Any) -> "AddedToken":
 
     if isinstance(value, Mapping) and isinstance(value.get("content"), str):
         try:
-            return AddedToken(**{str(key): each for key, each in value.items() if key != "__type"})
+            return AddedToken(**{key: value[key] for key in _FIELDS if key in value})
         except (TypeError, ValueError):
             pass
     raise DogeExportError(f"{_CONFIG}: {place} has {_short(value)}, which is no token.", _REMEDY)
@@ -137,13 +134,12 @@ def _decoder(listed: Any) -> "list[AddedToken]":
 
 def _older(folder: Path, special: Set[str], there: "Mapping[int, AddedToken]") -> "list[AddedToken]":
     """added_tokens.json: token -> id, and those of tokenizer.json, which win; in the order of the ids."""
-    from tokenizers import AddedToken
-
     by_id: dict[int, AddedToken] = {}
     for token, place in read_object(folder / _ADDED).items():
         if not isinstance(place, int) or isinstance(place, bool):
             raise DogeExportError(f"{_ADDED}: the id of {token!r} is {_short(place)}.", _REMEDY)
-        by_id[place] = AddedToken(token, normalized=token not in special, special=token in special)
+        known = token in special
+        by_id[place] = _object(_ADDED, {"content": token, "normalized": not known, "special": known})
     by_id |= there
     return [by_id[place] for place in sorted(by_id)]
 
