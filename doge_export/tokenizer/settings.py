@@ -182,8 +182,10 @@ def _list(name: str, value: Any) -> list[Any]:
 def _read(path: Path) -> str:
     try:
         return read_text(path)
-    except FileNotFoundError as error:
-        raise DogeExportError(f"{path} cannot be read: {error.strerror}.", _REMEDY) from None
+    except FileNotFoundError:  # gone meanwhile
+        raise DogeExportError(f"{path} cannot be read: it is gone.", _REMEDY) from None
+    except DogeExportError as error:
+        raise DogeExportError(error.message, error.remedy or _REMEDY) from None
 
 
 def _short(value: Any) -> str:
