@@ -323,7 +323,9 @@ def _max_length(session: Session, asked: int | None) -> int:
     config, capacity = session.bundle.config, _capacity(session)
     positions = config.raw.get("n_positions")
     length = positions if isinstance(positions, int) else config.max_position_embeddings
-    if asked:
+    if asked:  # 0 is none, as there
+        if asked < 0:
+            raise DogeExportError(f"max_length is {asked}, and no number of tokens.")
         if capacity is not None and asked > capacity:
             raise DogeExportError(
                 f"max_length is {asked}, and the bundle's static cache holds {capacity}.",

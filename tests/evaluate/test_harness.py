@@ -176,6 +176,7 @@ def test_arguments_that_cannot_be(opened: Callable[..., Any]) -> None:
     for arguments, sentence in (
         ({"enable_thinking": True}, "needs think_end_token"),
         ({"prefix_token_id": 5000}, "not in the model's vocabulary"),
+        ({"max_length": -5}, "max_length is -5"),
     ):
         with pytest.raises(DogeExportError, match=sentence):
             opened("doge-tiny", **arguments)
