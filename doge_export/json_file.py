@@ -86,7 +86,8 @@ def read_text(path: Path, limit: int = LARGEST, kind: str = "text") -> str:
         return read_bytes(path, limit).decode("utf-8")
     except UnicodeDecodeError as error:
         raise DogeExportError(
-            f"{path} cannot be read as {kind}: it is not UTF-8 at byte {error.start + 1}."
+            f"{path} cannot be read as {kind}: it is not UTF-8 at byte {error.start + 1}.",
+            "Save it as UTF-8.",
         ) from None
 
 
