@@ -3,7 +3,9 @@
 Only safetensors are read, memory-mapped; a pickle is never opened.
 """
 
+import functools
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from doge_export.candidates import Candidates, find_candidates
 from doge_export.config import DogeConfig, known_keys, read_config
 from doge_export.errors import DogeExportError
 from doge_export.file_content import check_content
-from doge_export.generations import grouped_names, is_computed
+from doge_export.generations import grouped_names, is_computed, is_doge2
 from doge_export.sources import check_unquantized, explain_folder, weight_files
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["EMBEDDING", "HEAD", "Checkpoint", "copy_config"]
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_log = logging.getLogger(__name__)
 _DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -69,6 +72,8 @@ class Checkpoint:
         raw, tensors = _read(folder)
         shapes = {name: place.shape for name, place in tensors.items()}
         config = DogeConfig.from_dict(raw, generation or find_candidates(raw, shapes).only())
+        if is_doge2(raw) and config.num_attention_heads == config.num_key_value_heads:
+            _warn_of_early_doge2(folder, raw.get("dynamic_mask_ratio"))
         if config.tie_word_embeddings and HEAD in tensors and EMBEDDING not in tensors:
             tensors[EMBEDDING] = tensors.pop(HEAD)  # one table, and some writers keep its other name
         return cls(
@@ -109,6 +114,18 @@ class Checkpoint:
     def array(self, name: str) -> "npt.NDArray[Any]":
         """One tensor as numpy has it, bfloat16 as ml_dtypes does."""
         return _array(self.files[name], self.stored[name])
+
+
+@functools.cache
+def _warn_of_early_doge2(folder: Path, ratio: Any) -> None:
+    """With as many kv heads as heads the shapes of Doge2 were always the same; what it computed was not."""
+    if ratio:
+        _log.warning(
+            "%s is a Doge2 with dynamic_mask_ratio %s, which its code ignores since 7 June 2025 and is read "
+            "as today's; trained before, it would be another model.",
+            folder,
+            ratio,
+        )
 
 
 def _array(path: Path, name: str) -> "npt.NDArray[Any]":

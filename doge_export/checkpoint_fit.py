@@ -47,6 +47,22 @@ def check_tensors(checkpoint: Checkpoint) -> None:
             f"{folder} holds {_counted(extra)} that config.json has no place for, first {extra[0]!r}.",
             _cause(checkpoint, wanted),
         )
+    _check_causal(checkpoint)
+
+
+def _check_causal(checkpoint: Checkpoint) -> None:
+    """The code of 23 January to 1 February 2025 leaves the dynamic mask out where config.json says is_causal,
+    and what came after does not read it. With an A of 0, which stays so in training, both are the same."""
+    if checkpoint.config.generation != "3a" or checkpoint.config.raw.get("is_causal") is not True:
+        return
+    for name in checkpoint.shapes:
+        if name.endswith(".self_attn.A") and checkpoint.array(name).any():
+            raise DogeExportError(
+                f"config.json says is_causal true, by which the code of January 2025 has no dynamic mask and "
+                f"later code has one; {name} is not 0, so that they differ.",
+                "Set is_causal to false in config.json if the model was trained with its dynamic mask; else "
+                "set every A to 0.",
+            )
 
 
 def check_finite(checkpoint: Checkpoint, dtype: str) -> None:

@@ -14,9 +14,12 @@ from doge_export.errors import DogeExportError
 from doge_export.generations import (
     CURRENT,
     GENERATIONS,
+    MODEL_TYPES,
+    as_current,
     check_earlier,
     check_whole,
     find_generation,
+    is_doge2,
     is_number,
 )
 from doge_export.json_file import read_json
@@ -272,9 +275,14 @@ def known_keys(raw: Any, generation: str = CURRENT) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise DogeExportError("config.json does not hold a JSON object.")
     model_type = raw.get("model_type")
-    if model_type != "doge":
+    if model_type not in MODEL_TYPES:
         raise DogeExportError(f"config.json says model_type {model_type!r}, and only 'doge' can be exported.")
-    return GENERATIONS[generation].read(raw)
+    if is_doge2(raw) and generation != CURRENT:
+        raise DogeExportError(
+            f"config.json says model_type 'doge2', and that is of generation {CURRENT}, not {generation}.",
+            "Leave --generation out.",
+        )
+    return GENERATIONS[generation].read(as_current(raw))
 
 
 #: Whole number of at least 1 -> the most. Far above any model, and low enough that what is made of a wrong

@@ -16,7 +16,7 @@ from doge_export.checkpoint import Checkpoint
 from doge_export.checkpoint_fit import check_tensors
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
-from doge_export.generations import CURRENT, GENERATIONS
+from doge_export.generations import CURRENT, GENERATIONS, as_current
 from doge_export.init import check_room, draw_tensor, set_keys
 from doge_export.shapes import parameter_count, tensor_shapes
 from doge_export.tokenizer import copy_tokenizer_files, has_tokenizer
@@ -64,7 +64,8 @@ def convert(
     tensors = _checked(checkpoint, advance, merging)
     with new_folder(output, force, (checkpoint.folder, adapter)) as folder:
         given = (checkpoint if merging is None else merging).config.raw
-        raw = {key: value for key, value in given.items() if not key.startswith(_LEFT_OVER)}
+        kept = as_current(given)
+        raw = {key: value for key, value in kept.items() if not key.startswith(_LEFT_OVER)}
         tokens = checkpoint.folder if adapter is None or not has_tokenizer(adapter) else adapter
         _write(folder, checkpoint, raw | {"architectures": ["DogeForCausalLM"]}, tensors, tokens)
     return {
@@ -100,7 +101,7 @@ def add_experts(
         raise DogeExportError(
             f"{checkpoint.folder} {what}.", "Give a dense checkpoint of transformers' Doge."
         )
-    raw = set_keys({**checkpoint.config.raw, "is_moe": True}, settings, _OF_EXPERTS)
+    raw = set_keys({**as_current(checkpoint.config.raw), "is_moe": True}, settings, _OF_EXPERTS)
     config = DogeConfig.from_dict(raw)
     spread = float(raw.get("initializer_range", 0.02))
     with new_folder(output, force, (checkpoint.folder,)) as folder:

@@ -18,7 +18,7 @@ from doge_export.bench.process import Worker
 from doge_export.bundle import Bundle
 from doge_export.checkpoint import Checkpoint
 from doge_export.errors import DogeExportError
-from doge_export.generations import CURRENT
+from doge_export.generations import CURRENT, is_doge2
 
 _log = logging.getLogger(__name__)
 
@@ -128,6 +128,11 @@ def _reference_folder(bundle: Bundle, reference: str) -> Path:
             "Leave --against out.",
         )
     checkpoint = Checkpoint.open(folder)
+    if is_doge2(checkpoint.config.raw):
+        raise DogeExportError(
+            f"{folder} is a Doge2, and transformers does not know it by that name.",
+            "Give --reference the folder that doge-export convert makes of it.",
+        )
     if not checkpoint.found_by_transformers:
         raise DogeExportError(
             f"The tensors of {folder} have names under which transformers does not find them.",

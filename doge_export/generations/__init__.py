@@ -6,6 +6,7 @@ from doge_export.generations.detect import (
     refuse_unsupported,
     same_mathematics,
 )
+from doge_export.generations.doge2 import MODEL_TYPES, as_current, is_doge2
 from doge_export.generations.names import canonical_names, grouped_names, is_computed, stored_name
 from doge_export.generations.settings import check_earlier, check_whole, is_number
 from doge_export.generations.table import CURRENT, GENERATIONS, Generation, find_generation
@@ -13,7 +14,9 @@ from doge_export.generations.table import CURRENT, GENERATIONS, Generation, find
 __all__ = [
     "CURRENT",
     "GENERATIONS",
+    "MODEL_TYPES",
     "Generation",
+    "as_current",
     "canonical_names",
     "check_earlier",
     "check_whole",
@@ -22,6 +25,7 @@ __all__ = [
     "generations_of_tensors",
     "grouped_names",
     "is_computed",
+    "is_doge2",
     "is_number",
     "refuse_unsupported",
     "same_mathematics",

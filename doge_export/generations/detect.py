@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from doge_export.errors import DogeExportError
+from doge_export.generations.doge2 import is_doge2
 from doge_export.generations.table import CURRENT, GENERATIONS
 
 __all__ = ["generations_of_keys", "generations_of_tensors", "refuse_unsupported", "same_mathematics"]
@@ -56,7 +57,7 @@ def refuse_unsupported(raw: _Config, shapes: _Shapes) -> None:
     a = _one_shape(shapes, "self_attn.A")
     if "q_norm" in parts and a is not None and heads != kv_heads and a == (heads,):
         raise DogeExportError(
-            "There is a q_norm, and A has an entry for each query head: Doge2 was so from 29 April to 7 June "
+            "There is a q_norm, and A has an entry for each query head: Doge2 was so from 29 April to 8 June "
             "2025, which is not supported.",
             "Export a checkpoint of 8 June 2025 or later.",
         )
@@ -110,6 +111,7 @@ def _expert_keys(raw: _Config, *prefixes: str) -> tuple[bool, ...]:
 #: keys, so that a key that is there was known to some class that wrote the file, and the newest of them was
 #: the last.
 _KEYS: tuple[tuple[Callable[[_Config], bool], frozenset[str], str], ...] = (
+    (is_doge2, frozenset({CURRENT}), "config.json says model_type 'doge2'"),
     (_any_of(*_INNER_KEYS), frozenset({"1"}), "config.json has inner values"),
     (
         _any_of("mlp_bias", "sliding_window"),

@@ -18,7 +18,7 @@ from doge_export.checkpoint import Checkpoint
 from doge_export.checkpoint_fit import check_tensors
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError, refusal
-from doge_export.generations import CURRENT, GENERATIONS
+from doge_export.generations import CURRENT, GENERATIONS, as_current, is_doge2
 from doge_export.model.load import DTYPES
 from doge_export.quantize import PRECISIONS, Precision, nearest, stored_dtype
 from doge_export.validate.earlier import load_earlier
@@ -274,7 +274,7 @@ class Reference:
 
 def _transformers(checkpoint: Checkpoint, dtype: str) -> Any:
     """transformers' own reading of the folder; where it would not find the weights under the names that they
-    have, and draw others, it is given them."""
+    have, and draw others, it is given them, and of a Doge2 the same settings by its own names."""
     from transformers import DogeConfig as Config
     from transformers import DogeForCausalLM
     from transformers.utils import logging as transformers_logging
@@ -284,11 +284,13 @@ def _transformers(checkpoint: Checkpoint, dtype: str) -> Any:
     folder, options = checkpoint.folder, {"dtype": DTYPES[dtype], "attn_implementation": "eager"}
     done = "load"
     try:
-        if checkpoint.found_by_transformers:
+        if checkpoint.found_by_transformers and not is_doge2(checkpoint.config.raw):
             model = DogeForCausalLM.from_pretrained(folder, use_safetensors=True, **options)
         else:
             weights = {name: checkpoint.tensor(name) for name in checkpoint.shapes}
-            config = Config.from_pretrained(folder)
+            raw = checkpoint.config.raw  # transformers does not know a Doge2 by its name
+            renamed = is_doge2(raw)
+            config = Config.from_dict(as_current(raw)) if renamed else Config.from_pretrained(folder)
             model = DogeForCausalLM.from_pretrained(None, config=config, state_dict=weights, **options)
         done = "run"
         with torch.inference_mode():  # some keys of config.json are looked at only then

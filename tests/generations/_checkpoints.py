@@ -1,6 +1,7 @@
 """Small random checkpoints of every generation, as `init` makes them, and what can be wrong with one."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from doge_export.init import init
 
-__all__ = ["EARLIER", "KINDS", "SETTINGS", "change_config", "change_tensors", "make"]
+__all__ = ["EARLIER", "KINDS", "SETTINGS", "TRAINED", "change_config", "change_tensors", "make", "trained"]
 
 #: Generations before transformers'.
 EARLIER = ("1", "2", "3a-filled", "3a", "3b-positional", "3b", "3c")
@@ -19,6 +20,10 @@ EARLIER = ("1", "2", "3a-filled", "3a", "3b-positional", "3b", "3c")
 KINDS = tuple(
     (generation, moe) for generation in EARLIER for moe in (False, True) if moe or generation != "1"
 )
+
+#: Those that scripts/train_generations.py trained, each with as many kv heads as heads, and their tokenizer.
+_FOLDER = Path(__file__).parent / "trained"
+TRAINED = tuple(sorted(path.name for path in _FOLDER.iterdir() if (path / "config.json").is_file()))
 
 SETTINGS = (
     "vocab_size=257",
@@ -43,6 +48,13 @@ def make(
     if generation == "1":  # it has as many kv heads as heads
         asked = tuple(setting for setting in asked if "num_key_value_heads" not in setting)
     init(preset, folder, seed=seed, settings=asked, generation=generation)
+    return folder
+
+
+def trained(name: str, folder: Path) -> Path:
+    """A trained checkpoint in `folder`, with its tokenizer, a byte a token."""
+    for part in (name, "tokenizer"):
+        shutil.copytree(_FOLDER / part, folder, dirs_exist_ok=True)
     return folder
 
 

@@ -287,3 +287,13 @@ def test_the_wrong_one_is_refused_by_the_shapes(tmp_path: Path) -> None:
     folder = make(tmp_path / "c", "2")
     for generation in set(GENERATIONS) - {"2"}:
         refused(folder, generation)
+
+
+def test_is_causal_counts_where_A_is_not_zero(tmp_path: Path) -> None:
+    """The class of 23 January to 1 February 2025 has no dynamic mask then, and later ones do."""
+    folder = change_config(make(tmp_path / "c", "3a"), is_causal=True)
+    assert "is_causal" in refused(folder)
+    names = [name for name in Checkpoint.open(folder).stored.values() if name.endswith("self_attn.A")]
+    zeros = {name.replace(".", "__"): np.zeros(4, np.float32) for name in names}
+    change_tensors(folder, lambda name: None if name in names else name, **zeros)
+    load_model(Checkpoint.open(folder))
