@@ -32,7 +32,7 @@ from doge_export.validate.locate import (
 from doge_export.validate.near_ties import MOST_SETTLED
 from doge_export.validate.reference import Reference, Run
 from doge_export.validate.report import Check, Report
-from doge_export.validate.schedules import Schedule, draw_tokens, plan
+from doge_export.validate.schedules import Schedule, draw_tokens, narrowest, plan
 from doge_export.validate.sides import Side, judge, nearer, selection_of, sides
 from doge_export.validate.stored import stored_activations, stored_weights
 from doge_export.validate.tokenizers import SAMPLES, compare_tokenizers
@@ -79,7 +79,10 @@ def validate(
     generation = bundle.config.generation
     check_same_model(bundle, reference_folder)
     schedules, omitted = plan(bundle.config, manifest.cache.max_length, quick)
-    calls = [(schedule, draw_tokens(schedule, bundle.config.vocab_size, seed)) for schedule in schedules]
+    window = narrowest(bundle.config)
+    calls = [
+        (schedule, draw_tokens(schedule, bundle.config.vocab_size, seed, window)) for schedule in schedules
+    ]
     stored, activations = _stored(bundle, precision)
 
     def open_reference() -> Reference:

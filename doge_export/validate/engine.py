@@ -17,7 +17,7 @@ from doge_export.validate.full import judge_greedy
 from doge_export.validate.limits import NEAR_BEST
 from doge_export.validate.reference import Reference
 from doge_export.validate.report import Report
-from doge_export.validate.schedules import draw_tokens, plan
+from doge_export.validate.schedules import draw_tokens, narrowest, plan
 from doge_export.validate.sides import hold
 from doge_export.validate.tokenizers import compare_tokenizers
 
@@ -67,7 +67,7 @@ def validate_engine(
         if session.max_batch is not None and rows > session.max_batch:
             omitted.append(f"{schedule.name}: the engine takes at most {session.max_batch} rows in a call")
             continue
-        tokens = draw_tokens(schedule, config.vocab_size, seed)
+        tokens = draw_tokens(schedule, config.vocab_size, seed, narrowest(config))
         expected, got = reference.run(schedule, tokens), opened.run(schedule, tokens)
         figures = compare_logits(expected, got, schedule.compared(tokens), NEAR_BEST.get(dtype, 0.0))
         report.add_figures(figures)

@@ -8,10 +8,12 @@ import numpy.typing as npt
 from doge_export.config import DogeConfig
 from doge_export.shapes import parameter_count
 
-__all__ = ["Schedule", "Tokens", "draw_tokens", "plan"]
+__all__ = ["Schedule", "Tokens", "draw_tokens", "narrowest", "plan"]
 
 #: Multiply-adds that one schedule of a quick validation may cost the reference: a few seconds.
 _QUICK_COST = 1.5e11
+#: From here on chance does not fill a window with copies of one token.
+_NARROW = 6
 #: Bytes that the reference's eager attention may take for one schedule.
 _MEMORY = 6e9
 
@@ -61,11 +63,18 @@ class Tokens:
         return self.attention_mask.astype(bool)
 
 
-def draw_tokens(schedule: Schedule, vocab_size: int, seed: int) -> Tokens:
+def narrowest(config: DogeConfig) -> int | None:
+    """How few keys a query that sees more may keep; None where it keeps them all."""
+    return min((size for size in (config.window, config.sliding_window) if size), default=None)
+
+
+def draw_tokens(schedule: Schedule, vocab_size: int, seed: int, window: int | None = None) -> Tokens:
     """Random ids, of which one in four repeats an earlier one, so that keys tie in layer 0.
 
     The second real token of a row never repeats the first: two equal tokens at the start have equal
-    values in every layer up to the rounding of one sum, and no two programs round alike.
+    values in every layer up to the rounding of one sum, and no two programs round alike. So have tokens whose
+    queries keep copies of them alone: given a narrow `window`, no token is there as often as that, and in one
+    of two keys none more than twice, nor the first one again.
     """
     rng = np.random.default_rng(seed)
     batch, length = len(schedule.padding), schedule.length
@@ -79,7 +88,19 @@ def draw_tokens(schedule: Schedule, vocab_size: int, seed: int) -> Tokens:
         mask[row, :count] = 0
         if count + 1 < length and ids[row, count] == ids[row, count + 1]:
             ids[row, count + 1] = (ids[row, count] + 1) % vocab_size
+        if window is not None and 1 < window < _NARROW:
+            _thin(ids[row, count:], vocab_size, window)
     return Tokens(ids, mask, np.clip(np.cumsum(mask, 1) - 1, 0, None))
+
+
+def _thin(ids: npt.NDArray[np.int64], vocab_size: int, window: int) -> None:
+    """Put other tokens in the place of copies that are too many, in a row without its padding."""
+    unused = [token for token in range(vocab_size) if token not in set(ids.tolist())]
+    for place in range(1, len(ids)):
+        before = ids[:place].tolist()
+        again = before.count(ids[place])
+        if unused and (again >= max(window - 1, 2) or (window == 2 and ids[place] == ids[0])):
+            ids[place] = unused.pop(0)
 
 
 def plan(config: DogeConfig, max_length: int | None, quick: bool) -> tuple[list[Schedule], list[str]]:

@@ -99,7 +99,8 @@ def test_rows_take_turns(trained: Bundle) -> None:
 def test_earlier_generations(generation: str, moe: bool, tmp_path: Path) -> None:
     """What their queries see depends on padding; of one length there is none."""
     folder = make(tmp_path / "c", generation, moe)
-    bundle = export_model(str(folder), tmp_path / "b", ExportOptions.resolve(), validate=False).bundle
+    resolved = ExportOptions.resolve(generation=generation)
+    bundle = export_model(str(folder), tmp_path / "b", resolved, validate=False).bundle
     session, options = Session.open(bundle, threads=1), GenerationOptions(max_new_tokens=14)
     for given in (prompts(3, 14, 9, 5), prompts(9, 9, 9)):
         assert generate(session, given, options).completions == alone(session, given, options)

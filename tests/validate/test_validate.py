@@ -236,13 +236,27 @@ def test_every_row_of_a_plan_has_a_text(window: int, exported: Export) -> None:
         assert all((ends > padding).sum() > 1 for padding in schedule.padding) or len(ends) == 1
 
 
-@pytest.mark.parametrize("window", [1, 2, 3])
-def test_narrow_windows(window: int, exported: Export) -> None:
-    """Rows whose first calls are padding alone: nobody reads what comes after those."""
+@pytest.mark.parametrize(("window", "seed"), [(1, 0), (2, 0), (2, 4), (3, 0)])
+def test_narrow_windows(window: int, seed: int, exported: Export) -> None:
+    """Rows whose first calls are padding alone: nobody reads what comes after those. And queries that keep
+    copies of one token alone, in a window of two: of those no rule can be held."""
     checkpoint, bundle = exported(keep_window_size=window)
-    report = validate(bundle, checkpoint)
+    report = validate(bundle, checkpoint, seed=seed)
     assert report.passed, [check for check in report.checks if not check.passed]
+    assert report.tie_rows > 0
     assert bundle.manifest.decode.cache.kind == "bounded"
+
+
+@pytest.mark.parametrize("window", [2, 3, 4])
+def test_no_token_fills_a_narrow_window(window: int) -> None:
+    schedule = Schedule("", (40,), (0, 5))
+    for seed in range(20):
+        tokens = draw_tokens(schedule, 257, seed, window)
+        for row, padding in enumerate(schedule.padding):
+            ids = tokens.input_ids[row, padding:].tolist()
+            most = max(map(ids.count, ids))
+            assert 2 <= most <= max(window - 1, 2)
+            assert window > 2 or ids.count(ids[0]) == 1
 
 
 def test_tokens_are_compared_where_a_row_has_a_text(exported: Export) -> None:
