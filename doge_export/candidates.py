@@ -43,11 +43,16 @@ class Candidates:
     keys: str
 
     @property
+    def whole(self) -> tuple[str, ...]:
+        """Those of `fitting` whose tensors are all there."""
+        return tuple(name for name in self.fitting if name not in self.damaged)
+
+    @property
     def decided(self) -> str | None:
         """The one generation that tensors and keys leave; None where they leave several, or disagree. Where
         none fits to the last tensor it is the likeliest, and loading says what is wrong with the
         tensors."""
-        if set(self.fitting) == set(self.damaged):
+        if not self.whole:
             return (self.likely or self.fitting)[0]
         return self.likely[0] if len(self.likely) == 1 else None
 
@@ -106,7 +111,11 @@ def find_candidates(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
             reasons[name] = reason
     whole = [name for name in structure if name not in reasons]
     # Norms that were lost leave a current checkpoint that looks whole as an earlier one: it stays in doubt.
-    damaged = [name for name in reasons if not whole or (name == CURRENT and "_norm" in reasons[name])]
+    damaged = [
+        name
+        for name in reasons
+        if not whole or (name == CURRENT and name in configs and _lacks_norms(configs[name], shapes))
+    ]
     fitting = [name for name in GENERATIONS if name in whole or name in damaged]
     excluded |= {name: reason for name, reason in reasons.items() if name not in damaged}
     for name in tuple(fitting):
@@ -136,6 +145,16 @@ def misfit(config: DogeConfig, shapes: Mapping[str, tuple[int, ...]]) -> str | N
             return f"{name} is {list(shapes[name])} and would be {list(shape)}"
     extra = sorted(set(shapes) - set(wanted) - spare)
     return f"it has no place for {extra[0]}" if extra else None
+
+
+def _lacks_norms(config: DogeConfig, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether norms of queries and keys are all that `shapes` lacks."""
+    norms = {
+        name: shape
+        for name, shape in shapes_beside(config, shapes).items()
+        if "q_norm" in name or "k_norm" in name
+    }
+    return misfit(config, {**norms, **shapes}) is None
 
 
 def describe(names: tuple[str, ...]) -> str:

@@ -297,7 +297,7 @@ def main() -> None:
                         for call, value in compare(state, source, folder).items():
                             before = worst.get(call, 0.0)
                             both = isinstance(value, float) and isinstance(before, float)
-                            worst[call] = max(before, value) if both else value  # type: ignore[type-var]
+                            worst[call] = max(before, value) if both else value
                 what = ("experts" if experts else "dense") + (f", ratio {ratio}" if len(ratios) > 1 else "")
                 cells = [each if isinstance(each, str) else f"{each:.1e}" for each in worst.values()]
                 print(f"| {row.name} | {state.commit} | {what} | " + " | ".join(cells) + " |", flush=True)

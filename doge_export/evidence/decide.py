@@ -8,7 +8,7 @@ from doge_export.candidates import Candidates, describe
 from doge_export.checkpoint import Checkpoint
 from doge_export.decision import Decision, figures
 from doge_export.errors import DogeExportError
-from doge_export.evidence.score import Score, read_windows, score
+from doge_export.evidence.score import Score, read_windows, score, with_norms
 
 __all__ = ["decide_generation", "weigh"]
 
@@ -36,7 +36,7 @@ def decide_generation(
         return Decision(asked, "user", evidence, bits, excluded, _better(scores, asked))
     if found.decided is not None and len(found.fitting) == 1:
         return Decision(found.decided, "tensors", seen, bits, excluded)
-    best = _winner(scores, found.likely)
+    best = _winner(scores, found)
     if found.decided is not None:
         better = _better(scores, found.decided)
         if better is None:
@@ -63,21 +63,20 @@ def weigh(
         DogeExportError: the checkpoint is damaged, or of a kind that is not supported.
     """
     found = Checkpoint.candidates(folder)
-    fitting = tuple(name for name in found.fitting if name not in found.damaged)
     alone = found.decided is not None and len(found.fitting) == 1
-    if alone or (asked is not None and asked not in fitting):
+    if alone or not found.whole or (asked is not None and asked not in found.whole):
         return found, {}
-    return found, _scores(folder, fitting, progress)
+    return found, _scores(folder, found, progress)
 
 
-def _scores(folder: Path, names: tuple[str, ...], progress: Callable[[str], None]) -> dict[str, Score]:
+def _scores(folder: Path, found: Candidates, progress: Callable[[str], None]) -> dict[str, Score]:
     """Generation -> what the text costs in it; empty where nothing can be read."""
     if importlib.util.find_spec("torch") is None:
         return {}
-    checkpoints = {name: Checkpoint.open(folder, name) for name in names}
+    checkpoints = {name: Checkpoint.open(folder, name) for name in found.fitting}
+    for name in found.damaged:  # beside whole ones: a current one that has lost its norms
+        checkpoints[name] = with_norms(checkpoints[name])
     configs = [checkpoint.config for checkpoint in checkpoints.values()]
-    if not configs:
-        return {}
     windows = read_windows(
         folder,
         min(config.max_position_embeddings for config in configs),
@@ -95,7 +94,7 @@ def _scores(folder: Path, names: tuple[str, ...], progress: Callable[[str], None
     return scores
 
 
-def _winner(scores: Mapping[str, Score], likely: tuple[str, ...]) -> str | None:
+def _winner(scores: Mapping[str, Score], found: Candidates) -> str | None:
     """The one in which the weights are a language model, clearly a better one than in any other; of several
     that the text does not tell apart, the one that config.json speaks for."""
     if not scores:
@@ -104,8 +103,9 @@ def _winner(scores: Mapping[str, Score], likely: tuple[str, ...]) -> str | None:
     if not best.is_language:
         return None
     left = [name for name, scored in scores.items() if not best.clearly_better(scored)]
-    named = [name for name in left if name in likely]
-    return named[0] if len(named) == 1 else left[0] if len(left) == 1 else None
+    named = [name for name in left if name in found.likely]
+    (winner,) = named if len(named) == 1 else left if len(left) == 1 else [None]
+    return winner if winner in found.whole else None
 
 
 def _better(scores: Mapping[str, Score], than: str) -> str | None:

@@ -2,18 +2,23 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from doge_export.checkpoint import Checkpoint
+from doge_export.shapes import tensor_shapes
 from doge_export.tokenizer import Tokenizer, has_tokenizer
 from doge_export.tokenizer_source import tokenizer_source
 
-__all__ = ["Score", "TextWindows", "read_windows", "score"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Score", "TextWindows", "read_windows", "score", "with_norms"]
 
 #: Tokens that are scored at most, and of one call. More would tell no more, and a call of Doge-320M takes
 #: seconds.
@@ -87,6 +92,25 @@ def read_windows(folder: Path, max_length: int, window: int) -> TextWindows | No
     if not cut or size == 0:
         return None
     return TextWindows(tuple(np.array(part, np.int64) for part in cut), size)
+
+
+@dataclass(frozen=True)
+class _WithNorms(Checkpoint):
+    """A checkpoint that has lost its norms of queries and keys, with ones in their place, as a new model has
+    them and as transformers fills them in."""
+
+    def tensor(self, name: str) -> "torch.Tensor":
+        import torch
+
+        return super().tensor(name) if name in self.files else torch.ones(self.shapes[name])
+
+
+def with_norms(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, with ones for the norms of queries and keys that it lacks."""
+    wanted = tensor_shapes(checkpoint.config)
+    norms = {name: shape for name, shape in wanted.items() if "q_norm" in name or "k_norm" in name}
+    given = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
+    return _WithNorms(**{**given, "shapes": {**norms, **checkpoint.shapes}})
 
 
 def score(checkpoint: Checkpoint, windows: TextWindows) -> Score:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
+from doge_export.generations import stored_name
 from doge_export.init import init
 
 __all__ = ["EARLIER", "KINDS", "SETTINGS", "TRAINED", "change_config", "change_tensors", "make", "trained"]
@@ -73,3 +74,15 @@ def change_tensors(folder: Path, name: Callable[[str], str | None], **more: npt.
     tensors.pop(None, None)
     save_file({**tensors, **{key.replace("__", "."): np.asarray(value) for key, value in more.items()}}, path)
     return folder
+
+
+def in_new_names(name: str) -> str:
+    """A tensor of an earlier generation by the name that transformers gives it."""
+    for ours in ("input_layernorm", "post_attention_layernorm"):
+        name = name.replace(stored_name(f".{ours}.", "2"), f".{ours}.")
+    for ours in ("input_residual", "post_attention_residual"):
+        name = name.replace(stored_name(f".{ours}", "2"), f".{ours}")
+    for theirs, ours in (("in_attn", "input"), ("in_ff", "post_attention"), (".attn.", ".self_attn.")):
+        name = name.replace(theirs, ours)
+    name = name.replace(".feed_forward.", ".mlp.").replace("word_embed", "embed_tokens")
+    return name.replace("model.final_layernorm", "model.norm")

@@ -15,7 +15,7 @@ from doge_export.errors import DogeExportError
 from doge_export.generations import GENERATIONS, stored_name
 from doge_export.init import preset_config
 from doge_export.model import load_model
-from tests.generations._checkpoints import EARLIER, KINDS, change_config, change_tensors, make
+from tests.generations._checkpoints import EARLIER, KINDS, change_config, change_tensors, in_new_names, make
 
 MHA = ("num_key_value_heads=4",)  # as many kv heads as heads: the shapes of generations are alike
 LATER = EARLIER[1:]  # those that generation 1 is not
@@ -43,17 +43,6 @@ def with_router_bias(folder: Path) -> Path:
         for layer in (0, 1)
     }
     return change_tensors(folder, lambda name: name, **more)
-
-
-def in_new_names(name: str) -> str:
-    for ours in ("input_layernorm", "post_attention_layernorm"):
-        name = name.replace(stored_name(f".{ours}.", "2"), f".{ours}.")
-    for ours in ("input_residual", "post_attention_residual"):
-        name = name.replace(stored_name(f".{ours}", "2"), f".{ours}")
-    for theirs, ours in (("in_attn", "input"), ("in_ff", "post_attention"), (".attn.", ".self_attn.")):
-        name = name.replace(theirs, ours)
-    name = name.replace(".feed_forward.", ".mlp.").replace("word_embed", "embed_tokens")
-    return name.replace("model.final_layernorm", "model.norm")
 
 
 @pytest.mark.parametrize(("generation", "moe"), [*KINDS, ("4", False), ("4", True)])

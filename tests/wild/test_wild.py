@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from doge_export.errors import DogeExportError
-from tests.wild import adapters, folder_files, folder_formats, folders, settings, tokenizers
+from tests.wild import adapters, folder_files, folder_formats, folders, generations, settings, tokenizers
 from tests.wild._specimen import REFUSED, SAME, Area, Specimen
 
 #: Areas in the order in which a user meets them: a new area is a file beside this one, and its name here.
-AREAS = (folders, folder_files, folder_formats, adapters, tokenizers, settings)
+AREAS = (generations, folders, folder_files, folder_formats, adapters, tokenizers, settings)
 ROWS = [
     pytest.param(area.AREA, row, id=f"{area.AREA.name}: {row.name}") for area in AREAS for row in area.ROWS
 ]

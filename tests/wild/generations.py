@@ -1,0 +1,242 @@
+"""Trained checkpoints of every generation as people have them: told unasked, or asked about, or refused by
+name.
+
+The reference is the judge of the generation that a specimen was trained in, which a file `.generation`
+beside it says; nothing of ours reads that file.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from doge_export.checkpoint import Checkpoint
+from doge_export.decision import Decision
+from doge_export.evidence import decide_generation
+from doge_export.model import load_model
+from doge_export.validate.pinned import pinned
+from doge_export.validate.reference import Reference
+from doge_export.validate.schedules import Schedule, draw_tokens
+from tests.generations._checkpoints import change_config, change_tensors, in_new_names, make
+from tests.wild._specimen import Area, Specimen
+
+__all__ = ["AREA", "ROWS", "TRAINED"]
+
+TRAINED = Path(__file__).resolve().parent.parent / "generations" / "trained"
+_SCHEDULE = Schedule("", (40, 1, 5), (0, 0))
+_TOKENS = draw_tokens(_SCHEDULE, 259, 0)
+_TRUTH = ".generation"
+#: Keys of config.json that speak for a generation.
+_TELL = ("num_cdm", "dynamic_mask_ratio", "keep_window_size", "mlp_bias", "sliding_window")
+
+
+def _reference(folder: Path) -> Any:
+    judge = Reference(folder, generation=(folder / _TRUTH).read_text())
+    return judge.run(_SCHEDULE, _TOKENS, record=False).logits
+
+
+def _ours(folder: Path) -> tuple[Decision, Any]:
+    decision = decide_generation(folder)
+    model = load_model(Checkpoint.open(folder, decision.generation))
+    ids, positions = torch.from_numpy(_TOKENS.input_ids), torch.from_numpy(_TOKENS.position_ids)
+    cache, logits, at = model.empty_cache(len(ids)), [], 0
+    with torch.inference_mode(), pinned():
+        for count in _SCHEDULE.steps:
+            part, at = slice(at, at + count), at + count
+            given, *cache = model(ids[:, part], torch.ones_like(ids[:, :at]), positions[:, part], cache)
+            logits.append(given)
+    return decision, torch.cat(logits, 1).numpy()
+
+
+def _compare(reference: Any, ours: tuple[Decision, Any]) -> None:
+    assert np.abs(reference - ours[1]).max() <= 1e-4
+
+
+AREA = Area("generations", _reference, _ours, _compare)
+
+
+def _trained(name: str, *changes: Callable[[Path], Any], truth: str | None = None) -> Callable[[Path], None]:
+    """The trained checkpoint of that name with its tokenizer, changed."""
+
+    def write(folder: Path) -> None:
+        for source in (TRAINED / name, TRAINED / "tokenizer"):
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+        (folder / _TRUTH).write_text(truth or name.rpartition("-")[0])
+        for change in changes:
+            change(folder)
+
+    return write
+
+
+def _drawn(
+    generation: str, *settings: str, moe: bool = False, changes: Callable[[Path], Any] | None = None
+) -> Callable[[Path], None]:
+    """A random checkpoint, with as many kv heads as heads where no setting says otherwise, and that
+    tokenizer."""
+
+    def write(folder: Path) -> None:
+        folder.rmdir()
+        make(folder, generation, moe, settings=("num_key_value_heads=4", "vocab_size=259", *settings))
+        shutil.copytree(TRAINED / "tokenizer", folder, dirs_exist_ok=True)
+        (folder / _TRUTH).write_text(generation)
+        if changes is not None:
+            changes(folder)
+
+    return write
+
+
+def _config(drop: tuple[str, ...] = (), **changes: Any) -> Callable[[Path], Any]:
+    return lambda folder: change_config(folder, drop=drop, **changes)
+
+
+def _config_of(name: str) -> Callable[[Path], Any]:
+    """config.json of another trained checkpoint."""
+    return lambda folder: shutil.copyfile(TRAINED / name / "config.json", folder / "config.json")
+
+
+def _without(part: str) -> Callable[[Path], Any]:
+    """Every tensor with `part` in its name is gone."""
+    return lambda folder: change_tensors(folder, lambda name: None if part in name else name)
+
+
+def _no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def _both_expert_keys(folder: Path) -> None:
+    """The keys of the experts by both names, as a converter leaves them."""
+    path = folder / "config.json"
+    raw = json.loads(path.read_text())
+    both = {key.replace("num_cdmmoe_", "num_cdmoe_"): value for key, value in raw.items()}
+    path.write_text(json.dumps({**raw, **both, "num_channels": 3}))
+
+
+def _router_bias(folder: Path) -> None:
+    """A bias of zeros, as the class of four days in March 2025 has one."""
+    zeros = {}
+    for name, shape in Checkpoint.open(folder, "3b-positional").shapes.items():
+        if "router_gate" in name:
+            stored = name.replace("mlp", "feed_forward").replace("weight", "bias")
+            zeros[stored.replace(".", "__")] = np.zeros(shape[0], np.float16)
+    change_tensors(folder, lambda name: name, **zeros)
+
+
+def _wide_a(folder: Path) -> None:
+    """An entry of A and a row of dt for each query head."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name in tensors:
+        if name.endswith(".A") or "dt_proj" in name:
+            tensors[name] = np.concatenate([tensors[name]] * 2)
+    save_file(tensors, path)
+
+
+def _by(what: str, generation: str) -> Callable[[tuple[Decision, Any]], None]:
+    def check(made: tuple[Decision, Any]) -> None:
+        assert (made[0].generation, made[0].decided_by) == (generation, what), made[0].to_dict()
+
+    return check
+
+
+_SHAPES = "with as many kv heads as heads the shapes are alike"
+_BETTER = "the weights are clearly the better language model: .* bits per byte as"
+ROWS = (
+    *(
+        Specimen(f"{folder.name}, trained", _trained(folder.name))
+        for folder in sorted(TRAINED.iterdir())
+        if folder.name not in ("tokenizer", "3b-positional-experts")
+    ),
+    Specimen(
+        "2, its tensors by transformers' names",
+        _trained("2-dense", lambda folder: change_tensors(folder, in_new_names)),
+        check=_by("config", "2"),
+    ),
+    Specimen(
+        "2, without the keys that tell", _trained("2-dense", _config(drop=_TELL)), check=_by("text", "2")
+    ),
+    Specimen(
+        "2, a ratio written beside num_cdmmoe_*",
+        _trained("2-dense", _config(dynamic_mask_ratio=0.0)),
+        reference=None,
+        ours=_BETTER + " 2",
+    ),
+    Specimen(
+        "3a-filled, keys of both spellings",
+        _trained("3a-filled-dense", _both_expert_keys),
+        reference=None,
+        ours="may be of generation 3a-filled .* or 3a",
+    ),
+    Specimen(
+        "3b, the config.json of 2",
+        _trained("3b-dense", _config_of("2-dense")),
+        reference=None,
+        ours=_BETTER,
+    ),
+    Specimen(
+        "3c, converted by the authors' script",
+        _trained("3c-dense", _config(dynamic_mask_ratio=0.0, hidden_bias=False)),
+        check=_by("text", "3c"),
+    ),
+    Specimen(
+        "3c, converted, and its ratio stays beside",
+        _trained("3c-dense", _config(dynamic_mask_ratio=0.5, hidden_bias=False)),
+        check=_by("text", "3c"),
+    ),
+    Specimen(
+        "3c of fewer kv heads, converted",
+        _drawn("3c", "num_key_value_heads=2", changes=_config(dynamic_mask_ratio=0.5, hidden_bias=False)),
+        check=_by("config", "3c"),
+    ),
+    Specimen(
+        "3c, random, as many kv heads as heads",
+        _drawn("3c"),
+        reference=None,
+        ours=f"3c .* or 4 .*{_SHAPES}.*tells none from the others",
+    ),
+    Specimen(
+        "3c, without a tokenizer",
+        _trained("3c-dense", _no_tokenizer),
+        reference=None,
+        ours="its tokenizer must lie beside it.*--generation",
+    ),
+    Specimen(
+        "4, its norms lost",
+        _trained("4-dense", _without("_norm")),
+        reference=None,
+        ours="3c .* or 4 .*--generation",
+    ),
+    Specimen(
+        "3b-positional, its router has a bias",
+        _trained("3b-positional-experts", _router_bias),
+        check=_by("tensors", "3b-positional"),
+    ),
+    Specimen(
+        "3a, random, experts found by queries_proj",
+        _drawn(
+            "3a",
+            moe=True,
+            changes=lambda folder: change_tensors(
+                folder, lambda name: name.replace("queries", "queries_proj")
+            ),
+        ),
+        reference=None,
+        ours="queries_proj",
+    ),
+    Specimen(
+        "flash-dmattn's example model",
+        _drawn("3c", changes=_config(drop=("keep_window_size",), window_size=16)),
+        reference=None,
+        ours="flash-dmattn",
+    ),
+    Specimen(
+        "Doge2 of May 2025",
+        _drawn("4", "num_key_value_heads=2", changes=_wide_a),
+        reference=None,
+        ours="Doge2 was so from 29 April to 8 June",
+    ),
+)
