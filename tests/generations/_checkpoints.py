@@ -13,7 +13,18 @@ from safetensors.numpy import load_file, save_file
 from doge_export.generations import stored_name
 from doge_export.init import init
 
-__all__ = ["EARLIER", "KINDS", "SETTINGS", "TRAINED", "change_config", "change_tensors", "make", "trained"]
+__all__ = [
+    "EARLIER",
+    "KINDS",
+    "SETTINGS",
+    "TOKENIZER",
+    "TRAINED",
+    "change_config",
+    "change_tensors",
+    "in_new_names",
+    "make",
+    "trained",
+]
 
 #: Generations before transformers'.
 EARLIER = ("1", "2", "3a-filled", "3a", "3b-positional", "3b", "3c")
@@ -24,6 +35,7 @@ KINDS = tuple(
 
 #: Those that scripts/train_generations.py trained, each with as many kv heads as heads, and their tokenizer.
 _FOLDER = Path(__file__).parent / "trained"
+TOKENIZER = _FOLDER / "tokenizer"
 TRAINED = tuple(sorted(path.name for path in _FOLDER.iterdir() if (path / "config.json").is_file()))
 
 SETTINGS = (

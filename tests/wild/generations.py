@@ -22,12 +22,19 @@ from doge_export.model import load_model
 from doge_export.validate.pinned import pinned
 from doge_export.validate.reference import Reference
 from doge_export.validate.schedules import Schedule, draw_tokens
-from tests.generations._checkpoints import change_config, change_tensors, in_new_names, make
+from tests.generations._checkpoints import (
+    TOKENIZER,
+    TRAINED,
+    change_config,
+    change_tensors,
+    in_new_names,
+    make,
+    trained,
+)
 from tests.wild._specimen import Area, Specimen
 
-__all__ = ["AREA", "ROWS", "TRAINED"]
+__all__ = ["AREA", "ROWS"]
 
-TRAINED = Path(__file__).resolve().parent.parent / "generations" / "trained"
 _SCHEDULE = Schedule("", (40, 1, 5), (0, 0))
 _TOKENS = draw_tokens(_SCHEDULE, 259, 0)
 _TRUTH = ".generation"
@@ -64,8 +71,7 @@ def _trained(name: str, *changes: Callable[[Path], Any], truth: str | None = Non
     """The trained checkpoint of that name with its tokenizer, changed."""
 
     def write(folder: Path) -> None:
-        for source in (TRAINED / name, TRAINED / "tokenizer"):
-            shutil.copytree(source, folder, dirs_exist_ok=True)
+        trained(name, folder)
         (folder / _TRUTH).write_text(truth or name.rpartition("-")[0])
         for change in changes:
             change(folder)
@@ -82,7 +88,8 @@ def _drawn(
     def write(folder: Path) -> None:
         folder.rmdir()
         make(folder, generation, moe, settings=("num_key_value_heads=4", "vocab_size=259", *settings))
-        shutil.copytree(TRAINED / "tokenizer", folder, dirs_exist_ok=True)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(TOKENIZER / name, folder / name)
         (folder / _TRUTH).write_text(generation)
         if changes is not None:
             changes(folder)
@@ -96,7 +103,7 @@ def _config(drop: tuple[str, ...] = (), **changes: Any) -> Callable[[Path], Any]
 
 def _config_of(name: str) -> Callable[[Path], Any]:
     """config.json of another trained checkpoint."""
-    return lambda folder: shutil.copyfile(TRAINED / name / "config.json", folder / "config.json")
+    return lambda folder: shutil.copyfile(TOKENIZER.parent / name / "config.json", folder / "config.json")
 
 
 def _without(part: str) -> Callable[[Path], Any]:
@@ -136,6 +143,28 @@ def _wide_a(folder: Path) -> None:
     save_file(tensors, path)
 
 
+def _as_doge2(**changes: Any) -> Callable[[Path], Any]:
+    """config.json as the class of small-doge writes it: no mlp_bias, no sliding_window, a flat rope."""
+
+    def change(folder: Path) -> None:
+        raw = json.loads((folder / "config.json").read_text())
+        rope = dict(raw["rope_parameters"])
+        change_config(
+            folder,
+            drop=("mlp_bias", "sliding_window", "rope_parameters"),
+            **{
+                "model_type": "doge2",
+                "architectures": ["Doge2ForCausalLM"],
+                "rope_theta": rope.pop("rope_theta"),
+                "rope_scaling": rope,
+                "dynamic_mask_ratio": 0.0,
+                **changes,
+            },
+        )
+
+    return change
+
+
 def _by(what: str, generation: str) -> Callable[[tuple[Decision, Any]], None]:
     def check(made: tuple[Decision, Any]) -> None:
         assert (made[0].generation, made[0].decided_by) == (generation, what), made[0].to_dict()
@@ -146,11 +175,7 @@ def _by(what: str, generation: str) -> Callable[[tuple[Decision, Any]], None]:
 _SHAPES = "with as many kv heads as heads the shapes are alike"
 _BETTER = "the weights are clearly the better language model: .* bits per byte as"
 ROWS = (
-    *(
-        Specimen(f"{folder.name}, trained", _trained(folder.name))
-        for folder in sorted(TRAINED.iterdir())
-        if folder.name not in ("tokenizer", "3b-positional-experts")
-    ),
+    *(Specimen(f"{name}, trained", _trained(name)) for name in TRAINED if name != "3b-positional-experts"),
     Specimen(
         "2, its tensors by transformers' names",
         _trained("2-dense", lambda folder: change_tensors(folder, in_new_names)),
@@ -232,6 +257,15 @@ ROWS = (
         _drawn("3c", changes=_config(drop=("keep_window_size",), window_size=16)),
         reference=None,
         ours="flash-dmattn",
+    ),
+    Specimen("Doge2", _trained("4-dense", _as_doge2()), check=_by("tensors", "4")),
+    Specimen("Doge2, experts", _trained("4-experts", _as_doge2()), check=_by("tensors", "4")),
+    Specimen(
+        "Doge2 with a ratio, as many kv heads as heads",
+        _trained("4-dense", _as_doge2(dynamic_mask_ratio=0.5)),
+        reference=None,  # it would be told, and it is said once
+        check=_by("tensors", "4"),
+        warns="dynamic_mask_ratio",
     ),
     Specimen(
         "Doge2 of May 2025",
