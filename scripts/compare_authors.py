@@ -190,7 +190,7 @@ class Layer(torch.nn.Module):
             mask, rotation, cache = given
         else:
             mask, rotation = named["attention_mask"], named["position_embeddings"]
-            cache = named.get("past_key_values")
+            cache = next(named[key] for key in ("cache", "past_key_values") if key in named)  # by version
         kept = self.caches.setdefault(id(cache), Kept())
         positions = torch.arange(mask.shape[-1] - h.shape[1], mask.shape[-1])
         if self.masks_itself:  # it takes the mask of padding, which is what the last query may not see
@@ -199,7 +199,7 @@ class Layer(torch.nn.Module):
         arguments |= {name: kept for name in ("past_key_value", "past_key_values")}
         arguments |= {"cache_position": positions}
         made = self.theirs(h, **{key: value for key, value in arguments.items() if key in self.known})
-        cache.update(h[:, None, :, :0], h[:, None, :, :0], self.index)  # that transformers counts its tokens
+        cache.update(h[:, None, :, :1], h[:, None, :, :1], self.index)  # that transformers counts its tokens
         result: torch.Tensor = made[0] if isinstance(made, tuple) else made
         return result
 

@@ -39,12 +39,12 @@ CACHES = ("growing", "static", "bounded")
 ROUTINGS = ("reference", "per-token")
 
 
-def train(folder: Path, steps: int, seed: int = 0) -> None:
+def train(folder: Path, generation: str, steps: int, seed: int = 0) -> None:
     """Let the checkpoint in `folder` learn the bytes of a text; it is written back in its own format."""
     from transformers.cache_utils import DynamicCache
 
-    checkpoint = Checkpoint.open(folder)
-    model = Reference(folder).model.train().requires_grad_(True)
+    checkpoint = Checkpoint.open(folder, generation)
+    model = Reference(folder, generation=generation).model.train().requires_grad_(True)
     data = torch.frombuffer(bytearray(TEXT.read_bytes()), dtype=torch.uint8).long()
     rng = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -66,15 +66,18 @@ def train(folder: Path, steps: int, seed: int = 0) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def measure(folder: Path, bundle: Path, kind: str, routing: str) -> tuple[float, float] | str:
+def measure(
+    folder: Path, bundle: Path, generation: str, kind: str, routing: str
+) -> tuple[float, float] | str:
     """The largest difference and the share of equal sets; or the reason why there is no such export."""
     static: dict[str, Any] = {"max_length": 40} if kind == "static" else {}
     try:
-        options = ExportOptions.resolve(kv_cache=kind, routing=routing, **static)
+        options = ExportOptions.resolve(generation=generation, kv_cache=kind, routing=routing, **static)
         exported = export_model(str(folder), bundle, options, validate=False).bundle
     except DogeExportError as error:
         return error.message
-    reference, candidate = Reference(folder, per_token=routing == "per-token"), Candidate(exported)
+    reference = Reference(folder, per_token=routing == "per-token", generation=generation)
+    candidate = Candidate(exported)
     worst, agreement = 0.0, 1.0
     for seed, schedule in enumerate(TABLE):
         tokens = draw_tokens(schedule, exported.config.vocab_size, seed)
@@ -114,12 +117,12 @@ def main() -> None:
                 for what in ("experts",) if always else ("dense", "experts"):
                     made = make(root / what, generation, what == "experts")
                     if weights == "trained":
-                        train(made, arguments.steps)
+                        train(made, generation, arguments.steps)
                 for column, (what, kind, routing) in zip(names, columns, strict=True):
                     if what == "dense" and always:
                         cells.append("none")
                         continue
-                    measured = measure(root / what, root / column, kind, routing)
+                    measured = measure(root / what, root / column, generation, kind, routing)
                     results[f"{generation}, {weights}, {column}"] = measured
                     cells.append(cell(measured))
             print(f"| {generation} | {weights} | " + " | ".join(cells) + " |", flush=True)

@@ -81,7 +81,7 @@ class Kind:
         asked = [*SETTINGS, f"intermediate_size={32 if self.experts else 96}"]
         if "dynamic_mask_ratio" in row.own:
             asked.append("dynamic_mask_ratio=0.6")
-        if row.window == "row":  # a narrow window for each query costs more than it tells
+        if row.window == "row":  # less would be a worse model than one that drops nothing
             asked.append("keep_window_size=40")
         if "num_key_value_heads" not in row.fixed:
             asked.append(f"num_key_value_heads={self.kv_heads}")

@@ -1,7 +1,7 @@
 """`model_type: doge2`: generation 4 under the name that it has in the authors' own code, and their class's
 settings.
 
-Source: SmallDoges/small-doge, src/small_doge/models/doge2, as it is since 8 June 2025 (f59efb4).
+Source: SmallDoges/small-doge, src/small_doge/models/doge2, as it is since 10 June 2025 (4d8fa2a).
 """
 
 from collections.abc import Mapping

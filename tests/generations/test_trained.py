@@ -27,4 +27,4 @@ def test_it_is_a_language_model_in_its_own_mathematics(name: str, script: Module
     generation = name.removesuffix("-experts").removesuffix("-dense")
     assert generation in GENERATIONS
     own = script.bits_per_byte(trained(name, tmp_path), generation, "per-token")
-    assert own < 3.3
+    assert own < 3.5
