@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from doge_export.errors import DogeExportError
+from doge_export.json_file import read_text
 from doge_export.runtime import Session
 from doge_export.tokenizer import Tokenizer
 from doge_export.tokenizer.chat import chosen_template
@@ -139,8 +140,8 @@ def _model(
 
 def _is_group(path: str) -> bool:
     """Whether a YAML file names other tasks, which may be lm-eval's own: all of those have to be known."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        return re.search(r"^group\s*:", Path(path).read_text(encoding="utf-8"), re.MULTILINE) is not None
+    with contextlib.suppress(OSError, DogeExportError):  # lm-eval says what is wrong with it
+        return re.search(r"^group\s*:", read_text(Path(path)), re.MULTILINE) is not None
     return False
 
 
