@@ -120,12 +120,16 @@ def find_candidates(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
     excluded |= {name: reason for name, reason in reasons.items() if name not in damaged}
     for name in tuple(fitting):
         config = configs.get(name)
-        other = None if config is None else same_mathematics(name, config.is_moe, config.dynamic_mask_ratio)
-        if other in fitting:
-            excluded[name] = f"it computes what {other} does with this configuration"
-            fitting.remove(name)
-            if name in by_keys:
-                by_keys |= {other}
+        same = None if config is None else same_mathematics(name, config.is_moe, config.dynamic_mask_ratio)
+        if same is None or same[0] not in fitting:
+            continue
+        other, but = same
+        if but and name in by_keys and other not in by_keys:
+            continue  # it is this one by its keys, in all that it does
+        excluded[name] = f"it computes what {other} does with this configuration{but and ', but '}{but}"
+        fitting.remove(name)
+        if name in by_keys:
+            by_keys |= {other}
     likely = tuple(name for name in fitting if name in by_keys)
     named = tuple(name for name in GENERATIONS if name in by_keys)
     return Candidates(tuple(fitting), likely, named, tuple(damaged), excluded, tensors, keys)

@@ -208,6 +208,7 @@ def export_model(
                 quick=True,
                 advance=lambda steps, name: progress(0, f"validated: {name}"),
             )
+            _check_generation(report, decision)
     return Exported(Bundle.open(output), report)
 
 

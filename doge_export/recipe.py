@@ -250,6 +250,8 @@ class ExportOptions:
         if length is not None:
             if length < 1:
                 raise DogeExportError(f"max_length {length!r} is not a whole number of at least 1.")
+            if length >= 2**31:
+                raise DogeExportError(f"max_length {length} is more than any memory holds.")
             if self.kv_cache != "static":
                 raise DogeExportError(
                     f"--max-length belongs to --kv-cache static; a {self.kv_cache} cache has no limit.",

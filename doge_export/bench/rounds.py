@@ -48,12 +48,12 @@ def bench(
             transformers is not installed.
     """
     from doge_export.runtime import open_folder
+    from doge_export.runtime.graph import check_threads
 
     opened = open_folder(bundle)
     _check(opened, prompt_tokens, new_tokens, rounds)
     threads = usable_cpus() if threads is None else threads
-    if threads < 1:
-        raise DogeExportError(f"{threads} threads cannot run anything.", "Give 1 or more.")
+    check_threads(threads)
     sides: dict[str, tuple[str, dict[str, Any]]] = {"ours": (_OURS, {"bundle": str(opened.path)})}
     if reference is not None:
         folder = _reference_folder(opened, reference)

@@ -16,6 +16,7 @@ from doge_export.deploy.pbtxt import pbtxt
 from doge_export.errors import DogeExportError
 from doge_export.plugins import plugin_library
 from doge_export.runtime import GenerationDefaults, Session, open_folder
+from doge_export.runtime.graph import MOST_THREADS, check_threads
 from doge_export.targets import OPSETS, TARGETS
 from doge_export.tensorrt.folder import Engine
 from doge_export.tokenizer import Tokenizer
@@ -116,10 +117,9 @@ def _backend(opened: Bundle, backend: str) -> str:
 def _check_options(
     opened: Bundle, backend: str, instances: int, threads: int | None, plugins: Sequence[Path]
 ) -> None:
-    if instances < 1:
-        raise DogeExportError(f"{instances} instances cannot answer anything.", "Give 1 or more.")
-    if threads is not None and threads < 1:
-        raise DogeExportError(f"{threads} threads cannot run anything.", "Give 1 or more.")
+    if not 1 <= instances <= MOST_THREADS:
+        raise DogeExportError(f"{instances} instances cannot answer anything.", f"Give 1 to {MOST_THREADS}.")
+    check_threads(threads)
     if threads is not None and opened.compiled:
         raise DogeExportError("An engine runs on a GPU, not in threads.", "Leave --threads out.")
     if plugins and backend != "tensorrt":

@@ -3,12 +3,14 @@
 import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from doge_export.candidates import Candidates, describe
 from doge_export.checkpoint import Checkpoint
 from doge_export.decision import Decision, figures
 from doge_export.errors import DogeExportError
-from doge_export.evidence.score import Score, read_windows, score, with_norms
+from doge_export.evidence.score import Score, behaviour, read_windows, score, with_norms
+from doge_export.shapes import parameter_count
 
 __all__ = ["decide_generation", "weigh"]
 
@@ -81,31 +83,38 @@ def _scores(folder: Path, found: Candidates, progress: Callable[[str], None]) ->
         folder,
         min(config.max_position_embeddings for config in configs),
         max(config.window or 0 for config in configs),
+        parameter_count(configs[0]),
     )
     if windows is None or any(int(ids.max()) >= configs[0].vocab_size for ids in windows.ids):
         return {}  # a tokenizer of another model is refused by its own check
-    scores = {}
+    scores: dict[str, Score] = {}
+    read: dict[Any, Score] = {}
     for name, checkpoint in checkpoints.items():
-        progress(f"reading a text as generation {name}")
-        try:
-            scores[name] = score(checkpoint, windows)
-        except DogeExportError:  # a head that differs, say: loading it says so, whichever generation it is
-            return {}
+        same = behaviour(checkpoint.config, windows)
+        if same not in read:
+            progress(f"reading a text as generation {name}")
+            try:
+                read[same] = score(checkpoint, windows)
+            except (
+                DogeExportError
+            ):  # a head that differs, say: loading it says so, whichever generation it is
+                return {}
+        scores[name] = read[same]
     return scores
 
 
 def _winner(scores: Mapping[str, Score], found: Candidates) -> str | None:
-    """The one in which the weights are a language model, clearly a better one than in any other; of several
-    that the text does not tell apart, the one that config.json speaks for."""
+    """The one in which the weights are a language model, and clearly no worse a one than in any other, of
+    those that config.json speaks for; where it speaks for none, of all. None where that leaves several, or
+    another is clearly better: then it is asked."""
     if not scores:
         return None
     best = min(scores.values(), key=lambda scored: scored.bits_per_byte)
-    if not best.is_language:
-        return None
     left = [name for name, scored in scores.items() if not best.clearly_better(scored)]
-    named = [name for name in left if name in found.likely]
-    (winner,) = named if len(named) == 1 else left if len(left) == 1 else [None]
-    return winner if winner in found.whole else None
+    named = [name for name in left if name in (found.likely or found.fitting)]
+    if len(named) != 1 or named[0] not in found.whole or not scores[named[0]].is_language:
+        return None
+    return named[0]
 
 
 def _better(scores: Mapping[str, Score], than: str) -> str | None:
@@ -127,4 +136,7 @@ def _what_would_tell(found: Candidates, bits: Mapping[str, float]) -> str:
         return f"A short English text tells none from the others: {figures(bits)}."
     if importlib.util.find_spec("torch") is None:
         return "With torch (pip install 'doge-export[export]') the weights would be asked, by a text."
-    return "A trained checkpoint is told by a text, and for that its tokenizer must lie beside it."
+    return (
+        "A trained checkpoint is told by an English text, and for that its tokenizer must lie beside it and "
+        "know the language."
+    )

@@ -1,16 +1,19 @@
 """What a text costs a checkpoint when its weights are read as of one generation or another."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from doge_export.checkpoint import Checkpoint
+from doge_export.config import DogeConfig
+from doge_export.generations import GENERATIONS
 from doge_export.shapes import tensor_shapes
 from doge_export.tokenizer import Tokenizer, has_tokenizer
 from doge_export.tokenizer_source import tokenizer_source
@@ -18,7 +21,7 @@ from doge_export.tokenizer_source import tokenizer_source
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Score", "TextWindows", "read_windows", "score", "with_norms"]
+__all__ = ["Score", "TextWindows", "behaviour", "read_windows", "score", "with_norms"]
 
 #: Tokens that are scored at most, and of one call. More would tell no more, and a call of Doge-320M takes
 #: seconds.
@@ -30,8 +33,14 @@ _LANGUAGE = 0.9
 #: How many standard errors apart are not by chance. Neighbouring tokens are not independent, so more than
 #: three.
 _ERRORS = 5.0
-#: Nats a token that are too little to mean anything, whatever their error: the rounding of float32 and more.
-_LEAST = 1e-3
+#: Nats a token that are too little to mean anything, whatever their error.
+_LEAST = 1e-2
+#: A model of so many parameters is read in half as many tokens: a call of Doge-320M takes seconds.
+_LARGE = 100_000_000
+#: A text that a tokenizer knows has at least so many different tokens, and none more often than this share
+#: of all: a random model whose head is its embedding says again what it was told, and a text of one token
+#: is that.
+_DIFFERENT, _MOST = 16, 0.3
 
 
 @dataclass(frozen=True)
@@ -70,9 +79,10 @@ class Score:
         return float(more.mean()) > max(_LEAST, _ERRORS * error)
 
 
-def read_windows(folder: Path, max_length: int, window: int) -> TextWindows | None:
+def read_windows(folder: Path, max_length: int, window: int, parameters: int = 0) -> TextWindows | None:
     """The text by the tokenizer of `folder`; None where it has none. A call is no longer than `max_length`,
-    the positions that the model was trained for, and where it can be longer than `window` keys.
+    the positions that the model was trained for, and where it can be longer than `window` keys. None too
+    where the tokenizer hardly tells its words apart. `parameters`: of the model.
 
     Raises:
         DogeExportError: the tokenizer is damaged.
@@ -83,15 +93,33 @@ def read_windows(folder: Path, max_length: int, window: int) -> TextWindows | No
         tokenizer = Tokenizer.load(source.folder)
     text = (resources.files("doge_export.evidence") / "text.txt").read_text(encoding="utf-8")
     ids = tokenizer.encode(text)
-    most = max(_TOKENS, window + _TOKENS // 2 if window <= _REACH else 0)
+    tokens = _TOKENS if parameters < _LARGE else _TOKENS // 2
+    most = max(tokens, window + tokens // 2 if window <= _REACH else 0)
     length = max(2, min(max_length, most))
     ids = ids[:most]
     cut = [ids[at : at + length] for at in range(0, len(ids), length)]
     cut = [part for part in cut if len(part) > 1]
+    counts = Counter(ids)
+    if len(counts) < _DIFFERENT or max(counts.values()) > _MOST * len(ids):
+        return None
     size = sum(_bytes(tokenizer, part[1:]) for part in cut)
     if not cut or size == 0:
         return None
     return TextWindows(tuple(np.array(part, np.int64) for part in cut), size)
+
+
+def behaviour(config: DogeConfig, windows: TextWindows) -> tuple[Any, ...]:
+    """The same for configurations that compute the same of this text: generation 3 in all its states adds
+    the same to the scores, and they differ in the keys that they drop, if any."""
+    row, experts = GENERATIONS[config.generation], config.generation if config.is_moe else ""
+    if row.inner or row.repeated or row.norms:
+        return (config.generation,)
+    for ids in windows.ids:
+        length, window = len(ids), 0 if row.window is None else config.keep_window_size
+        share = 1.0 if row.window == "row" else config.dynamic_mask_ratio
+        if length > window and int((length - window) * share) > 0:
+            return (config.generation,)
+    return ("nothing is dropped", experts)
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,25 @@ _ALL = frozenset(GENERATIONS)
 _PER_HEAD = frozenset(name for name, row in GENERATIONS.items() if row.per_head and not row.inner)
 _REPEATED = frozenset(name for name in _PER_HEAD if GENERATIONS[name].repeated)
 _BY_VALUES = _PER_HEAD - _REPEATED
-#: Generation -> the one that it equals, and for which (experts, dynamic_mask_ratio).
-_SAME: Mapping[str, tuple[str, Callable[[bool, float], bool]]] = {
-    "3a-filled": ("3a", lambda experts, ratio: ratio == 0),
-    "3b-positional": ("3b", lambda experts, ratio: not experts),
+#: Generation -> the one that it equals, for which (experts, dynamic_mask_ratio), and where it does not even
+#: then.
+_SAME: Mapping[str, tuple[str, Callable[[bool, float], bool], str]] = {
+    "3a-filled": (
+        "3a",
+        lambda experts, ratio: ratio == 0,
+        "for left-padded rows in steps, where its own code masks every key",
+    ),
+    "3b-positional": ("3b", lambda experts, ratio: not experts, ""),
 }
 
 
-def same_mathematics(name: str, experts: bool, ratio: float) -> str | None:
+def same_mathematics(name: str, experts: bool, ratio: float) -> tuple[str, str] | None:
     """The generation that computes what `name` does in a model with or without `experts` and with this
-    dynamic_mask_ratio; None where none does."""
-    other, equal = _SAME.get(name, ("", lambda experts, ratio: False))
-    return other if equal(experts, ratio) else None
+    dynamic_mask_ratio, and where it does not even then; None where none does."""
+    if name not in _SAME:
+        return None
+    other, equal, but = _SAME[name]
+    return (other, but) if equal(experts, ratio) else None
 
 
 def refuse_unsupported(raw: _Config, shapes: _Shapes) -> None:
@@ -55,7 +62,9 @@ def refuse_unsupported(raw: _Config, shapes: _Shapes) -> None:
         )
     heads, kv_heads, _ = _sizes(raw)
     a = _one_shape(shapes, "self_attn.A")
-    if "q_norm" in parts and a is not None and heads != kv_heads and a == (heads,):
+    keys, queries = (_one_shape(shapes, f"self_attn.{name}.weight") for name in ("k_proj", "q_proj"))
+    grouped = heads and kv_heads and keys and queries and keys[0] * heads == queries[0] * kv_heads
+    if "q_norm" in parts and a is not None and heads != kv_heads and a == (heads,) and grouped:
         raise DogeExportError(
             "There is a q_norm, and A has an entry for each query head: Doge2 was so from 29 April to 8 June "
             "2025, which is not supported.",

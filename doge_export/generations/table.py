@@ -58,7 +58,7 @@ class Generation:
         given = {
             ours: raw[theirs]
             for ours, names in self.keys.items()
-            for theirs in reversed(names)  # the first has the last word
+            for theirs in sorted(names, key=lambda name: "_cdmmoe_" not in name)  # the last has the last word
             if theirs in raw
         }
         if self.old_names:  # some configurations had it, and no model

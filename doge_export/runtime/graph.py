@@ -1,6 +1,14 @@
 """A graph of a bundle in onnxruntime: loaded, held to the manifest, on the native kernels where they are."""
 
-__all__ = ["Graph", "fold_weights", "load_graph", "open_model", "session_options"]
+__all__ = [
+    "MOST_THREADS",
+    "Graph",
+    "check_threads",
+    "fold_weights",
+    "load_graph",
+    "open_model",
+    "session_options",
+]
 
 import logging
 from collections import Counter
@@ -43,6 +51,20 @@ class Graph:
     kernels: Mapping[str, int]
 
 
+#: More than any processor that a small model gains by; each takes some hundred kilobytes.
+MOST_THREADS = 1024
+
+
+def check_threads(threads: int | None) -> None:
+    """See whether onnxruntime can run in so many threads; None leaves it to onnxruntime.
+
+    Raises:
+        DogeExportError: there are none, or too many.
+    """
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise DogeExportError(f"{threads} threads cannot run anything.", f"Give 1 to {MOST_THREADS}.")
+
+
 def session_options(bundle: Bundle, threads: int | None, native: bool) -> tuple[Any, Path | None]:
     """onnxruntime's SessionOptions, and the native library where they got it.
 
@@ -50,10 +72,9 @@ def session_options(bundle: Bundle, threads: int | None, native: bool) -> tuple[
     it out.
 
     Raises:
-        DogeExportError: onnxruntime refuses the library, or `threads` is not positive.
+        DogeExportError: onnxruntime refuses the library, or `threads` are none or too many.
     """
-    if threads is not None and threads < 1:
-        raise DogeExportError(f"{threads} threads cannot run anything.", "Give 1 or more.")
+    check_threads(threads)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     fold_weights(options, bundle)

@@ -108,7 +108,8 @@ def _cutoff(value: Any) -> float:
 
 
 def _whole(value: Any) -> int:
-    if not is_whole(value):
+    """transformers reckons with 12.0 as with 12."""
+    if not is_whole(value) and not (isinstance(value, float) and value.is_integer()):
         raise ValueError("not a whole number")
     return int(value)
 

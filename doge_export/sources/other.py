@@ -217,6 +217,13 @@ _FORMS = (
         "Download the index, or the whole checkpoint again.",
     ),
     _Form(
+        lambda folder: (
+            "model.safetensors" if "model.safetensors" in _names(folder, "*.safetensors") else None
+        ),
+        "{found} in {folder} is a folder, a pipe or a device, and no file.",
+        "Put the checkpoint's own file there.",
+    ),
+    _Form(
         _rename,
         "{folder} holds no model.safetensors, but {found}, which is not read under this name.",
         "If it is the model: mv {found} {folder}/model.safetensors",

@@ -204,6 +204,7 @@ def only_pickle(folder: Path) -> None:
         (spoil_nothing, ["--max-length", "30"], "--kv-cache static"),
         (spoil_nothing, ["--kv-cache", "bounded", "--max-length", "30"], "a bounded cache has no limit"),
         (spoil_nothing, ["--kv-cache", "static", "--max-length", "0"], "at least 1"),
+        (spoil_nothing, ["--kv-cache", "static", "--max-length", str(2**31)], "more than any memory"),
         (spoil_nothing, ["--target", "tensorrt", "--kv-cache", "growing"], "runs no growing cache"),
         (spoil_nothing, ["--target", "toaster"], "no target"),
         (spoil_nothing, ["--recipe", "none.toml"], "There is no recipe"),

@@ -7,6 +7,7 @@ import pytest
 
 from doge_export import presets
 from doge_export.bundle import Bundle
+from doge_export.errors import DogeExportError
 from doge_export.evaluate import perplexity
 from doge_export.evaluate.harness import BundleLM
 from doge_export.evaluate.perplexity import token_costs
@@ -64,3 +65,13 @@ def test_windows_are_scored_as_one_call_each(small: Bundle, monkeypatch: pytest.
     assert len(pieces) > len(whole) or small.config.mixes_tokens
     assert sum(count for _, count in whole) == sum(count for _, count in pieces) == 89
     assert sum(total for total, _ in whole) == pytest.approx(sum(total for total, _ in pieces), rel=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_no_result(wrong: float) -> None:
+    logits = np.zeros((3, 5), np.float32)
+    targets = np.array([0, 1, 2])
+    assert token_costs(logits.copy(), targets) == pytest.approx(3 * np.log(5))
+    logits[1, 3] = wrong
+    with pytest.raises(DogeExportError, match="no numbers"):
+        token_costs(logits, targets)

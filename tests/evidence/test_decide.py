@@ -43,7 +43,7 @@ def test_better_is_better_than_by_chance() -> None:
     assert costs(2.0).clearly_better(costs(2.1))
     assert not costs(2.1).clearly_better(costs(2.0)) and not costs(2.0).clearly_better(costs(2.0))
     assert not costs(2.0).clearly_better(costs(2.02, spread=0.3))
-    assert not costs(2.0).clearly_better(costs(2.0 + 5e-4)), "rounding is no evidence"
+    assert not costs(2.0).clearly_better(costs(2.005)), "so little is no evidence"
     assert costs(2.0).clearly_better(costs(math.nan)) and not costs(math.nan).clearly_better(costs(2.0))
 
 

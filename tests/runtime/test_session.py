@@ -96,8 +96,9 @@ def test_threads_must_be_positive_and_reach_onnxruntime(tmp_path):
     (loaded,) = session._loaded.values()
     graph = loaded.session
     assert graph.get_session_options().intra_op_num_threads == 3
-    with pytest.raises(DogeExportError, match="0 threads"):
-        Session.open(write_toy_bundle(tmp_path), threads=0)
+    for wrong in (0, 1025, 10**11):
+        with pytest.raises(DogeExportError, match=f"{wrong} threads .* Give 1 to 1024"):
+            Session.open(write_toy_bundle(tmp_path), threads=wrong)
 
 
 def test_a_damaged_graph_is_one_sentence(tmp_path):

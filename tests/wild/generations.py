@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from doge_export.checkpoint import Checkpoint
 from doge_export.decision import Decision
@@ -123,6 +124,22 @@ def _both_expert_keys(folder: Path) -> None:
     path.write_text(json.dumps({**raw, **both, "num_channels": 3}))
 
 
+def _stale_expert_keys(folder: Path) -> None:
+    """The experts' sizes by the newer names, and others by the older, which a later class keeps unread."""
+    path = folder / "config.json"
+    raw = json.loads(path.read_text())
+    new = {key.replace("num_cdmmoe_", "num_cdmoe_"): value for key, value in raw.items()}
+    old = {key: 7 for key in raw if key.startswith("num_cdmmoe_")}
+    path.write_text(json.dumps({**new, **old, "num_channels": 3}))
+
+
+def _one_token(folder: Path) -> None:
+    """Every word is one token."""
+    tokenizer = Tokenizer(models.WordLevel(vocab={"<unk>": 0, "zzz": 1}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def _router_bias(folder: Path) -> None:
     """A bias of zeros, as the class of four days in March 2025 has one."""
     zeros = {}
@@ -195,6 +212,34 @@ ROWS = (
         _trained("3a-filled-dense", _both_expert_keys),
         reference=None,
         ours="may be of generation 3a-filled .* or 3a",
+    ),
+    Specimen(
+        "3a-filled without a ratio to drop",
+        _trained("3a-filled-dense", _config(dynamic_mask_ratio=0.0)),
+        check=_by("config", "3a-filled"),
+    ),
+    Specimen(
+        "3a without a ratio to drop, as a class of February writes it",
+        _trained("3a-dense", _config(dynamic_mask_ratio=0.0)),
+        check=_by("config", "3a"),
+    ),
+    Specimen(
+        "3a-filled of 21 January, sizes of January's experts left beside",
+        _trained("3a-filled-experts", _stale_expert_keys),
+        reference=None,
+        ours="may be of generation 3a-filled .* or 3a",
+    ),
+    Specimen(
+        "3c whose window is narrower than it was trained with",
+        _trained("3c-experts", _config(keep_window_size=6)),
+        reference=None,
+        ours="3c .* or 4 .*bits per byte as 3b",
+    ),
+    Specimen(
+        "3c, a tokenizer that knows no English",
+        _trained("3c-dense", _one_token),
+        reference=None,
+        ours="its tokenizer must lie beside it.*--generation",
     ),
     Specimen(
         "3b, the config.json of 2",
