@@ -108,15 +108,15 @@ def _cutoff(value: Any) -> float:
 
 
 def _whole(value: Any) -> int:
-    """transformers reckons with 12.0 as with 12."""
-    if not is_whole(value) and not (isinstance(value, float) and value.is_integer()):
+    if not is_whole(value):
         raise ValueError("not a whole number")
     return int(value)
 
 
 def _count(value: Any) -> int:
-    """Tokens; fewer than none are none."""
-    return min(max(_whole(value), 0), _LONGEST)
+    """Tokens; fewer than none are none, and transformers reckons with 12.0 as with 12."""
+    whole = int(value) if isinstance(value, float) and value.is_integer() else _whole(value)
+    return min(max(whole, 0), _LONGEST)
 
 
 def _top_k(value: Any) -> int:

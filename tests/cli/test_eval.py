@@ -175,4 +175,5 @@ def test_a_window_beyond_a_static_cache(bundle: Any) -> None:
 def test_nan_is_not_hidden() -> None:
     from doge_export.evaluate.perplexity import token_costs
 
-    assert math.isnan(token_costs(np.array([[np.nan, 1.0]], np.float32), np.array([1])))
+    with pytest.raises(DogeExportError, match="no numbers"):
+        token_costs(np.array([[np.nan, 1.0]], np.float32), np.array([1]))
