@@ -17,11 +17,11 @@ from doge_export.generations import (
     refuse_unsupported,
     same_mathematics,
 )
-from doge_export.shapes import shapes_beside
+from doge_export.shapes import EMBEDDING, HEAD, norm_shapes, shapes_beside
 
-__all__ = ["ASK", "Candidates", "describe", "find_candidates", "misfit"]
+__all__ = ["Candidates", "describe", "find_candidates"]
 
-ASK = "Say which one it is with --generation."
+_ASK = "Say which one it is with --generation."
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Candidates:
 
     `fitting`: the generations whose tensors these are, in the table's order. `likely`: those of them that
     the keys of config.json speak for; they may be none. `named`: all that the keys speak for. `damaged`:
-    those of them that would lack a tensor. `excluded`: why each other generation is not one of `fitting`.
-    `tensors` and `keys`: what was seen, as half a sentence each.
+    those of `fitting` that would lack a tensor. `excluded`: why each other generation is not one of
+    `fitting`. `tensors` and `keys`: what was seen, as half a sentence each.
     """
 
     fitting: tuple[str, ...]
@@ -72,12 +72,12 @@ class Candidates:
             return DogeExportError(
                 f"The tensors are those of generation {describe(self.fitting)} ({self.tensors}), and "
                 f"config.json is of generation {describe(self.named)} ({self.keys}).{why and ' '}{why}",
-                f"Take both from the same checkpoint. {ASK}",
+                f"Take both from the same checkpoint. {_ASK}",
             )
         return DogeExportError(
             f"The checkpoint may be of generation {describe(self.likely)}: {self.tensors}; {self.keys}."
             f"{why and ' '}{why}",
-            ASK,
+            _ASK,
         )
 
 
@@ -107,7 +107,7 @@ def find_candidates(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
         except DogeExportError as error:
             reasons[name] = error.message.rstrip(".")
             continue
-        if (reason := misfit(configs[name], shapes)) is not None:
+        if (reason := _misfit(configs[name], shapes)) is not None:
             reasons[name] = reason
     whole = [name for name in structure if name not in reasons]
     # Norms that were lost leave a current checkpoint that looks whole as an earlier one: it stays in doubt.
@@ -135,13 +135,13 @@ def find_candidates(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
     return Candidates(tuple(fitting), likely, named, tuple(damaged), excluded, tensors, keys)
 
 
-def misfit(config: DogeConfig, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def _misfit(config: DogeConfig, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """The first tensor of `shapes` that a checkpoint of `config` does not have so; None where all fit. Of
     tied embeddings the head may be stored too, or alone."""
     wanted = shapes_beside(config, shapes)
-    spare = {"lm_head.weight"} - set(wanted)
-    if spare and "lm_head.weight" in shapes and "model.embed_tokens.weight" not in shapes:
-        wanted["lm_head.weight"] = wanted.pop("model.embed_tokens.weight")
+    spare = {HEAD} - set(wanted)
+    if spare and HEAD in shapes and EMBEDDING not in shapes:
+        wanted[HEAD] = wanted.pop(EMBEDDING)
     for name, shape in wanted.items():
         if name not in shapes:
             return f"there is no {name}"
@@ -153,12 +153,7 @@ def misfit(config: DogeConfig, shapes: Mapping[str, tuple[int, ...]]) -> str | N
 
 def _lacks_norms(config: DogeConfig, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether norms of queries and keys are all that `shapes` lacks."""
-    norms = {
-        name: shape
-        for name, shape in shapes_beside(config, shapes).items()
-        if "q_norm" in name or "k_norm" in name
-    }
-    return misfit(config, {**norms, **shapes}) is None
+    return _misfit(config, {**norm_shapes(config, shapes), **shapes}) is None
 
 
 def describe(names: tuple[str, ...]) -> str:

@@ -17,15 +17,15 @@ from doge_export.config import DogeConfig, known_keys, read_config
 from doge_export.errors import DogeExportError
 from doge_export.file_content import check_content
 from doge_export.generations import grouped_names, is_computed, is_doge2
+from doge_export.shapes import EMBEDDING, HEAD
 from doge_export.sources import check_unquantized, explain_folder, weight_files
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-__all__ = ["EMBEDDING", "HEAD", "Checkpoint", "copy_config"]
+__all__ = ["Checkpoint", "copy_config"]
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _log = logging.getLogger(__name__)
 _DTYPES = ("F64", "F32", "F16", "BF16")
 
@@ -185,10 +185,8 @@ def _places(folder: Path, shards: list[Path], index: dict[str, Path]) -> dict[st
         found = places.get(name, [])
         if is_computed(name) or any(place.file == shard for place in found):
             continue
-        if not found and name.endswith(
-            HEAD
-        ):  # a tied one that was left out of the file, or it is missed later
-            continue
+        if not found and name.endswith(HEAD):
+            continue  # a tied one that was left out of the file, or it is missed later
         raise DogeExportError(
             f"The index of {folder} says that {shard.name} holds {name!r}, and it does not.",
             "Download the checkpoint again.",

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from doge_export.checkpoint import EMBEDDING, HEAD, Checkpoint
+from doge_export.checkpoint import Checkpoint
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
 from doge_export.generations import GENERATIONS
-from doge_export.shapes import shapes_beside, tensor_shapes
+from doge_export.shapes import EMBEDDING, HEAD, shapes_beside, tensor_shapes
 
 __all__ = ["check_finite", "check_tensors"]
 

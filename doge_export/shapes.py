@@ -1,6 +1,6 @@
 """The tensors of a Doge checkpoint: their shapes, by the names that transformers gives them."""
 
-__all__ = ["parameter_count", "shapes_beside", "tensor_shapes"]
+__all__ = ["EMBEDDING", "HEAD", "norm_shapes", "parameter_count", "shapes_beside", "tensor_shapes"]
 
 import math
 import re
@@ -10,20 +10,21 @@ from dataclasses import replace
 from doge_export.config import DogeConfig
 from doge_export.generations import GENERATIONS
 
+#: The table of tokens, and the head where it is a table of its own.
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 
 def tensor_shapes(config: DogeConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor a checkpoint with this configuration holds, in the model's order.
 
     Tied embeddings are one tensor: there is no `lm_head.weight` then.
     """
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config.vocab_size, config.hidden_size)
-    }
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, config.hidden_size)}
     for layer in range(config.num_hidden_layers):
         shapes.update((f"model.layers.{layer}.{name}", shape) for name, shape in _layer(config))
     shapes["model.norm.weight"] = (config.hidden_size,)
     if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
+        shapes[HEAD] = (config.vocab_size, config.hidden_size)
     return shapes
 
 
@@ -37,6 +38,12 @@ def shapes_beside(config: DogeConfig, present: Collection[str]) -> dict[str, tup
         biases = [name.replace(".weight", ".bias") for name in shapes if name.endswith("router_gate.weight")]
         shapes |= {name: (2 * config.num_keys,) for name in biases if name in present}
     return shapes
+
+
+def norm_shapes(config: DogeConfig, present: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Of `shapes_beside` the norms of queries and keys."""
+    shapes = shapes_beside(config, present)
+    return {name: shape for name, shape in shapes.items() if "q_norm" in name or "k_norm" in name}
 
 
 def parameter_count(config: DogeConfig) -> int:

@@ -17,9 +17,10 @@ from doge_export.adapters.plan import Plan
 from doge_export.adapters.settings import Settings
 from doge_export.adapters.steps import Array, Step
 from doge_export.adapters.tensors import read_parts
-from doge_export.checkpoint import EMBEDDING, HEAD, Checkpoint, copy_config
+from doge_export.checkpoint import Checkpoint, copy_config
 from doge_export.config import DogeConfig
 from doge_export.errors import DogeExportError
+from doge_export.shapes import EMBEDDING, HEAD
 from doge_export.tokenizer import copy_tokenizer_files, has_tokenizer
 
 __all__ = ["Adapter", "write_merged"]

@@ -9,9 +9,9 @@ from doge_export.adapters.keys import CONFIG, MERGE_WITH_PEFT
 from doge_export.adapters.modules import EMBED, HEAD
 from doge_export.adapters.plan import Plan
 from doge_export.adapters.steps import Replace, ReplaceRows, Step
-from doge_export.checkpoint import EMBEDDING
-from doge_export.checkpoint import HEAD as HEAD_WEIGHT
 from doge_export.errors import DogeExportError
+from doge_export.shapes import EMBEDDING
+from doge_export.shapes import HEAD as HEAD_WEIGHT
 
 __all__ = ["add_rows", "add_saved", "check_tying", "share_table"]
 

@@ -13,8 +13,8 @@ from doge_export.adapters.modules import Modules
 from doge_export.adapters.settings import Settings
 from doge_export.adapters.steps import AddBias, AddProduct, Array, Replace, Rescale, Step, cast
 from doge_export.adapters.tensors import Part
-from doge_export.checkpoint import EMBEDDING, HEAD
 from doge_export.errors import DogeExportError
+from doge_export.shapes import EMBEDDING, HEAD
 
 __all__ = ["Plan"]
 

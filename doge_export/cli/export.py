@@ -101,7 +101,7 @@ def command(
     )
     check_output(output, force, (adapter, recipe))
     with progress("Reading the checkpoint") as advance:
-        decision = decide(model, options.generation, adapter, lambda steps, stage: advance(steps, stage))
+        decision = decide(model, options.generation, adapter, advance)
     plan = plan_export(model, options, adapter, decision)
     if dry_run:
         _say_plan(plan, output, json_to)

@@ -159,13 +159,14 @@ def token_costs(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int64])
     Raises:
         DogeExportError: a logit is NaN or infinite, as where float16 overflows.
     """
-    if not np.isfinite(logits.max(-1)).all():
+    largest = logits.max(-1, keepdims=True)
+    if not np.isfinite(largest).all():
         raise DogeExportError(
             "Logits of the text are no numbers.",
             "The model overflows, as float16 does beyond 65504, or its weights are not finite: see what "
             "doge-export validate says, and export it with --dtype float32 or bfloat16.",
         )
-    logits -= logits.max(-1, keepdims=True)
+    logits -= largest
     chosen = np.take_along_axis(logits, targets[:, None], -1)[:, 0].astype(np.float64)
     sums = np.exp(logits).sum(-1, dtype=np.float64)
     return float((np.log(sums) - chosen).sum())

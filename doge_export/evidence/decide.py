@@ -38,7 +38,6 @@ def decide_generation(
         return Decision(asked, "user", evidence, bits, excluded, _better(scores, asked))
     if found.decided is not None and len(found.fitting) == 1:
         return Decision(found.decided, "tensors", seen, bits, excluded)
-    best = _winner(scores, found)
     if found.decided is not None:
         better = _better(scores, found.decided)
         if better is None:
@@ -50,7 +49,7 @@ def decide_generation(
             f"Take config.json and weights from the same checkpoint, or say which one it is: --generation "
             f"{better}.",
         )
-    if best is not None:
+    if (best := _winner(scores, found)) is not None:
         return Decision(best, "text", seen, bits, excluded)
     raise found.question(_what_would_tell(found, bits))
 
@@ -95,10 +94,8 @@ def _scores(folder: Path, found: Candidates, progress: Callable[[str], None]) ->
             progress(f"reading a text as generation {name}")
             try:
                 read[same] = score(checkpoint, windows)
-            except (
-                DogeExportError
-            ):  # a head that differs, say: loading it says so, whichever generation it is
-                return {}
+            except DogeExportError:
+                return {}  # a head that differs, say: loading says so, whichever generation it is
         scores[name] = read[same]
     return scores
 

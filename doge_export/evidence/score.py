@@ -14,7 +14,7 @@ import numpy.typing as npt
 from doge_export.checkpoint import Checkpoint
 from doge_export.config import DogeConfig
 from doge_export.generations import GENERATIONS
-from doge_export.shapes import tensor_shapes
+from doge_export.shapes import norm_shapes
 from doge_export.tokenizer import Tokenizer, has_tokenizer
 from doge_export.tokenizer_source import tokenizer_source
 
@@ -135,8 +135,7 @@ class _WithNorms(Checkpoint):
 
 def with_norms(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint, with ones for the norms of queries and keys that it lacks."""
-    wanted = tensor_shapes(checkpoint.config)
-    norms = {name: shape for name, shape in wanted.items() if "q_norm" in name or "k_norm" in name}
+    norms = norm_shapes(checkpoint.config, checkpoint.shapes)
     given = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
     return _WithNorms(**{**given, "shapes": {**norms, **checkpoint.shapes}})
 
