@@ -12,9 +12,13 @@ TRITON_SERVER := nvidia-pytriton==0.7.0 numpy==1.26.4 tritonclient==2.73.0
 SOURCES := $(shell find plugins \( -path plugins/editable -o -path plugins/triton \) -prune -o -type f -print) plugins/editable/CMakeLists.txt
 JOBS := $(shell nproc 2>/dev/null || echo 2)
 # A file stays with one worker, so that what its tests share is made once.
-WORKERS := --numprocesses $(JOBS) --dist loadfile
+# In the order of tests/conftest.py.
+WORKERS := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup plugins export test test-gpu ctest sanitize sanitize-kernels sanitize-library check-abi lint format bench fixtures clean
+# Where this is set, every process compiles what it imports anew: 12 s for torch and transformers, hundreds of times.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help setup plugins export test test-gpu docs docs-serve ctest sanitize sanitize-kernels sanitize-threads sanitize-library check-abi test-arm lint format bench fixtures clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -43,12 +47,19 @@ export: $(STAMP) ## Export the trained fixture, validate it and let it write a f
 
 # What compiles goes on while pip fetches and mypy thinks; pytest has the machine to itself.
 test: ## Lint, check types and layers, and run the tests
-	$(MAKE) --jobs=$(JOBS) --output-sync=target lint ctest sanitize-kernels check-abi
+	$(MAKE) --jobs=$(JOBS) --output-sync=target lint ctest sanitize-kernels check-abi test-arm
 	$(MAKE) sanitize-library
 	$(BIN)/python -m pytest $(WORKERS)
 
 test-gpu: $(STAMP) ## Run what needs an NVIDIA GPU; -s shows the figures (never run so far)
 	$(BIN)/python -m pytest -s tests/gpu
+
+docs: $(STAMP) ## Build the documentation's site; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict # without --quiet, which hides warnings from --strict too
+	@echo "Open build/site/index.html in a browser."
+
+docs-serve: $(STAMP) ## Show the site on localhost, built again at every change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 # In a folder of its own: the library that is in use stays as it is.
 ctest: ## Run the kernels' own tests
@@ -64,7 +75,26 @@ sanitize: sanitize-kernels sanitize-library ## Run the kernels' tests and the li
 sanitize-kernels:
 	cmake -S plugins -B build/sanitize -DDOGE_SANITIZE=ON
 	cmake --build build/sanitize --parallel $(JOBS)
-	ctest --test-dir build/sanitize --parallel $(JOBS) --output-on-failure --no-tests=error
+	ctest --test-dir build/sanitize --parallel $(JOBS) --output-on-failure --no-tests=error \
+		--exclude-regex '(matrix|decode)_generic' # test_isa has these loops, in a third of the time
+
+# In an emulator, where tests take 20 to 40 times as long: test_isa, which holds the loops to each other, runs for all of
+# them, others for the best ones, and decode, matrix and rows by hand (`ctest --test-dir build/aarch64`). A whole model
+# runs in scripts/try_arm.py.
+test-arm: ## Build the kernels for ARM and run their tests in an emulator, with what apt can fetch
+	$(PYTHON) scripts/cross_tools.py aarch64 || test $$? -eq 77
+	if test -e build/cross/aarch64/complete; then \
+		cmake -S plugins -B build/aarch64 --toolchain $(CURDIR)/plugins/cmake/aarch64.cmake && \
+		cmake --build build/aarch64 --parallel $(JOBS) && \
+		ctest --test-dir build/aarch64 --parallel $(JOBS) --output-on-failure --no-tests=error \
+			--exclude-regex 'decode|matrix|rows|(attention|head|layer|sampling)_(generic|neon|dotprod)'; fi
+
+# On the best loops of this processor alone: what threads do to each other is the same on all, and this takes minutes.
+sanitize-threads: ## Run the kernels' tests under ThreadSanitizer
+	cmake -S plugins -B build/threads -DDOGE_THREAD_SANITIZE=ON
+	cmake --build build/threads --parallel $(JOBS)
+	set -e; for test in $(basename $(notdir $(wildcard plugins/tests/test_*.cc))); do \
+		echo $$test; env -u DOGE_EXPORT_ISA build/threads/$$test; done
 
 sanitize-library: $(STAMP) # after sanitize-kernels
 	DOGE_TEST_LIBRARY=build/sanitize/libdoge_export.so LD_PRELOAD="$(SANITIZERS)" \

@@ -7,7 +7,7 @@ which is empty in the first call.
 
 from typing import Any
 
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
 
 try:
     from optimum.exporters.base import ExporterConfig

@@ -13,19 +13,19 @@ length at a time (scripts/context/reference.py says why), where the memory suffi
 
 import argparse
 import json
-import os
+import shlex
 import statistics
-import subprocess
 import sys
 import time
-import venv
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench_peers import commit
+from context.plot import draw
 from doge_export.bench.machine import describe
 from doge_export.bench.process import Worker
 from peers.files import Files, prepare
@@ -61,23 +61,23 @@ def ours(
         times: list[list[float]] = [[] for _ in contexts]
         for number in range(rounds + 1):
             say(f"{files.preset} {precision}: decode, {f'round {number}' if number else 'warm-up'}")
-            for row, process, found in zip(rows, running, times, strict=True):
+            for row, process, row_times in zip(rows, running, times, strict=True):
                 time.sleep(_SETTLE)
                 figures = process.call("decode", calls=_CALLS)
                 row |= {"resident": figures["resident"], "peak": figures["peak"]}
                 if number:
-                    found.append(statistics.mean(figures["ms"]))
+                    row_times.append(statistics.mean(figures["ms"]))
         means = [statistics.mean(together) for together in zip(*times, strict=True)]
         return [
             {
                 "model": files.preset,
                 "name": precision,
                 **row,
-                "ms": statistics.median(found),
-                "ms_best": min(found),
-                "relative": statistics.median(one / mean for one, mean in zip(found, means, strict=True)),
+                "ms": statistics.median(row_times),
+                "ms_best": min(row_times),
+                "relative": statistics.median(one / mean for one, mean in zip(row_times, means, strict=True)),
             }
-            for row, found in zip(rows, times, strict=True)
+            for row, row_times in zip(rows, times, strict=True)
         ]
     finally:
         for process in running:
@@ -111,8 +111,8 @@ def reference(files: Files, contexts: Sequence[int], threads: int) -> list[dict[
 def markdown(report: dict[str, Any]) -> str:
     """Two tables, a column a context."""
     contexts = sorted({row["context"] for row in report["results"]})
-    found = {(row["model"], row["name"], row["context"]): row for row in report["results"]}
-    series = list(dict.fromkeys(key[:2] for key in found))
+    by_series = {(row["model"], row["name"], row["context"]): row for row in report["results"]}
+    series = list(dict.fromkeys(key[:2] for key in by_series))
     head = " | ".join(f"{context // 1024}k" for context in contexts)
     lines = []
     for title, key, scale, digits in (
@@ -124,24 +124,12 @@ def markdown(report: dict[str, Any]) -> str:
     ):
         lines += [f"**{title}**", "", f"| | {head} |", "|---|" + "---|" * len(contexts)]
         for model, name in series:
-            values = [found.get((model, name, context), {}).get(key) for context in contexts]
+            values = [by_series.get((model, name, context), {}).get(key) for context in contexts]
             if any(values):
                 cells = ["" if value is None else f"{value * scale:,.{digits}f}" for value in values]
                 lines.append(f"| {model}, {name} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
-
-
-def plot(report: Path, picture: Path, folder: Path) -> None:
-    """Draw it in an environment with matplotlib, which is made once."""
-    python = folder / "venv" / "bin" / "python"
-    if not python.exists():
-        venv.create(folder / "venv", with_pip=True)
-    install = [str(python), "-m", "pip", "install", "--quiet", "matplotlib>=3.11"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
-    draw = [str(python), "-m", "context.plot", str(report), str(picture)]
-    if subprocess.run(install).returncode or subprocess.run(draw, env=environment).returncode:
-        say(f"{picture} was not drawn")
 
 
 def main() -> None:
@@ -154,11 +142,13 @@ def main() -> None:
     parser.add_argument("--no-reference", action="store_true")
     parser.add_argument("--keep", action="store_true", help="use the bundles of the run before")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "context")
-    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "context.svg")
+    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "pictures" / "context.svg")
     arguments = parser.parse_args()
     if min(arguments.rounds, arguments.threads, *arguments.contexts) < 1:
         parser.error("rounds, threads and contexts are 1 or more")
     report: dict[str, Any] = {
+        "command": shlex.join(["scripts/bench_context.py", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
         "commit": commit(),
         "machine": describe(),
         "run": {"threads": arguments.threads, "rounds": arguments.rounds},
@@ -175,7 +165,7 @@ def main() -> None:
     text = markdown(report)
     (arguments.build / "context.md").write_text(text, encoding="utf-8")
     print(text)
-    plot(arguments.build / "context.json", arguments.plot, arguments.build)
+    draw(report, arguments.plot)
 
 
 if __name__ == "__main__":

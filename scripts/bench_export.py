@@ -40,8 +40,8 @@ def measure(arguments: list[str]) -> tuple[float, float]:
 
 def bench(preset: str, rounds: int, folder: Path) -> dict[str, Any]:
     """Medians of `rounds` runs of each command on one preset."""
-    from doge_export import presets
-    from doge_export.shapes import parameter_count
+    from doge_export.core import presets
+    from doge_export.core.tensor_shapes import parameter_count
 
     checkpoint, output = folder / preset, folder / "out"
     measure(["init", preset, "-o", str(checkpoint)])

@@ -23,6 +23,7 @@ import sys
 import time
 import venv
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from doge_export import plugin_library
 from doge_export.bench.machine import describe
 from doge_export.bench.process import Worker
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
 from peers.files import Files, prepare
+from peers.plot import draw
 from peers.report import markdown
 from peers.table import PEERS, Peer, Run
 
@@ -40,7 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: What the peers' environment holds; llama-cpp-python from its source, for this processor's instructions.
 PACKAGES: tuple[tuple[str, ...], ...] = (
-    ("gguf>=0.19", "matplotlib>=3.11", "numpy>=2.4"),
+    ("gguf>=0.19", "numpy>=2.4"),
     ("onnxruntime-genai==0.18.0", "onnxruntime==1.32.0"),
     ("--no-binary=llama-cpp-python", "llama-cpp-python==0.3.36"),
 )
@@ -106,7 +108,7 @@ class Running:
             self._fail(error)
 
     def measure(self, part: str, prompt: Sequence[int], new_tokens: int, count: bool) -> None:
-        """One round, unless it has failed or is not measured for this."""
+        """Run one round, unless the peer has failed or is not measured for this."""
         if self._worker is None or part not in self.peer.parts:
             return
         time.sleep(_SETTLE)
@@ -120,7 +122,7 @@ class Running:
             self.rates.setdefault(part, []).append(rate)
 
     def finish(self) -> dict[str, Any]:
-        """End the process; what it measured."""
+        """End the process, and return what it measured."""
         if self._worker is not None:
             self.result["peak_memory_bytes"] = self._worker.call("memory")
             self._worker.close()
@@ -140,7 +142,7 @@ class Running:
 def measure(
     files: Files, peers: Sequence[Peer], run: Run, threads: int, rounds: int, python: Path
 ) -> list[dict[str, Any]]:
-    """All rounds of one model with one number of threads."""
+    """Measure all rounds of one model with one number of threads."""
     running = []
     for peer in peers:
         say(f"{files.preset}, {threads} threads: loading {peer.name}")
@@ -162,12 +164,12 @@ def chosen(words: Sequence[str] | None) -> list[Peer]:
     """The peers whose name holds one of the words; all without any."""
     if words is None:
         return list(PEERS)
-    found = [peer for peer in PEERS if any(word.lower() in peer.name.lower() for word in words)]
-    if not found:
+    peers = [peer for peer in PEERS if any(word.lower() in peer.name.lower() for word in words)]
+    if not peers:
         raise SystemExit(
             f"no peer is called {' or '.join(words)}; there are {', '.join(p.name for p in PEERS)}"
         )
-    return found
+    return peers
 
 
 def library() -> str | None:
@@ -197,7 +199,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round of few tokens, the first model only")
     parser.add_argument("--keep", action="store_true", help="use the bundles of the run before")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "peers")
-    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "peers.svg")
+    parser.add_argument("--plot", type=Path, help="the picture; of a whole run docs/pictures/speed.svg")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.models, arguments.rounds = arguments.models[:1], 1
@@ -210,6 +212,8 @@ def main() -> None:
     python = install(arguments.build / "venv")
     run = Run(arguments.prompt_tokens, arguments.new_tokens, arguments.prefill_tokens, library())
     report: dict[str, Any] = {
+        "command": shlex.join(["scripts/bench_peers.py", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
         "commit": commit(),
         "machine": describe(),
         "run": {
@@ -231,10 +235,8 @@ def main() -> None:
     text = markdown(report)
     (arguments.build / "peers.md").write_text(text, encoding="utf-8")
     print(text)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts")])}
-    picture = [str(python), "-m", "peers.plot", str(arguments.build / "peers.json"), str(arguments.plot)]
-    if subprocess.run(picture, env=environment).returncode:
-        say(f"{arguments.plot} was not drawn")
+    whole = not arguments.quick and arguments.peers is None
+    draw(report, arguments.plot or (ROOT / "docs" / "pictures" if whole else arguments.build) / "speed.svg")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ are left out. The layers stand in the place of the judge's in the same model, wi
 
 It prints the largest absolute difference of logits by what is called: a prefill, a prefill and steps, the
 same of two rows of which one is left-padded, and a text in pieces; where the authors' code fails, its error.
-Both sides have torch.topk and the rounding of rows pinned (docs/parity.md)."""
+Both sides have torch.topk and the rounding of rows pinned (docs/explanation/exactness.md)."""
 
 import __future__
 
@@ -32,10 +32,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from doge_export.checkpoint import Checkpoint
-from doge_export.generations import GENERATIONS, stored_name
-from doge_export.init import init
-from doge_export.validate.reference import Reference
+from doge_export.core.checkpoint.folder import Checkpoint
+from doge_export.core.generations import GENERATIONS, stored_name
+from doge_export.export.init import init
+from doge_export.validate.backends.reference import Reference
 from doge_export.validate.schedules import Schedule, draw_tokens
 from tests.generations._checkpoints import SETTINGS, change_tensors
 
@@ -49,13 +49,14 @@ CALLS = {
 
 @dataclass(frozen=True)
 class State:
-    """One commit of one repository: `path` of the modeling file. `bias`: its router has one."""
+    """One commit of one repository: `path` of the modeling file. `more`: it has the tensors that others of
+    its generation lack."""
 
     generation: str
     repository: str
     commit: str
     path: str
-    bias: bool = False
+    more: bool = False
 
 
 _W, _S = "WonderfulMatrices", "small-doge"
@@ -71,7 +72,16 @@ STATES = (
     State("3a-filled", _W, "06d9cad", _JANUARY),
     State("3a", _W, "597c3f5", _JANUARY),
     State("3a", _S, "42e5a63", "src/models/doge/modeling_doge.py"),
-    State("3b-positional", _S, "efdbaaa", _MARCH, bias=True),
+    State("3a-mixed", _S, "70cd8b0", _MARCH),
+    State("3a-mixed", _S, "ee9e56c", _MARCH),
+    State("3a-joint", _S, "cd76a65", _MARCH),
+    State("3a-single", _S, "be72a13", _MARCH),
+    State("3a-single", _S, "e9d1ad7", _MARCH),
+    State("3b-single", _S, "9a711df", _MARCH),
+    State("3b-single", _S, "25900d4", _MARCH, more=True),
+    State("3b-single", _S, "88fed5b", _MARCH),
+    State("3b-single-positional", _S, "a6b62a1", _MARCH),
+    State("3b-positional", _S, "efdbaaa", _MARCH, more=True),
     State("3b-positional", _S, "ae7abf7", _MARCH),
     State("3b", _S, "4a3c948", _MARCH),
     State("3b", _S, "8eec8cc", _MAY),
@@ -185,9 +195,9 @@ class Layer(torch.nn.Module):
         self.known = set(inspect.signature(theirs.forward).parameters)
         self.masks_itself = any(hasattr(part, "_update_causal_mask") for part in theirs.modules())
 
-    def forward(self, h: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
-        if given:  # the judge's: mask, rotation, cache
-            mask, rotation, cache = given
+    def forward(self, h: torch.Tensor, *positional: Any, **named: Any) -> torch.Tensor:
+        if positional:  # the judge's: mask, rotation, cache
+            mask, rotation, cache = positional
         else:
             mask, rotation = named["attention_mask"], named["position_embeddings"]
             cache = next(named[key] for key in ("cache", "past_key_values") if key in named)  # by version
@@ -198,20 +208,22 @@ class Layer(torch.nn.Module):
         arguments = {"attention_mask": mask, "position_embeddings": rotation, "use_cache": True}
         arguments |= {name: kept for name in ("past_key_value", "past_key_values")}
         arguments |= {"cache_position": positions}
-        made = self.theirs(h, **{key: value for key, value in arguments.items() if key in self.known})
+        output = self.theirs(h, **{key: value for key, value in arguments.items() if key in self.known})
         cache.update(h[:, None, :, :1], h[:, None, :, :1], self.index)  # that transformers counts its tokens
-        result: torch.Tensor = made[0] if isinstance(made, tuple) else made
+        result: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
 
 def theirs(state: State, source: str, checkpoint: Checkpoint) -> list[torch.nn.Module]:
     """The authors' layers with the checkpoint's weights."""
     names = cut(source)
-    made = next(each for name, each in names.items() if name.endswith("DecoderLayer") and each is not Stub)
+    layer_class = next(
+        each for name, each in names.items() if name.endswith("DecoderLayer") and each is not Stub
+    )
     settings = Settings(dict(checkpoint.config.raw))
     layers = []
     for index in range(checkpoint.config.num_hidden_layers):
-        layer = made(settings, index)
+        layer = layer_class(settings, index)
         prefix, weights = f"model.layers.{index}.", {}
         for name in checkpoint.shapes:
             if name.startswith(prefix):
@@ -233,14 +245,17 @@ def specimen(state: State, root: Path, experts: bool, kv_heads: int, ratio: floa
     if "dynamic_mask_ratio" in row.own:
         asked.append(f"dynamic_mask_ratio={ratio}")
     init("Doge-20M-MoE" if experts else "Doge-20M", folder, seed=3, settings=asked, generation=row.name)
-    if state.bias and experts:
-        rng, names = np.random.default_rng(0), Checkpoint.open(folder, row.name).stored.values()
-        more = {
-            name.replace("weight", "bias").replace(".", "__"): rng.standard_normal(16, np.float32)
-            for name in names
-            if "router_gate" in name
-        }
-        change_tensors(folder, lambda name: name, **more)
+    if state.more and experts:
+        rng, stored, more = np.random.default_rng(0), Checkpoint.open(folder, row.name).stored, {}
+        for name in stored.values():
+            if name.endswith("router_gate.weight"):
+                more[name.replace("weight", "bias")] = rng.standard_normal(16, np.float32)
+            if name.endswith("feed_forward.keys"):
+                for part in ("mlp_scaling", "moe_scaling"):
+                    more[name.replace("keys", part)] = rng.standard_normal(64, np.float32)
+        change_tensors(
+            folder, lambda name: name, **{name.replace(".", "__"): each for name, each in more.items()}
+        )
     return folder
 
 
@@ -254,18 +269,18 @@ def compare(state: State, source: str, folder: Path) -> dict[str, float | str]:
     other.model.model.layers = torch.nn.ModuleList(
         Layer(layer, index, caches) for index, layer in enumerate(layers)
     )
-    found: dict[str, float | str] = {}
+    differences: dict[str, float | str] = {}
     for seed, (name, schedule) in enumerate(CALLS.items()):
         tokens = draw_tokens(schedule, checkpoint.config.vocab_size, seed)
         expected = ours.run(schedule, tokens, record=False).logits
         caches.clear()
         try:
             got = other.run(schedule, tokens, record=False).logits
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            found[name] = f"fails: {str(error).splitlines()[0][:60]}"
+        except (RuntimeError, ValueError, TypeError, AttributeError, NameError) as error:
+            differences[name] = f"fails: {str(error).splitlines()[0][:60]}"
             continue
-        found[name] = float(np.abs(expected - got)[tokens.real].max())
-    return found
+        differences[name] = float(np.abs(expected - got)[tokens.real].max())
+    return differences
 
 
 def main() -> None:

@@ -21,21 +21,21 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from doge_export.bundle import Bundle
-from doge_export.pipeline import export_model
-from doge_export.presets import resolve_model
-from doge_export.recipe import ExportOptions
+from doge_export.core.bundle import Bundle
+from doge_export.core.presets import resolve_model
+from doge_export.core.tokenizer import Tokenizer
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
 from doge_export.runtime import Session
-from doge_export.runtime.reading import read_rows
-from doge_export.tokenizer import Tokenizer
+from doge_export.runtime.prefill import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 _CALL, _SINGLE = 250, 500  # tokens of a call; tokens at the end that are fed one by one
 
 
 def negative_log_likelihood(session: Session, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Of every token of ids [length] but the first."""
-    found, border = [], len(ids) - min(_SINGLE, len(ids) // 2)
+    """-log p of every token of ids [length] but the first."""
+    losses, border = [], len(ids) - min(_SINGLE, len(ids) // 2)
     starts = [*range(0, border, _CALL), *range(border, len(ids))]
     parts = [slice(*ends) for ends in itertools.pairwise(starts)]
     for part, logits in read_rows(session, ids[None], parts):
@@ -43,10 +43,10 @@ def negative_log_likelihood(session: Session, ids: npt.NDArray[np.int64]) -> npt
         wide = logits[0].astype(np.float64)
         wide -= wide.max(-1, keepdims=True)
         total = np.log(np.exp(wide).sum(-1))
-        found.append(total - np.take_along_axis(wide, targets[:, None], -1)[:, 0])
+        losses.append(total - np.take_along_axis(wide, targets[:, None], -1)[:, 0])
         print(f"\r{part.stop:,} of {len(ids):,}", end="", file=sys.stderr)
     print(file=sys.stderr)
-    return np.concatenate(found)
+    return np.concatenate(losses)
 
 
 def main() -> None:
@@ -69,25 +69,25 @@ def main() -> None:
             for native in (False, True):
                 print(f"{kind}, {'kernels' if native else 'plain onnxruntime'}", file=sys.stderr)
                 session = Session.open(Bundle.open(output), native=native)
-                found = negative_log_likelihood(session, ids)
-                base = found if base is None else base
-                perplexity = float(np.exp(found.mean()))
+                losses = negative_log_likelihood(session, ids)
+                base = losses if base is None else base
+                perplexity = float(np.exp(losses.mean()))
                 results.append(
                     {
                         "cache": kind,
                         "kernels": native,
                         "perplexity": perplexity,
                         "relative": perplexity / float(np.exp(base.mean())) - 1,
-                        "largest": float(np.abs(found - base).max()),
+                        "largest": float(np.abs(losses - base).max()),
                     }
                 )
     print(f"{arguments.model}, {len(ids):,} tokens of {arguments.text.name}\n")
     print("| cache | runs on | perplexity | relative to the first | largest difference of one token's |")
     print("|---|---|---|---|---|")
     for row in results:
-        place = "kernels" if row["kernels"] else "plain onnxruntime"
+        runtime = "kernels" if row["kernels"] else "plain onnxruntime"
         print(
-            f"| {row['cache']} | {place} | {row['perplexity']:.6f} | {row['relative']:.1e} | "
+            f"| {row['cache']} | {runtime} | {row['perplexity']:.6f} | {row['relative']:.1e} | "
             f"{row['largest']:.1e} |"
         )
     if arguments.json:

@@ -28,15 +28,14 @@ import onnxruntime as ort
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from doge_export.bundle import Bundle
-from doge_export.calibrate.inputs import first_call
-from doge_export.pipeline import export_model
-from doge_export.recipe import ExportOptions
+from doge_export.compress.calibration.inputs import first_call
+from doge_export.compress.quantize_bundle import judged_windows, matrix_inputs, quantize_bundle
+from doge_export.core.bundle import Bundle
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
 from doge_export.render.charts import pareto_svg
-from doge_export.requantize import judged_windows, matrix_inputs, quantize_bundle
-from doge_export.searched import file_bytes
-from doge_export.validate.figures import compare_logits
-from doge_export.validate.reference import Run
+from doge_export.validate.metrics import compare_logits
+from quantizer_points import quantizer_points
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = (
@@ -44,20 +43,21 @@ OURS = (
     *("int8-fine", "int8-fine-gptq", "int8-fine-gptq-tuned"),
     *("int4", "int4-hqq", "int4-search", "int4-gptq", "int4-awq", "int4-awq-gptq", "int4-gptq-tuned"),
 )
+Logits = npt.NDArray[np.float32]
 ASYMMETRIC = tuple(f"int{bits}-asym{method}" for bits in (8, 4) for method in ("", "-search", "-gptq"))
 
 
-def read(session: Any, bundle: Bundle, ids: npt.NDArray[np.int64]) -> Iterator[Run]:
-    """Of each window, logits [1, length, vocab]."""
+def read(session: Any, bundle: Bundle, ids: npt.NDArray[np.int64]) -> Iterator[Logits]:
+    """Logits [1, length, vocab] of each window."""
     for row in ids:
-        yield Run(session.run(["logits"], first_call(bundle, row[None]))[0])
+        yield session.run(["logits"], first_call(bundle, row[None]))[0]
 
 
-def compared(base: Iterable[Run], found: Iterable[Run]) -> dict[str, float]:
-    """KL and top-1 agreement of runs of windows, all of one length."""
+def compared(base: Iterable[Logits], others: Iterable[Logits]) -> dict[str, float]:
+    """KL and top-1 agreement of windows, all of one length."""
     figures = [
-        compare_logits(one, other, np.ones(one.logits.shape[:2], bool))
-        for one, other in zip(base, found, strict=True)
+        compare_logits(one, other, np.ones(one.shape[:2], bool))
+        for one, other in zip(base, others, strict=True)
     ]
     names = ("kl_divergence", "top1_agreement")
     return {name: float(np.mean([each[name] for each in figures])) for name in names}
@@ -107,17 +107,17 @@ def stock(bundle: Bundle) -> dict[str, Any]:
         ),
         "stock HQQ, head too": nbits.HQQWeightOnlyQuantConfig(block_size=32),
     }
-    found: dict[str, Any] = {}
+    models: dict[str, Any] = {}
     logging.getLogger(nbits.__name__).setLevel(logging.ERROR)
     for name, config in configs.items():
         try:
             model = (with_constant_head if "too" in name else onnx.load)(bundle.model_path)
             quantizer = nbits.MatMulNBitsQuantizer(model, algo_config=config)
             quantizer.process()
-            found[name] = quantizer.model.model.SerializeToString()
+            models[name] = quantizer.model.model.SerializeToString()
         except Exception as error:
             print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
-    return found
+    return models
 
 
 def main() -> None:
@@ -143,34 +143,32 @@ def main() -> None:
         ).bundle
         ids = judged_windows(full, text)
         base = list(read(opened(full.model_path), full, ids))
-        size = file_bytes(full)
+        size = full.model_bytes
 
-        def row(found: Iterator[Run], bytes_: int) -> dict[str, Any]:
-            return {**compared(base, found), "bytes": bytes_, "of_fp32": bytes_ / size}
+        def row(logits: Iterator[Logits], bytes_: int) -> dict[str, Any]:
+            return {**compared(base, logits), "bytes": bytes_, "of_fp32": bytes_ / size}
 
         known = matrix_inputs(full, text)
         for scheme in arguments.only or (*OURS, *ASYMMETRIC):
             print(f"ours, {scheme}", file=sys.stderr)
             source = plain if "asym" in scheme else full
-            made = quantize_bundle(
+            quantized = quantize_bundle(
                 source.path, folder / scheme, scheme, text, known_inputs=known
             ).exported.bundle
-            results[f"ours, {scheme}"] = row(read(opened(made.model_path), made, ids), file_bytes(made))
+            results[f"ours, {scheme}"] = row(
+                read(opened(quantized.model_path), quantized, ids), quantized.model_bytes
+            )
         for label, content in ({} if arguments.only else stock(plain)).items():
             print(label, file=sys.stderr)
             results[label] = row(read(opened(content), plain, ids), len(content))
     print(f"{arguments.model}, {ids.size:,} tokens of {arguments.text.name}\n")
     print("| | KL against fp32 | top-1 agreement | bytes | of fp32 |")
     print("|---|---|---|---|---|")
-    for label, found in results.items():
-        shares = f"{found['top1_agreement']:.2%} | {found['bytes']:,} | {found['of_fp32']:.3f}"
-        print(f"| {label} | {found['kl_divergence']:.2e} | {shares} |")
+    for label, figures in results.items():
+        shares = f"{figures['top1_agreement']:.2%} | {figures['bytes']:,} | {figures['of_fp32']:.3f}"
+        print(f"| {label} | {figures['kl_divergence']:.2e} | {shares} |")
     if arguments.svg:
-        points = [
-            {"name": label.removeprefix("ours, "), "named": label.startswith("ours"), **found}
-            for label, found in results.items()
-            if found["of_fp32"] <= 0.3
-        ]
+        points = quantizer_points(results)
         arguments.svg.write_text(pareto_svg(points, arguments.model), encoding="utf-8")
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -26,12 +26,12 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from compare_quantizers import ROOT, compared, opened, read
-from doge_export.bundle import Bundle
-from doge_export.calibrate import CALIBRATIONS, windows
-from doge_export.calibrate.inputs import first_call
-from doge_export.pipeline import export_model
-from doge_export.recipe import ExportOptions
-from doge_export.requantize import judged_windows, quantize_bundle
+from doge_export.compress.calibration import CALIBRATIONS, windows
+from doge_export.compress.calibration.inputs import first_call
+from doge_export.compress.quantize_bundle import judged_windows, quantize_bundle
+from doge_export.core.bundle import Bundle
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
 from doge_export.runtime.graph import fold_weights
 
 OURS: tuple[dict[str, Any], ...] = (
@@ -125,22 +125,22 @@ def main() -> None:
         size = sum(e.bytes for n, e in plain.manifest.files.items() if n.startswith("model.onnx"))
 
         def judge(name: str, session: Any, bytes_: int) -> None:
-            found = compared(base, read(session, plain, ids))
-            results[name] = {**found, "bytes": bytes_, "of_fp32": bytes_ / size}
+            figures = compared(base, read(session, plain, ids))
+            results[name] = {**figures, "bytes": bytes_, "of_fp32": bytes_ / size}
             print(name, results[name], file=sys.stderr)
 
-        for given in OURS:
-            scheme = given.get("scheme", "w8a8")
-            if "router_gate" in given.get("types", ()) and not plain.config.is_moe:
+        for case in OURS:
+            scheme = case.get("scheme", "w8a8")
+            if "router_gate" in case.get("types", ()) and not plain.config.is_moe:
                 continue
             if arguments.only not in (None, scheme):
                 continue
-            settings = {key: value for key, value in given.items() if key != "scheme"}
-            made = quantize_bundle(plain.path, folder / "made", scheme, text, force=True, **settings)
-            bundle = made.exported.bundle
+            settings = {key: value for key, value in case.items() if key != "scheme"}
+            requantized = quantize_bundle(plain.path, folder / "made", scheme, text, force=True, **settings)
+            bundle = requantized.exported.bundle
             files = bundle.manifest.files.items()
             bytes_ = sum(entry.bytes for name, entry in files if name.startswith("model.onnx"))
-            judge(f"ours, {label(given)}", folded(bundle), bytes_)
+            judge(f"ours, {label(case)}", folded(bundle), bytes_)
         for method in () if arguments.only else ("MinMax", "Percentile", "Entropy"):
             for kind, operators in (("all", None), ("products and tables", ["MatMul", "Gather"])):
                 path = folder / "stock.onnx"

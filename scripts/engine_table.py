@@ -21,12 +21,13 @@ import click
 import numpy as np
 import onnx_ir as ir
 
-from doge_export.bundle import Bundle
-from doge_export.errors import DogeExportError
-from doge_export.pipeline import export_model
-from doge_export.recipe import ExportOptions
-from doge_export.requantize import quantize_bundle
-from doge_export.tensorrt import build_engine
+from doge_export.compress.quantize_bundle import quantize_bundle
+from doge_export.core.bundle import Bundle
+from doge_export.core.errors import DogeExportError
+from doge_export.engines import build_engine
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
+from doge_export.weights import PRECISIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("Doge-20M", "Doge-60M", "Doge-160M", "Doge-20M-MoE", "Doge-120M-MoE", "doge-tiny", "doge-tiny-moe")
@@ -39,11 +40,12 @@ _PIECE = 48  # bytes from the middle of a tensor
 def bundle_of(model: str, kind: str, folder: Path) -> Bundle:
     """The export of `model` in the type `kind`, made where it is not in `folder` yet. w8a8 and w8a8-fp8 take
     the ranges of activations from models/heldout.txt: that needs a tokenizer, which presets do not have."""
-    dtype, _, precision = kind.partition("/")
+    dtype, _, name = kind.partition("/")
     if not folder.exists():
-        static = precision.startswith("w8a8")
+        precision = PRECISIONS.get(name)
+        static = precision is not None and precision.static is not None
         options = ExportOptions.resolve(
-            target="tensorrt", dtype=dtype, precision="fp32" if static else precision or None
+            target="tensorrt", dtype=dtype, precision=PRECISIONS["fp32"].name if static else name or None
         )
         if not static:
             export_model(model, folder, options, validate=False)
@@ -51,7 +53,7 @@ def bundle_of(model: str, kind: str, folder: Path) -> Bundle:
             with tempfile.TemporaryDirectory(prefix="doge-export-") as plain:
                 export_model(model, Path(plain) / "bundle", options, validate=False)
                 text = (ROOT / "models" / "heldout.txt").read_text(encoding="utf-8")
-                quantize_bundle(Path(plain) / "bundle", folder, precision, text)
+                quantize_bundle(Path(plain) / "bundle", folder, name, text)
     return Bundle.open(folder)
 
 
@@ -68,7 +70,7 @@ def figures(model: str, kind: str, capability: str, folder: Path) -> dict[str, A
             built = build_engine(bundle.path, output, capabilities=capability.split("+"), force=True)
         except DogeExportError as error:
             return {REFUSED: str(error)}
-        found = {
+        measured = {
             "weights": (bundle.path / "model.onnx.data").stat().st_size,
             "bytes": built.engine.model_path.stat().st_size,
             "cpu_seconds": time.process_time() - started,
@@ -76,7 +78,7 @@ def figures(model: str, kind: str, capability: str, folder: Path) -> dict[str, A
             "layers": built.layers["count"],
             **copies(bundle, built.engine.model_path),
         }
-        path.write_text(json.dumps(found))
+        path.write_text(json.dumps(measured))
         built.engine.model_path.unlink()
     read: dict[str, Any] = json.loads(path.read_text())
     return read
@@ -86,7 +88,7 @@ def copies(bundle: Bundle, engine: Path) -> dict[str, int]:
     """Of the bundle's large tensors: how many the engine has once, several times, and not at all as they are
     or transposed; and the bytes of all copies after the first."""
     content = engine.read_bytes()
-    found = {"once": 0, "several": 0, "elsewhere": 0, "repeated_bytes": 0}
+    counts = {"once": 0, "several": 0, "elsewhere": 0, "repeated_bytes": 0}
     for value in ir.load(bundle.model_path).graph.initializers.values():
         assert value.const_value is not None
         weight = value.const_value.numpy()
@@ -94,9 +96,9 @@ def copies(bundle: Bundle, engine: Path) -> dict[str, int]:
             continue
         ways = {ir.tensor(each).tobytes() for each in (weight, np.ascontiguousarray(weight.T))}
         number = sum(content.count(way[len(way) // 2 :][:_PIECE]) for way in ways)
-        found["once" if number == 1 else "several" if number else "elsewhere"] += 1
-        found["repeated_bytes"] += max(number - 1, 0) * value.const_value.nbytes
-    return found
+        counts["once" if number == 1 else "several" if number else "elsewhere"] += 1
+        counts["repeated_bytes"] += max(number - 1, 0) * value.const_value.nbytes
+    return counts
 
 
 def _shown(capability: str) -> str:
@@ -106,14 +108,14 @@ def _shown(capability: str) -> str:
 def _row(model: str, kind: str, capabilities: list[str], folder: Path) -> str:
     cells, layers, weights, copied = [], "", "", set()
     for capability in capabilities:
-        found = figures(model, kind, capability, folder)
-        print(f"{model} {kind} {capability}: {found}", file=sys.stderr)
-        if REFUSED in found:
+        measured = figures(model, kind, capability, folder)
+        print(f"{model} {kind} {capability}: {measured}", file=sys.stderr)
+        if REFUSED in measured:
             cells.append(REFUSED)
             continue
-        layers, weights = f"{found['layers']:,}", f"{found['weights'] / 1e6:,.1f} MB"
-        copied.add(f"{found['once']} / {found['several']} / {found['elsewhere']}")
-        cells.append(f"{found['bytes'] / 1e6:,.1f} MB, {found['cpu_seconds']:.0f} s")
+        layers, weights = f"{measured['layers']:,}", f"{measured['weights'] / 1e6:,.1f} MB"
+        copied.add(f"{measured['once']} / {measured['several']} / {measured['elsewhere']}")
+        cells.append(f"{measured['bytes'] / 1e6:,.1f} MB, {measured['cpu_seconds']:.0f} s")
     return "| " + " | ".join([model, kind, weights, layers, *cells, ", ".join(sorted(copied))]) + " |"
 
 
@@ -133,10 +135,10 @@ def main(folder: Path, types: str, models: str, sm: str) -> None:
     print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
     for model in models.split(","):
         for kind in types.split(","):
-            place = folder / "-".join([model, *kind.split("/")])
-            place.mkdir(parents=True, exist_ok=True)
+            subfolder = folder / "-".join([model, *kind.split("/")])
+            subfolder.mkdir(parents=True, exist_ok=True)
             try:
-                print(_row(model, kind, capabilities, place), flush=True)
+                print(_row(model, kind, capabilities, subfolder), flush=True)
             except DogeExportError as error:
                 print(error, file=sys.stderr)
                 sys.exit(2)

@@ -46,8 +46,8 @@ def note(text: str) -> None:
 
 
 def encode(tokenizer: Any, documents: list[str]) -> list[Ids]:
-    found = tokenizer.encode_batch(documents, add_special_tokens=False)
-    return [np.asarray(encoding.ids, dtype=np.int64) for encoding in found]
+    encodings = tokenizer.encode_batch(documents, add_special_tokens=False)
+    return [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
 
 
 class Unigram:
@@ -137,8 +137,8 @@ def model_bits(
 
     bits, began, done = 0.0, time.monotonic(), 0
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for group, found in zip(groups, pool.map(score, groups), strict=True):
-            bits += found
+        for group, group_bits in zip(groups, pool.map(score, groups), strict=True):
+            bits += group_bits
             done += len(group)
             if done // 200 > (done - len(group)) // 200 or done == len(everything):
                 note(f"{routing}: {done}/{len(everything)} windows, {time.monotonic() - began:.0f} s")
@@ -218,8 +218,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         result["without_experts"] = {"bits_per_byte": bits / size}
     if not args.no_baselines:
         train = encode(tokenizer, (args.corpus / "train.txt").read_text("utf-8").split("\f"))
-        for name, found in baselines(train, held_out, tokenizer.get_vocab_size()).items():
-            result[name] = {"bits_per_byte": found["bits"] / size, "smoothing": found["smoothing"]}
+        for name, baseline in baselines(train, held_out, tokenizer.get_vocab_size()).items():
+            result[name] = {"bits_per_byte": baseline["bits"] / size, "smoothing": baseline["smoothing"]}
     return result
 
 
@@ -231,8 +231,8 @@ def show(result: dict[str, Any]) -> None:
     print(f"  bits per byte          {result['bits_per_byte']:.4f}  (stride {result['stride']})")
     for name in ("bigram", "unigram"):
         if name in result:
-            found = result[name]
-            print(f"  {name:<22} {found['bits_per_byte']:.4f}  (smoothing {found['smoothing']})")
+            baseline = result[name]
+            print(f"  {name:<22} {baseline['bits_per_byte']:.4f}  (smoothing {baseline['smoothing']})")
     if "reference_full_forward" in result:
         bits = result["reference_full_forward"]["bits_per_byte"]
         print(f"  reference full forward {bits:.4f}  (not causal: its routing mixes tokens)")

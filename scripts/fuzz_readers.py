@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
 from tests._fuzz import READERS, Reader, mutants, write_valid
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,11 +40,11 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def fuzz(name: str, reader: Reader, root: Path, examples: int, number: int) -> dict[str, bytes]:
-    """Where something else was raised -> the file that did it."""
+    """Where anything but a DogeExportError was raised -> the file that did it."""
     folder = root / name.partition(":")[0]
     path = folder / reader.file
     content = path.read_bytes()
-    found: dict[str, bytes] = {}
+    failures: dict[str, bytes] = {}
 
     @seed(number)
     @settings(
@@ -54,9 +54,9 @@ def fuzz(name: str, reader: Reader, root: Path, examples: int, number: int) -> d
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(made=mutants(content, reader))
-    def check(made: bytes) -> None:
-        path.write_bytes(made)
+    @given(mutant=mutants(content, reader))
+    def check(mutant: bytes) -> None:
+        path.write_bytes(mutant)
         signal.setitimer(signal.ITIMER_REAL, _SECONDS, 1)  # again, where it was swallowed
         try:
             reader.read(folder)
@@ -65,12 +65,12 @@ def fuzz(name: str, reader: Reader, root: Path, examples: int, number: int) -> d
         except BaseException as error:  # whatever it is, it is what is looked for
             if isinstance(error, KeyboardInterrupt):
                 raise
-            place = traceback.extract_tb(error.__traceback__)[-1]
+            innermost = traceback.extract_tb(error.__traceback__)[-1]
             ours = [f for f in traceback.extract_tb(error.__traceback__) if "doge_export/" in f.filename]
-            last = ours[-1] if ours else place
+            last = ours[-1] if ours else innermost
             where = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
-            if not any(each.startswith(where) for each in found):
-                found[f"{where}: {str(error)[:80]!r}"] = made
+            if not any(each.startswith(where) for each in failures):
+                failures[f"{where}: {str(error)[:80]!r}"] = mutant
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -78,7 +78,7 @@ def fuzz(name: str, reader: Reader, root: Path, examples: int, number: int) -> d
         check()
     finally:
         path.write_bytes(content)
-    return found
+    return failures
 
 
 def main() -> int:
@@ -99,16 +99,17 @@ def main() -> int:
         for name, reader in READERS.items():
             if arguments.only not in name:
                 continue
-            found = fuzz(name, reader, Path(root), arguments.examples, arguments.seed)
+            failures = fuzz(name, reader, Path(root), arguments.examples, arguments.seed)
             print(
-                f"{name}: {arguments.examples} examples, {len(found)} places of wrong exceptions", flush=True
+                f"{name}: {arguments.examples} examples, {len(failures)} places of wrong exceptions",
+                flush=True,
             )
-            for at, (where, made) in enumerate(found.items()):
+            for at, (where, content) in enumerate(failures.items()):
                 kept = ROOT / "build" / "fuzz" / f"{name.replace(': ', '-')}-{at}"
                 kept.parent.mkdir(parents=True, exist_ok=True)
-                kept.write_bytes(made)
+                kept.write_bytes(content)
                 print(f"  {where}\n    {os.path.relpath(kept)}", flush=True)
-            wrong += len(found)
+            wrong += len(failures)
     return min(1, wrong)
 
 

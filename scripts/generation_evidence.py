@@ -16,10 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from doge_export.errors import DogeExportError
-from doge_export.evidence import decide_generation, weigh
-from doge_export.generations import GENERATIONS
-from doge_export.init import init
+from doge_export.core.errors import DogeExportError
+from doge_export.core.generations import GENERATIONS
+from doge_export.export.evidence import decide_generation, weigh
+from doge_export.export.init import init
 from train_generations import Kind, kinds
 
 TRAINED = Path(__file__).resolve().parent.parent / "tests" / "generations" / "trained"
@@ -33,12 +33,12 @@ def draw(kind: Kind, folder: Path) -> None:
 
 def cells(folder: Path) -> list[str]:
     """What is decided of the checkpoint, by what, and the figures."""
-    found, scores = weigh(folder)
+    evidence, scores = weigh(folder)
     try:
         decision = decide_generation(folder)
         decided = [decision.generation, decision.decided_by]
     except DogeExportError:
-        decided = ["refuses" if found.decided else "asks", "-"]
+        decided = ["refuses" if evidence.decided else "asks", "-"]
     figures = [f"{scores[name].bits_per_byte:.2f}" if name in scores else "" for name in GENERATIONS]
     return [*decided, *figures]
 

@@ -1,5 +1,5 @@
-"""The matrix of docs/generations.md, measured: every generation, dense and with experts, in every cache and
-routing.
+"""The matrix of docs/lab/2026-11-30-generations.md, measured: every generation, dense and with
+experts, in every cache and routing.
 
     .venv/bin/python scripts/generation_matrix.py
     .venv/bin/python scripts/generation_matrix.py --generation 2 --weights trained
@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from doge_export.checkpoint import Checkpoint
-from doge_export.errors import DogeExportError
-from doge_export.generations import GENERATIONS
-from doge_export.pipeline import export_model
-from doge_export.recipe import ExportOptions
-from doge_export.validate.candidate import Candidate
-from doge_export.validate.figures import compare_selection
-from doge_export.validate.reference import Reference
+from doge_export.core.checkpoint.folder import Checkpoint
+from doge_export.core.errors import DogeExportError
+from doge_export.core.generations import GENERATIONS
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
+from doge_export.validate.backends.function_bodies import FunctionBodies
+from doge_export.validate.backends.reference import Reference
+from doge_export.validate.comparison import compare_selection
 from doge_export.validate.schedules import draw_tokens
 from tests.export.test_parity import TABLE
 from tests.generations._checkpoints import make
@@ -52,10 +52,10 @@ def train(folder: Path, generation: str, steps: int, seed: int = 0) -> None:
     for _ in range(steps):
         starts = torch.randint(0, len(data) - length - 1, (8,), generator=rng)
         batch = torch.stack([data[start : start + length + 1] for start in starts])
-        given, mask = batch[:, :-1], torch.ones(8, length, dtype=torch.int64)
+        input_ids, mask = batch[:, :-1], torch.ones(8, length, dtype=torch.int64)
         positions = torch.arange(length)[None].expand(8, -1)
         cache = DynamicCache(config=model.config)
-        logits = model(given, mask, positions, cache, use_cache=True).logits
+        logits = model(input_ids, mask, positions, cache, use_cache=True).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -69,7 +69,8 @@ def train(folder: Path, generation: str, steps: int, seed: int = 0) -> None:
 def measure(
     folder: Path, bundle: Path, generation: str, kind: str, routing: str
 ) -> tuple[float, float] | str:
-    """The largest difference and the share of equal sets; or the reason why there is no such export."""
+    """Measure the largest difference and the share of equal sets; or the reason why there is no such
+    export."""
     static: dict[str, Any] = {"max_length": 40} if kind == "static" else {}
     try:
         options = ExportOptions.resolve(generation=generation, kv_cache=kind, routing=routing, **static)
@@ -77,7 +78,7 @@ def measure(
     except DogeExportError as error:
         return error.message
     reference = Reference(folder, per_token=routing == "per-token", generation=generation)
-    candidate = Candidate(exported)
+    candidate = FunctionBodies(exported)
     worst, agreement = 0.0, 1.0
     for seed, schedule in enumerate(TABLE):
         tokens = draw_tokens(schedule, exported.config.vocab_size, seed)
@@ -115,9 +116,9 @@ def main() -> None:
                 root = Path(name)
                 always = bool(GENERATIONS[generation].fixed.get("is_moe"))  # experts
                 for what in ("experts",) if always else ("dense", "experts"):
-                    made = make(root / what, generation, what == "experts")
+                    checkpoint = make(root / what, generation, what == "experts")
                     if weights == "trained":
-                        train(made, generation, arguments.steps)
+                        train(checkpoint, generation, arguments.steps)
                 for column, (what, kind, routing) in zip(names, columns, strict=True):
                     if what == "dense" and always:
                         cells.append("none")

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from doge_export.bundle import Bundle
-from doge_export.pipeline import export_model
-from doge_export.recipe import ExportOptions
+from doge_export.core.bundle import Bundle
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
 from doge_export.validate import validate
 from tests.conftest import write_checkpoint
 from tests.validate.mutations import MUTATIONS, plant
@@ -32,26 +32,26 @@ def export(folder: Path, options: dict[str, Any], config: dict[str, Any], seed: 
 
 
 def table(folder: Path, only: str) -> int:
-    made: dict[str, tuple[Path, Bundle]] = {}
+    exports: dict[str, tuple[Path, Bundle]] = {}
     wrong = 0
     print("| planted | found | cause |\n|---|---|---|")
     for number, mutation in enumerate(MUTATIONS):
         if only not in mutation.name:
             continue
         key = repr((mutation.options, mutation.config))
-        if key not in made:
-            made[key] = export(folder / f"export-{len(made)}", mutation.options, mutation.config, 0)
-        checkpoint, bundle = made[key]
+        if key not in exports:
+            exports[key] = export(folder / f"export-{len(exports)}", mutation.options, mutation.config, 0)
+        checkpoint, bundle = exports[key]
         report = validate(plant(mutation, bundle, folder / f"mutant-{number}"), checkpoint)
         named = bool(re.search(mutation.cause, report.cause or ""))
         wrong += report.passed or not named
-        found = "MISSED" if report.passed else "yes" if named else "NAMED WRONGLY"
-        print(f"| {mutation.name} | {found} | {report.cause} |", flush=True)
+        verdict = "MISSED" if report.passed else "yes" if named else "NAMED WRONGLY"
+        print(f"| {mutation.name} | {verdict} | {report.cause} |", flush=True)
     return wrong
 
 
 def untouched(folder: Path, seeds: int) -> int:
-    """Half of them dense, half with experts; how many of `seeds` exports do not pass."""
+    """How many of `seeds` faultless exports, half of them dense, half with experts, do not pass."""
     failed = 0
     for seed in range(seeds):
         config = {"is_moe": True} if seed % 2 else {}
@@ -68,10 +68,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--only", default="", help="faults whose name holds this")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="doge-export-") as folder:
-        wrong = table(Path(folder), given.only) + untouched(Path(folder), given.seeds)
+        wrong = table(Path(folder), arguments.only) + untouched(Path(folder), arguments.seeds)
     sys.exit(1 if wrong else 0)
 
 

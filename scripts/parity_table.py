@@ -1,4 +1,4 @@
-"""The parity table of README.md and docs/parity.md, measured: random checkpoints, exported, call by call.
+"""The parity table of docs/lab/2026-11-30-parity.md, measured: random checkpoints, exported, call by call.
 
     .venv/bin/python scripts/parity_table.py                # against the pinned reference
     .venv/bin/python scripts/parity_table.py --stock        # only torch.topk made stable
@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from doge_export.ops.topk import stable_topk
-from doge_export.pipeline import export_model
-from doge_export.recipe import ExportOptions
-from doge_export.validate import reference as reference_module
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
+from doge_export.model.operators.topk import stable_topk
+from doge_export.validate.backends import reference as reference_module
 from tests.conftest import write_checkpoint
 from tests.export.test_parity import CONFIGURATIONS, TABLE, compare
 

@@ -1,4 +1,5 @@
-"""Run a script that uses transformers' Doge with the reference's arbitrary choices pinned (docs/parity.md).
+"""Run a script that uses transformers' Doge with the reference's arbitrary choices pinned
+(docs/explanation/exactness.md).
 
     .venv/bin/python scripts/pinned.py SCRIPT [ARGUMENT ...]
 
@@ -11,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from doge_export.validate.pinned import pinned
+from doge_export.validate.backends.deterministic_reference import pinned
 
 
 def main() -> None:

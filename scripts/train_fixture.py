@@ -107,8 +107,8 @@ def load_documents(corpus: Path, tokenizer_folder: Path) -> list[Tensor]:
 
     tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
     documents = (corpus / "train.txt").read_text(encoding="utf-8").split("\f")
-    found = tokenizer.encode_batch(documents, add_special_tokens=False)
-    return [torch.tensor([*encoding.ids, EOS]) for encoding in found]
+    encodings = tokenizer.encode_batch(documents, add_special_tokens=False)
+    return [torch.tensor([*encoding.ids, EOS]) for encoding in encodings]
 
 
 class Windows:
@@ -206,8 +206,8 @@ def train(model: Any, windows: Windows, args: argparse.Namespace) -> dict[str, A
         ]
         alone = 1 if step == first else 0  # the very first call compiles, so nothing runs beside it
         results = [*map(part, parts[:alone]), *pool.map(part, parts[alone:])]
-        for parameter, *found in zip(parameters, *(grads for _, grads in results), strict=True):
-            parameter.grad = torch.stack(found).mean(0)
+        for parameter, *gradients in zip(parameters, *(grads for _, grads in results), strict=True):
+            parameter.grad = torch.stack(gradients).mean(0)
         return sum(loss for loss, _ in results) / len(results)
 
     pool = ThreadPoolExecutor(args.threads, initializer=torch.set_num_threads, initargs=(1,))

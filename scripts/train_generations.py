@@ -34,13 +34,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from doge_export.checkpoint import Checkpoint
-from doge_export.errors import DogeExportError
-from doge_export.generations import GENERATIONS
-from doge_export.init import init
+from doge_export.core.checkpoint.folder import Checkpoint
+from doge_export.core.errors import DogeExportError
+from doge_export.core.generations import GENERATIONS
+from doge_export.export.init import init
 from doge_export.model import load_model
-from doge_export.validate.pinned import pinned
-from doge_export.validate.reference import Reference
+from doge_export.validate.backends.deterministic_reference import pinned
+from doge_export.validate.backends.reference import Reference
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = ROOT / "models" / "heldout.txt"
@@ -76,7 +76,7 @@ class Kind:
         return f"{self.generation}-{'experts' if self.experts else 'dense'}{heads}"
 
     def settings(self) -> list[str]:
-        """All that its random checkpoint is made with."""
+        """The settings that its random checkpoint is made with."""
         row = GENERATIONS[self.generation]
         asked = [*SETTINGS, f"intermediate_size={32 if self.experts else 96}"]
         if "dynamic_mask_ratio" in row.own:
@@ -89,16 +89,16 @@ class Kind:
 
 
 def kinds(every: bool) -> list[Kind]:
-    """Those of the tests, or all: generation 1 always has experts, as many kv heads as heads, and the experts
-    are all that 3b-positional has of its own."""
-    found = []
+    """The kinds of checkpoint for the tests, or all: generation 1 always has experts, as many kv heads as
+    heads, and the experts are all that some have of their own."""
+    rows = []
     for generation, row in GENERATIONS.items():
         for experts in (False, True):
-            if not experts and (row.fixed.get("is_moe") or row.router_bias):
+            if not experts and (row.fixed.get("is_moe") or row.dense):
                 continue
             for kv_heads in (4, 2) if every and "num_key_value_heads" not in row.fixed else (4,):
-                found.append(Kind(generation, experts, kv_heads))
-    return found
+                rows.append(Kind(generation, experts, kv_heads))
+    return rows
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,7 +114,7 @@ def _alphabet() -> list[str]:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     characters = {byte: chr(byte) for byte in printable}
-    characters |= {byte: chr(256 + place) for place, byte in enumerate(others)}
+    characters |= {byte: chr(256 + index) for index, byte in enumerate(others)}
     return [characters[byte] for byte in range(256)]
 
 
@@ -160,8 +160,8 @@ def train(kind: Kind, folder: Path, steps: int) -> None:
     others = [each for each in model.parameters() if all(each is not mask for mask in masks)]
     groups = [{"params": each} for each in (others, masks) if each]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    most = [6e-3, 1e-3][: len(groups)]  # exp(A * softplus(dt)) is soon too large for float32
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, most, total_steps=steps)
+    max_rates = [6e-3, 1e-3][: len(groups)]  # exp(A * softplus(dt)) is soon too large for float32
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_rates, total_steps=steps)
     mask, positions = torch.ones(ROWS, LENGTH, dtype=torch.int64), torch.arange(LENGTH).expand(ROWS, -1)
     began = time.perf_counter()
     for _ in range(steps):
@@ -206,7 +206,7 @@ def _strong_dt(folder: Path, kind: Kind) -> None:
 
 
 def bits_per_byte(folder: Path, generation: str, routing: str) -> float:
-    """Of the part of the text that was kept out, in calls of one row."""
+    """Bits per byte of the part of the text that was kept out, in calls of one row."""
     model = load_model(Checkpoint.open(folder, generation), routing=routing)
     _, ids = data()
     total, count = 0.0, 0
@@ -214,8 +214,8 @@ def bits_per_byte(folder: Path, generation: str, routing: str) -> float:
         for start in range(0, len(ids) - LENGTH, LENGTH):
             row = ids[None, start : start + LENGTH + 1]
             positions = torch.arange(LENGTH)[None]
-            given = torch.ones_like(positions)
-            logits = model(row[:, :-1], given, positions, model.empty_cache(1))[0]
+            mask = torch.ones_like(positions)
+            logits = model(row[:, :-1], mask, positions, model.empty_cache(1))[0]
             total += float(torch.nn.functional.cross_entropy(logits[0], row[0, 1:], reduction="sum"))
             count += LENGTH
     return total / math.log(2) / count
@@ -223,16 +223,16 @@ def bits_per_byte(folder: Path, generation: str, routing: str) -> float:
 
 def readings(folder: Path, experts: bool) -> dict[str, list[float]]:
     """Generation -> bits per byte by each routing, of every one whose tensors have these names and shapes."""
-    found = {}
+    bits = {}
     for generation in GENERATIONS:
         try:
-            found[generation] = [
+            bits[generation] = [
                 bits_per_byte(folder, generation, routing)
                 for routing in (("per-token", "reference") if experts else ("reference",))
             ]
         except DogeExportError:
             continue
-    return found
+    return bits
 
 
 def main() -> None:

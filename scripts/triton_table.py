@@ -1,6 +1,6 @@
 """Registers, spills and shared memory of every Triton kernel in every type, as compiled for GPU generations.
 
-    .venv/bin/python scripts/triton_table.py --cache build/triton-table --into docs/triton.md
+    .venv/bin/python scripts/triton_table.py --cache build/triton-table --into docs/lab/2026-11-26-triton.md
     .venv/bin/python scripts/triton_table.py --plugins SplitAttention --dtypes float32 --sm 80
 
 No GPU takes part: Triton compiles to PTX, and the ptxas in its package assembles that. A row has the most
@@ -37,7 +37,7 @@ MARKS = ("<!-- table of scripts/triton_table.py -->", "<!-- end of the table -->
 
 
 def shapes() -> Shapes:
-    """Of every input that some plugin has."""
+    """The shape of every input that some plugin has."""
     slots = PAST + LENGTH
     cache, row = (BATCH, KV_HEADS, PAST), (BATCH, KV_HEADS, slots)
     angles = (BATCH, LENGTH, DIM // 2)
@@ -60,7 +60,7 @@ def shapes() -> Shapes:
         "dt_weight": (KV_HEADS, KV_HEADS * DIM),
         "dt_bias": (KV_HEADS,),
         "A": (KV_HEADS,),
-        "marks": (BATCH, slots),
+        "key_positions": (BATCH, slots),
         "threshold": (BATCH, KV_HEADS, LENGTH),
         "last": (BATCH, KV_HEADS, LENGTH),
         "partial": (BATCH, HEADS, 64, DIM),
@@ -78,9 +78,9 @@ def shapes() -> Shapes:
 
 def compiled(plugin: Plugin, tactic: dict[str, int], dtype: str, capability: int) -> Compiled:
     """The plugin's kernel for the shapes above."""
-    given = {name: shape for name, shape in shapes().items() if name in plugin.inputs}
-    results = dict(zip(plugin.outputs, plugin.shapes(given, ATTRIBUTES), strict=True))
-    return compile_launch(plugin, plugin.launch({**given, **results}, ATTRIBUTES, tactic), dtype, capability)
+    inputs = {name: shape for name, shape in shapes().items() if name in plugin.inputs}
+    results = dict(zip(plugin.outputs, plugin.shapes(inputs, ATTRIBUTES), strict=True))
+    return compile_launch(plugin, plugin.launch({**inputs, **results}, ATTRIBUTES, tactic), dtype, capability)
 
 
 def assembled(kernel: Compiled, capability: int) -> dict[str, int]:
@@ -113,23 +113,23 @@ def assembled(kernel: Compiled, capability: int) -> dict[str, int]:
 
 
 def figures(name: str, number: int, dtype: str, capability: int, cache: Path | None) -> dict[str, int]:
-    """Of the kernel with its tactic `number`; compiled where no file in `cache` says it."""
+    """The figures of the kernel with its tactic `number`; compiled where no file in `cache` says it."""
     file = cache / f"{name}-{number}-{dtype}-{capability}.json" if cache else None
     if file is not None and file.exists():
         known: dict[str, int] = json.loads(file.read_text())
         return known
     tactic = dict(PLUGINS[name].tactics[number - 1])
-    found = assembled(compiled(PLUGINS[name], tactic, dtype, capability), capability)
+    measured = assembled(compiled(PLUGINS[name], tactic, dtype, capability), capability)
     if file is not None:
-        file.write_text(json.dumps(found))
-    return found
+        file.write_text(json.dumps(measured))
+    return measured
 
 
-def cell(found: dict[int, dict[str, int]]) -> str:
+def cell(by_capability: dict[int, dict[str, int]]) -> str:
     """The most that any capability takes, and behind it which ones spill, where not all do."""
-    shown = " / ".join(str(max(each[key] for each in found.values())) for key in FIGURES)
-    spilling = [f"sm_{capability}" for capability, each in found.items() if each["spills"]]
-    return shown + (f" ({', '.join(spilling)})" if 0 < len(spilling) < len(found) else "")
+    shown = " / ".join(str(max(each[key] for each in by_capability.values())) for key in FIGURES)
+    spilling = [f"sm_{capability}" for capability, each in by_capability.items() if each["spills"]]
+    return shown + (f" ({', '.join(spilling)})" if 0 < len(spilling) < len(by_capability) else "")
 
 
 def main() -> None:

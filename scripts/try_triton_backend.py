@@ -3,10 +3,10 @@
     .venv/bin/python scripts/try_triton_backend.py --backends build/backends
 
 `--backends` is a folder with `onnxruntime/libtriton_onnxruntime.so`, which no package carries:
-docs/serving.md says how one was built. The server is by default the one of nvidia-pytriton. Each kind of
-export is deployed by `deploy triton --backend onnxruntime`, started by its run.sh, and read in pieces: padded
-rows, then single tokens, with the cache going back and forth. Exit code 1 where a model is refused, a number
-differs by more than --limit, or a text differs.
+docs/lab/2026-11-26-serving.md says how one was built. The server is by default the one of nvidia-pytriton.
+Each kind of export is deployed by `deploy triton --backend onnxruntime`, started by its run.sh, and read in
+pieces: padded rows, then single tokens, with the cache going back and forth. Exit code 1 where a model is
+refused, a number differs by more than --limit, or a text differs.
 """
 
 import argparse
@@ -32,16 +32,16 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from doge_export.bundle import Bundle
+from doge_export.core.bundle import Bundle
+from doge_export.core.native_library import plugin_library
+from doge_export.core.tokenizer import Tokenizer
 from doge_export.deploy import deploy_triton
-from doge_export.pipeline import export_model
-from doge_export.plugins import plugin_library
-from doge_export.recipe import ExportOptions
-from doge_export.runtime import GenerationOptions, Session, generate
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
+from doge_export.runtime import GenerationDefaults, Session, generate
 from doge_export.runtime.cache import Cache
-from doge_export.runtime.feeds import Feed, call_feed, empty_cache
+from doge_export.runtime.model_inputs import ModelInputs, call_feed, empty_cache
 from doge_export.runtime.session import checked_call
-from doge_export.tokenizer import Tokenizer
 
 #: What is served: the model, and the options of its export.
 KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -75,7 +75,7 @@ class Refused(Exception):
 class ServedCache:
     """The cache as a client keeps it: arrays that go to the server with each call."""
 
-    past: Feed
+    past: ModelInputs
     capacity: int | None
     streams: bool
     length: int = 0
@@ -96,7 +96,7 @@ class ServedSession(Session):
 
     def new_cache(self, batch: int) -> ServedCache:
         spec = self.bundle.manifest.cache
-        past = empty_cache(spec, batch, self.bundle.manifest.options["dtype"])
+        past = empty_cache(spec, batch, spec.dtype)
         return ServedCache(past, spec.max_length, spec.kind == "bounded")
 
     def step(
@@ -113,13 +113,13 @@ class ServedSession(Session):
         spec = self.bundle.manifest.cache
         rope = rope_length if self._rope else None
         feed = call_feed(spec, input_ids, attention_mask, position_ids, rope) | cache.past
-        found = self._infer(feed)
-        past = {name: found[output] for name, output in zip(spec.inputs, spec.outputs, strict=True)}
-        logits = found["logits"][:, -1:] if last else found["logits"]
+        outputs = self._infer(feed)
+        past = {name: outputs[output] for name, output in zip(spec.inputs, spec.outputs, strict=True)}
+        logits = outputs["logits"][:, -1:] if last else outputs["logits"]
         kept = ServedCache(past, cache.capacity, cache.streams, cache.length + sequence)
         return logits.astype(np.float32), kept
 
-    def _infer(self, feed: Feed) -> Feed:
+    def _infer(self, feed: ModelInputs) -> ModelInputs:
         """One request of KServe's protocol with Triton's binary extension: a JSON head, then the arrays."""
         arrays = {name: np.ascontiguousarray(array) for name, array in feed.items()}
         head = {
@@ -142,13 +142,13 @@ class ServedSession(Session):
                 size, content = int(answer.headers["Inference-Header-Content-Length"]), answer.read()
         except urllib.error.HTTPError as error:
             raise Refused(error.read().decode()) from None
-        found, at = {}, size
-        for given in json.loads(content[:size])["outputs"]:
-            end = at + given["parameters"]["binary_data_size"]
-            dtype = next(dtype for dtype, name in _TYPES.items() if name == given["datatype"])
-            found[given["name"]] = np.frombuffer(content[at:end], dtype).reshape(given["shape"])
+        outputs, at = {}, size
+        for entry in json.loads(content[:size])["outputs"]:
+            end = at + entry["parameters"]["binary_data_size"]
+            dtype = next(dtype for dtype, name in _TYPES.items() if name == entry["datatype"])
+            outputs[entry["name"]] = np.frombuffer(content[at:end], dtype).reshape(entry["shape"])
             at = end
-        return found
+        return outputs
 
 
 @contextlib.contextmanager
@@ -175,8 +175,8 @@ def served(repository: Path, backends: Path, server: Path, log: Path) -> Iterato
             with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(f"{url}/v2/health/ready"):
                 break
             if process.poll() is not None or time.monotonic() > deadline:
-                found = re.search(r"failed to load 'tiny' version 1: (.*)\"", log.read_text())
-                raise Refused(found[1] if found else log.read_text())
+                match = re.search(r"failed to load 'tiny' version 1: (.*)\"", log.read_text())
+                raise Refused(match[1] if match else log.read_text())
             time.sleep(0.1)
         yield url, process.pid
     finally:
@@ -185,26 +185,27 @@ def served(repository: Path, backends: Path, server: Path, log: Path) -> Iterato
 
 
 def logits(session: Session, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Of `ids` [rows, length], row by row one token of padding more in front; half of it in one call, a
-    quarter in the next, then single tokens."""
+    """Logits of `ids` [rows, length], row by row one token of padding more in front; half of it in one call,
+    a quarter in the next, then single tokens."""
     rows, length = ids.shape
     mask = np.ones_like(ids)
     for row in range(rows):
         mask[row, :row] = 0
     positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-    cache, found = session.new_cache(rows), []
+    cache, parts = session.new_cache(rows), []
     edges = [0, length // 2, length - _SINGLE, *range(length - _SINGLE + 1, length + 1)]
     for start, end in itertools.pairwise(edges):
         covered = mask[:, start:end] if cache.streams else mask[:, :end]
         part, cache = session.step(ids[:, start:end], covered, positions[:, start:end], cache, length)
-        found.append(part)
-    whole: npt.NDArray[np.float32] = np.concatenate(found, axis=1)[mask.astype(bool)]
+        parts.append(part)
+    whole: npt.NDArray[np.float32] = np.concatenate(parts, axis=1)[mask.astype(bool)]
     return whole
 
 
-def compared(model: str, given: Mapping[str, Any], backends: Path, server: Path, root: Path) -> list[str]:
-    """What there is to say: how far the logits are apart at most, and whether kernels and text are ours."""
-    options = ExportOptions.resolve(**given)
+def compared(model: str, settings: Mapping[str, Any], backends: Path, server: Path, root: Path) -> list[str]:
+    """The cells of a row of the table: how far the logits are apart at most, and whether kernels and text are
+    ours."""
+    options = ExportOptions.resolve(**settings)
     bundle = export_model(model, root / "bundle", options, validate=False).bundle
     deploy_triton(
         bundle.path, root / "repository", backend="onnxruntime", name="tiny", threads=1, instances=2
@@ -213,7 +214,7 @@ def compared(model: str, given: Mapping[str, Any], backends: Path, server: Path,
     random = np.random.default_rng(0).integers(3, bundle.config.vocab_size, (3, 33))
     tokenizer = Tokenizer.load(bundle.path)
     prompts = [tokenizer.encode(PROMPT)]
-    greedy = GenerationOptions.for_bundle(bundle, max_new_tokens=_NEW_TOKENS, temperature=0.0)
+    greedy = GenerationDefaults.of(bundle).changed(max_new_tokens=_NEW_TOKENS, temperature=0.0)
     with served(root / "repository", backends, server, root / "log") as (url, process):
         maps = Path(f"/proc/{process}/maps").read_text()
         theirs = ServedSession(bundle, url, "tiny")
@@ -234,11 +235,11 @@ def main() -> int:
     arguments = parser.parse_args()
     failed = False
     print("| model | options | largest difference of logits | our library | text |\n|---|---|---|---|---|")
-    for model, given in KINDS:
-        words = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in given.items())
+    for model, settings in KINDS:
+        words = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in settings.items())
         with tempfile.TemporaryDirectory() as folder:
             try:
-                cells = compared(model, given, arguments.backends, arguments.server, Path(folder))
+                cells = compared(model, settings, arguments.backends, arguments.server, Path(folder))
                 failed |= float(cells[0]) > arguments.limit or cells[-1] != "the same"
             except Refused as error:
                 cells, failed = [f"refused: {error}", "", ""], True

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 
-from doge_export.presets import models_folder
+from doge_export.core.presets import models_folder
 
 __all__ = ["BYTES", "corpus"]
 

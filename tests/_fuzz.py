@@ -14,21 +14,21 @@ import numpy as np
 import tomli_w
 from safetensors.numpy import save_file
 
-from doge_export.adapters import Adapter
-from doge_export.bundle import ENGINE_MANIFEST, MANIFEST, Bundle
-from doge_export.checkpoint import Checkpoint
-from doge_export.errors import DogeExportError
-from doge_export.genai import genai_config
-from doge_export.init import init
-from doge_export.journal import Journal
-from doge_export.json_file import parse_json, read_object
-from doge_export.recipe import ExportOptions
+from doge_export.core.adapters import Adapter
+from doge_export.core.bundle import ENGINE_MANIFEST, MANIFEST, Bundle
+from doge_export.core.checkpoint.folder import Checkpoint
+from doge_export.core.errors import DogeExportError
+from doge_export.core.journal import Journal
+from doge_export.core.json_file import parse_json, read_object
+from doge_export.core.tensor_shapes import parameter_count
+from doge_export.core.tokenizer import Tokenizer, check_vocabulary
+from doge_export.export.genai import genai_config
+from doge_export.export.init import init
+from doge_export.export.options import ExportOptions
 from doge_export.render.certificate import certificate_faults
 from doge_export.runtime import GenerationDefaults, Session, generate
+from doge_export.runtime.tensorrt.engine_folder import Engine
 from doge_export.serve.requests import RequestReader
-from doge_export.shapes import parameter_count
-from doge_export.tensorrt.folder import Engine
-from doge_export.tokenizer import Tokenizer, check_vocabulary
 from tests.runtime._toy import write_toy_bundle
 
 SETTINGS = ["vocab_size=64", "hidden_size=8", "intermediate_size=8", "num_hidden_layers=1"]
@@ -228,14 +228,14 @@ def _write_sharded(root: Path) -> None:
 
 
 def _write_manifest_again(bundle: Path) -> None:
-    from doge_export.bundle import write_manifest
+    from doge_export.core.bundle import write_manifest
 
     raw = json.loads((bundle / MANIFEST).read_text())
     write_manifest(bundle, **{key: raw[key] for key in ("options", "versions", "graph", "cache", "call")})
 
 
 def _write_engine(folder: Path, bundle: Path) -> None:
-    from doge_export.bundle import hash_files
+    from doge_export.core.bundle import hash_files
 
     (folder / "model.engine").write_bytes(b"engine")
     (folder / "config.json").write_bytes((bundle / "config.json").read_bytes())

@@ -59,6 +59,29 @@ def write_checkpoint(folder: Path, seed: int = 0, dtype: str = "float32", **chan
     return folder
 
 
+#: Files whose tests take a minute or more together, the longest first: begun last, they would run on alone.
+_SLOW = (
+    "docs/test_snippets.py",
+    "test_fixtures.py",
+    "cli/test_sensitivity.py",
+    "cli/test_quantize.py",
+    "generations/test_parity.py",
+    "cli/test_nvfp4.py",
+    "export/test_property.py",
+    "cli/test_validate.py",
+    "cli/test_verify.py",
+    "passes/test_quantize_activations.py",
+    "validate/test_mutations.py",
+    "test_wheel.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes long first; the Makefile has xdist keep the order."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(_SLOW)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """The models here are so small that a second thread only waits, 20 times over on a busy machine."""
@@ -76,36 +99,31 @@ def _nothing_is_looked_at_twice() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """See tests._traced; the workers' folders lie in one."""
+def _one_library() -> Iterator[None]:
+    """The exporter asks for the whole of onnxscript's library with each model: half a second."""
     from torch.onnx._internal._lazy_import import onnxscript_apis
 
-    from doge_export.export import build
-    from tests._traced import Traced
-
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traced"
-    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "export_graph", Traced(folder))
-        # The exporter asks for the whole of onnxscript's library with each model: half a second.
         patch.setattr(onnxscript_apis, "get_torchlib_ops", cache(onnxscript_apis.get_torchlib_ops))
         yield
 
 
+class _Forgetful(dict[str, Any]):
+    def __contains__(self, key: object) -> bool:
+        return False
+
+
 @pytest.fixture
 def traced_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of whether torch traces the same twice."""
-    from doge_export.export import build, graph
-
-    monkeypatch.setattr(build, "export_graph", graph.export_graph)
+    """For tests of whether torch traces the same twice: no graph is kept in this process."""
+    monkeypatch.setattr("doge_export.model.trace._traced", _Forgetful())
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Any]]:
     """export(options..., **config changes) -> (checkpoint folder, Bundle); each made once a session."""
-    from doge_export.pipeline import export_model
-    from doge_export.recipe import ExportOptions
+    from doge_export.export.options import ExportOptions
+    from doge_export.export.pipeline import export_model
 
     made: dict[str, tuple[Path, Any]] = {}
 
@@ -130,11 +148,11 @@ def static_bundle(
     with ranges of random tokens."""
     import numpy as np
 
-    from doge_export.calibrate import static_ranges
-    from doge_export.pipeline import export_model
-    from doge_export.quantize import static_type
-    from doge_export.recipe import ExportOptions
-    from doge_export.requantize import checkpoint_weights
+    from doge_export.compress.calibration import static_ranges
+    from doge_export.compress.quantize_bundle import checkpoint_weights
+    from doge_export.export.options import ExportOptions
+    from doge_export.export.pipeline import export_model
+    from doge_export.weights import static_format
 
     done: dict[str, Any] = {}
 
@@ -152,8 +170,8 @@ def static_bundle(
             ids = np.random.default_rng(0).integers(0, 257, (4, 24))
             options = ExportOptions.resolve(**plain, precision=precision, types=types or {})
             tied, weights, stored = full.config.tie_word_embeddings, checkpoint_weights(full), options.stored
-            keep = {name for name in weights if static_type(name, stored, tied) is None}
-            ranges = static_ranges(full, weights, ids, "min-max", None, keep, dtype=stored.static)
+            keep = {name for name in weights if static_format(name, stored, tied) is None}
+            ranges = static_ranges(full, weights, ids, "min-max", None, keep, form=stored.static)
             output = tmp_path_factory.mktemp("static") / "bundle"
             bundle = export_model(str(checkpoint), output, options, validate=False, static=ranges).bundle
             done[key] = (checkpoint, bundle)

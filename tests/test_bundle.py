@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from doge_export.bundle import MANIFEST, Bundle, mark_checkpoint, new_folder, write_manifest
-from doge_export.errors import DogeExportError
+from doge_export.core.bundle import MANIFEST, Bundle, mark_checkpoint, new_folder, write_manifest
+from doge_export.core.errors import DogeExportError
 from tests.runtime._toy import write_toy_bundle
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from doge_export.checkpoint import Checkpoint
-from doge_export.errors import DogeExportError
+from doge_export.core.checkpoint.folder import Checkpoint
+from doge_export.core.errors import DogeExportError
 
 CONFIG = {
     "model_type": "doge",

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doge_export.config import ACTIVATIONS, ROPE_TYPES, DogeConfig
-from doge_export.errors import DogeExportError
-from doge_export.generations import GENERATIONS
+from doge_export.core.config import ACTIVATIONS, DogeConfig
+from doge_export.core.errors import DogeExportError
+from doge_export.core.generations import GENERATIONS
+from doge_export.core.rope_parameters import ROPE_TYPES
 
 SMALL = {"model_type": "doge", "hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 48}
 HALF = 8  # of SMALL's head_dim

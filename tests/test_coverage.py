@@ -10,9 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from doge_export.bundle import MANIFEST, Bundle, write_manifest
 from doge_export.cli.app import run
-from doge_export.errors import DogeExportError
+from doge_export.core.bundle import MANIFEST, Bundle, write_manifest
+from doge_export.core.bundle.names import DECODED_BY
+from doge_export.core.errors import DogeExportError
+from doge_export.graph.targets import TARGETS
 from tests.runtime._toy import write_toy_bundle
 
 GRAPHS = ("options", "versions", "graph", "cache", "call")
@@ -92,6 +94,42 @@ def test_what_runs_must_be_listed(name: str, bundle: Path, capsys: pytest.Captur
     _unlist(bundle, name)
     assert run(["verify", str(bundle)]) == 2
     assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "model.onnx"),
+        ({}, "config.json"),
+        ({}, "model.onnx.data"),
+        ({"target": "ort-cpu"}, "decode.onnx"),
+        ({"target": "tensorrt", "plugins": True}, "plugins.onnx"),
+    ],
+)
+def test_what_is_neither_listed_nor_there_is_missed(
+    options: dict[str, Any], name: str, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = _raw(bundle)
+    raw["options"] |= options
+    raw["files"].pop(name, None)
+    (bundle / MANIFEST).write_text(json.dumps(raw))
+    (bundle / name).unlink(missing_ok=True)
+    assert run(["verify", str(bundle)]) == 2
+    assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options", [{"target": "onnx"}, {"target": "tensorrt", "plugins": False}, {"target": "x"}]
+)
+def test_what_the_options_do_not_ask_for_is_not_missed(options: dict[str, Any], bundle: Path) -> None:
+    raw = _raw(bundle)
+    raw["options"] |= options
+    (bundle / MANIFEST).write_text(json.dumps(raw))
+    assert Bundle.open(bundle).verify() == []
+
+
+def test_whose_bundles_have_a_decode_graph() -> None:
+    assert [name for name, target in TARGETS.items() if target.decodes] == list(DECODED_BY)
 
 
 def test_a_manifest_of_no_files_vouches_for_nothing(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 import pickle
 
-from doge_export.errors import DogeExportError, ParityError
+from doge_export.core.errors import DogeExportError, ParityError
 
 
 def test_the_sentence_ends_with_the_remedy_where_there_is_one() -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from doge_export.bundle import CHECKPOINT, check_output, check_target, mark_checkpoint, new_folder
 from doge_export.cli.app import run
-from doge_export.convert import convert
-from doge_export.errors import DogeExportError
-from doge_export.init import init
+from doge_export.core.bundle import CHECKPOINT, check_output, check_target, mark_checkpoint, new_folder
+from doge_export.core.errors import DogeExportError
+from doge_export.export.convert import convert
+from doge_export.export.init import init
 from tests.runtime._toy import write_toy_bundle
 
 SMALL = ["vocab_size=96", "hidden_size=32", "intermediate_size=48", "num_hidden_layers=1"]
@@ -124,6 +124,53 @@ def test_an_input_is_never_replaced(
     assert _bytes(tmp_path) == before
 
 
+@pytest.mark.parametrize("output", ["in/ck/new", "in/ck/new/deep", "link/new"])
+def test_nothing_new_is_written_into_an_input(
+    output: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """With --force it would be refused the next time."""
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("in/ck", target_is_directory=True)
+    before = _bytes(tmp_path)
+    for arguments in (["convert"], ["export"], ["export", "--dry-run"], ["export", "--force"]):
+        assert run([*arguments, "-m", "in/ck", "-o", output]) == 2
+        assert "lies inside in/ck, which is read here, so nothing" in capsys.readouterr().err
+    check_output(Path("in/new"), inputs=[Path("in/ck")])  # beside it
+    check_output(Path("in/cknew"), inputs=[Path("in/ck")])
+    assert _bytes(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        ("/dev/null/x", "/dev/null is a file"),
+        ("file/x/y", "file is a file"),
+        ("n" * 250, "File name too long"),
+        ("m" * 256 + "/x", "File name too long"),
+    ],
+)
+def test_a_place_where_nothing_can_be_made_is_refused_at_once(
+    output: str, sentence: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    for more in ([], ["--dry-run"]):
+        assert run(["export", "-m", "in/ck", "-o", output, *more]) == 2
+        assert sentence in capsys.readouterr().err
+    with pytest.raises(DogeExportError, match=sentence), new_folder(Path(output)):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "in"]
+
+
+def test_a_folder_that_may_not_be_written_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
+    with pytest.raises(DogeExportError, match="cannot be written: Permission denied"):
+        check_output(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_input_of_a_command_counts(checkpoint: Path, tmp_path: Path, capsys) -> None:
     bundle = write_toy_bundle(tmp_path / "b")
     text, recipe = tmp_path / "o" / "text.txt", tmp_path / "o" / "recipe.toml"
@@ -191,7 +238,7 @@ def test_pareto_leaves_a_folder_of_others_alone(tmp_path: Path, capsys) -> None:
 
 
 def test_a_file_in_a_journals_place_stays(tmp_path: Path) -> None:
-    from doge_export.journal import Journal
+    from doge_export.core.journal import Journal
 
     for content in (
         "thesis",

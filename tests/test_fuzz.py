@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
 from tests._fuzz import READERS, mutants, write_valid
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from doge_export.config import DogeConfig
-from doge_export.genai import genai_config
-from doge_export.presets import config_dict
-from doge_export.validate.reference import Reference
+from doge_export.core.config import DogeConfig
+from doge_export.core.presets import config_dict
+from doge_export.export.genai import genai_config
+from doge_export.validate.backends.reference import Reference
 
 Export = Callable[..., tuple[Path, Any]]
 

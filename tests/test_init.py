@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from doge_export import init as init_module
-from doge_export import presets
-from doge_export.bundle import CHECKPOINT
-from doge_export.errors import DogeExportError
-from doge_export.init import apply_settings, init, write_checkpoint
+from doge_export.core import presets
+from doge_export.core.bundle import CHECKPOINT
+from doge_export.core.errors import DogeExportError
+from doge_export.core.progress import reporting
+from doge_export.export import init as init_module
+from doge_export.export.init import apply_settings, init, write_checkpoint
 
 SMALL = ["vocab_size=96", "hidden_size=32", "intermediate_size=48", "num_hidden_layers=2"]
 MOE = ["num_experts=30", "num_experts_per_tok=4"]
@@ -124,7 +125,9 @@ def test_config_and_generation_config(tmp_path: Path) -> None:
 
 def test_the_summary_counts_what_is_there(tmp_path: Path) -> None:
     steps: list[int] = []
-    summary = small(tmp_path / "m", preset="doge-20m", advance=steps.append)
+    summary = small(
+        tmp_path / "m", preset="doge-20m", progress=reporting(lambda numbers, stage: steps.append(numbers))
+    )
     tensors = load_file(tmp_path / "m" / "model.safetensors")
     assert summary == {
         "preset": "Doge-20M",

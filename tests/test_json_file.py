@@ -10,23 +10,33 @@ from pathlib import Path
 import pytest
 
 import doge_export
-from doge_export.errors import DogeExportError
-from doge_export.json_file import DEEPEST, member, parse_json, read_bytes, read_json, read_object, read_toml
+from doge_export.core.errors import DogeExportError
+from doge_export.core.json_file import (
+    DEEPEST,
+    member,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_object,
+    read_toml,
+)
 
 PACKAGE = Path(doge_export.__file__).parent
 #: Places that read otherwise, and why they may.
 OWN = {
-    "json_file.py": "the room itself",
-    "presets.py": "the package's own files",
+    "core/json_file.py": "the room itself",
+    "core/presets.py": "the package's own files",
     "bench/process.py": "answers of a process of ours",
     "bench/serve.py": "requests of a process of ours",
     "bench/machine.py": "the kernel's files",
     "serve/app.py": "the package's own page",
-    "evidence/score.py": "the package's own text",
-    "memory.py": "the kernel's files",
-    "tokenizer/pieces.py": "what the tokenizers library says of its own state",
-    "tokenizer_source.py": "the same",
+    "export/evidence/score.py": "the package's own text",
+    "core/memory.py": "the kernel's files",
+    "core/tokenizer/pieces.py": "what the tokenizers library says of its own state",
+    "export/tokenizer_source.py": "the same",
+    "core/adapters/expressions.py": "a process of ours",
     "evaluate/text.py": "texts of any size, in pieces",
+    "validate/rounding_cost.py": "the package's own text",
     "runtime/tensorrt/loading.py": "an engine of any size",
 }
 
@@ -38,7 +48,7 @@ def test_nothing_else_reads_what_users_write() -> None:
         for path in PACKAGE.rglob("*.py")
         if reading.search(path.read_text(encoding="utf-8"))
     }
-    assert found - set(OWN) == set(), "read it with doge_export.json_file"
+    assert found - set(OWN) == set(), "read it with doge_export.core.json_file"
 
 
 def _nested(depth: int) -> str:
@@ -55,7 +65,7 @@ def _nested(depth: int) -> str:
         ("{}".encode("utf-16"), "is not UTF-8"),
         (_nested(DEEPEST + 2).encode(), "nested more than"),
         (_nested(100_000).encode(), "nested more than"),
-        (b'{"a": ' + b"1" * 5000 + b"}", "4300 digits"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "JSON: it has a whole number of more than 4,300 digits"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer.* lfs pull"),
     ],
     ids=["empty", "cut off", "no UTF-8", "BOM", "UTF-16", "deep", "very deep", "long number", "LFS"],
@@ -122,7 +132,7 @@ def test_a_large_file_and_impossible_names(tmp_path: Path) -> None:
         ("a = " + "[" * 3000, "nested more than"),
         ("a = " + _nested(DEEPEST + 2), "nested more than"),
         (".".join("a" * 3000) + " = 1", "nested more than"),
-        ("a = " + "1" * 5000, "4300 digits"),
+        ("a = " + "1" * 5000, "TOML: it has a whole number of more than 4,300 digits"),
         ("a = ", "Invalid value"),
         ("\ufeffa = 1", "Invalid"),
     ],

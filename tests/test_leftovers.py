@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from doge_export.bundle import Bundle, check_output, mark_checkpoint, new_folder
-from doge_export.errors import DogeExportError
-from doge_export.temporary import temporary_folder
+from doge_export.core.bundle import Bundle, check_output, mark_checkpoint, new_folder
+from doge_export.core.errors import DogeExportError
+from doge_export.core.temporary import temporary_folder
 
 
 def _names(folder: Path) -> list[str]:
@@ -38,8 +38,8 @@ def _killed(program: str, *arguments: str) -> None:
 WRITES = """
     import sys, time
     from pathlib import Path
-    from doge_export.bundle import new_folder
-    from doge_export.temporary import temporary_folder
+    from doge_export.core.bundle import new_folder
+    from doge_export.core.temporary import temporary_folder
     with temporary_folder(), new_folder(Path(sys.argv[1])) as folder:
         (folder / "half").touch()
         print("there", flush=True)
@@ -91,7 +91,7 @@ def test_what_is_being_written_is_left_alone(tmp_path: Path) -> None:
 CUT_OFF = """
     import sys, time
     from pathlib import Path
-    from doge_export.bundle import new_folder
+    from doge_export.core.bundle import new_folder
     rename = Path.rename
     def once(self, target):
         rename(self, target)

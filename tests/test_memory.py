@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from doge_export.memory import release_memory
+from doge_export.core.memory import release_memory
 
 
 def resident_pages() -> int:

@@ -10,18 +10,19 @@ from xml.etree import ElementTree
 
 import pytest
 
-from doge_export import pareto as module
-from doge_export import presets, tune
-from doge_export.bundle import Bundle
 from doge_export.cli.app import run
-from doge_export.pareto import SAME_SPEED, SCHEMES, Pareto, dominates, front
-from doge_export.pipeline import export_model
-from doge_export.recipe import ExportOptions
+from doge_export.compress import distillation as tune
+from doge_export.compress import pareto as module
+from doge_export.compress.mixed_precision import Study, costs
+from doge_export.compress.pareto import SAME_SPEED, SCHEMES, Pareto, dominates, front
+from doge_export.compress.quantize_bundle import judge, judged_windows, quantize_bundle
+from doge_export.core import presets
+from doge_export.core.bundle import Bundle
+from doge_export.core.tokenizer import copy_tokenizer_files
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
 from doge_export.render.charts import pareto_svg
-from doge_export.requantize import judge, judged_windows, quantize_bundle
-from doge_export.searched import file_bytes, search_bundle
-from doge_export.sensitivity import Study, costs
-from doge_export.tokenizer import copy_tokenizer_files
+from tests._precision import form
 from tests.conftest import write_checkpoint
 
 #: Of a model that reads doge-tiny's tokens in windows of 512.
@@ -62,7 +63,7 @@ def test_the_picture_names_the_front() -> None:
     assert texts.count("100") == 2 and texts.count("400") == 2 and "450" not in texts
     circles = list(root.iter("{http://www.w3.org/2000/svg}circle"))
     assert len(circles) == 6, "two panels"
-    assert sum(each.get("fill") == "#fff" for each in circles) == 2
+    assert sum("hollow" in each.get("class", "") for each in circles) == 2
     assert not any("V" in each.get("d", "") for each in root.iter())
     told = [each | {"kl_error": each["kl_divergence"] / 2} for each in points]
     lines = [each.get("d", "") for each in ElementTree.fromstring(pareto_svg(told, "a")).iter()]
@@ -85,12 +86,9 @@ def test_names_do_not_lie_on_each_other(seed: int) -> None:
         if text.text in names:
             x, y, width = float(text.get("x", "")), float(text.get("y", "")), 6.0 * len(text.text)
             boxes.append((x - width if text.get("text-anchor") == "end" else x, y, width))
-    assert len(boxes) == 2 * len(points)
-    for panel in (0, 640):
-        here = [box for box in boxes if panel <= box[0] < panel + 640]
-        assert len(here) == len(points)
-        for (x, y, width), (other, line, far) in itertools.combinations(here, 2):
-            assert abs(y - line) > 11 or x + width <= other or other + far <= x
+    assert len(boxes) == 2 * len(points), "two panels"
+    for (x, y, width), (other, line, far) in itertools.combinations(boxes, 2):
+        assert abs(y - line) > 11 or x + width <= other or other + far <= x
 
 
 def test_the_error_is_that_of_the_mean_of_windows(source: Bundle, tmp_path: Path) -> None:
@@ -103,6 +101,9 @@ def test_the_error_is_that_of_the_mean_of_windows(source: Bundle, tmp_path: Path
     means = [each.kl_divergence for each in alone if each is not None]
     assert both.kl_divergence == pytest.approx(statistics.mean(means), rel=1e-5)
     assert both.kl_error == pytest.approx(statistics.stdev(means) / 3**0.5, rel=1e-4)
+    shares = [each.top1_agreement for each in alone if each is not None]
+    assert both.top1_agreement == pytest.approx(statistics.mean(shares))
+    assert both.top1_error == pytest.approx(statistics.stdev(shares) / 3**0.5)
 
 
 def test_every_precision_and_method_is_tried() -> None:
@@ -123,7 +124,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_mixtures_are_as_large_as_the_schemes_and_between(source: Bundle) -> None:
     assert module._budgets(source, Pareto(), [1000, 2000, 4000]) == [1000, 1500, 2000, 3000, 4000, 4032]
     asked = Pareto(budgets=("0.5", "7000", "0.5"))
-    assert module._budgets(source, asked, [1000]) == [file_bytes(source) // 2, 7000]
+    assert module._budgets(source, asked, [1000]) == [source.model_bytes // 2, 7000]
 
 
 def test_it_goes_on_where_it_stopped(
@@ -131,9 +132,9 @@ def test_it_goes_on_where_it_stopped(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text(HELDOUT.read_text(encoding="utf-8")[:24_000], encoding="utf-8")
-    monkeypatch.setattr(costs, "TYPES", ("int4", "int8"))
+    monkeypatch.setattr(costs, "FORMS", (form("int4"), form("int8")))
     monkeypatch.setitem(Study.__init__.__kwdefaults__, "most", 1)
-    monkeypatch.setitem(search_bundle.__kwdefaults__, "neighbours", 1)
+    monkeypatch.setattr("doge_export.compress.budget_search.NEIGHBOURS", 1)
     monkeypatch.setattr(tune, "TUNING", 8)
     made, turns = list[str](), list[str]()
     quantize, turn = module.quantize_bundle, module.turn
@@ -166,7 +167,7 @@ def test_it_goes_on_where_it_stopped(
     assert (tmp_path / "again.svg").read_text() == (output / "pareto.svg").read_text()
     points = {each["name"]: each for each in found["points"]}
     assert set(points) == {"int8", "int4-search", "searched 0.200", "float16", "fp32"}
-    assert points["fp32"]["bytes"] == file_bytes(source) and points["fp32"]["kl_divergence"] == 0
+    assert points["fp32"]["bytes"] == source.model_bytes and points["fp32"]["kl_divergence"] == 0
     assert found["judged_tokens"] > 512 and points["fp32"]["kl_error"] == 0
     assert all(0 < each["kl_error"] < each["kl_divergence"] for each in points.values() if each["command"])
     mixed = points["searched 0.200"]

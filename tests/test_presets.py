@@ -13,10 +13,10 @@ import pytest
 from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects
 
-from doge_export import presets
-from doge_export.config import DogeConfig
-from doge_export.errors import DogeExportError
-from doge_export.shapes import parameter_count, tensor_shapes
+from doge_export.core import presets
+from doge_export.core.config import DogeConfig
+from doge_export.core.errors import DogeExportError
+from doge_export.core.tensor_shapes import parameter_count, tensor_shapes
 
 # name: vocab, hidden, ffn, layers, heads, kv heads, experts, experts per token, parameters in millions
 TABLE: dict[str, tuple[Any, ...]] = {

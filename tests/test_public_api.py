@@ -14,12 +14,22 @@ NAMES = [
     "Bundle",
     "DogeConfig",
     "DogeExportError",
+    "ExportOptions",
+    "GenerationDefaults",
+    "GenerationOptions",
     "ParityError",
+    "Report",
     "Session",
+    "Tokenizer",
     "__version__",
+    "build_engine",
+    "deploy_triton",
+    "evaluate_text",
     "export_model",
     "generate",
     "plugin_library",
+    "quantize_bundle",
+    "stream",
     "validate_bundle",
 ]
 
@@ -33,6 +43,12 @@ def test_the_list() -> None:
 def test_every_name_is_there(name: str) -> None:
     value = getattr(doge_export, name)
     assert isinstance(value, str) or callable(value)
+
+
+def test_the_page_says_every_name() -> None:
+    """docs/guides/python.md, whose programs tests/docs/test_snippets.py runs."""
+    page = (Path(__file__).parents[1] / "docs" / "guides" / "python.md").read_text(encoding="utf-8")
+    assert [name for name in NAMES if f"`{name}" not in page] == []
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -63,6 +79,8 @@ def test_the_native_library_is_built() -> None:
 
 
 def test_a_missing_library_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("doge_export.plugins._LIBRARY", tmp_path / "libdoge_export.so")
-    with pytest.raises(doge_export.DogeExportError, match=r"missing.*make setup"):
+    monkeypatch.setattr("doge_export.core.native_library._LIBRARY", tmp_path / "libdoge_export.so")
+    with pytest.raises(doge_export.DogeExportError, match="is missing") as caught:
         doge_export.plugin_library()
+    assert "pip install --force-reinstall" in str(caught.value)  # of a wheel
+    assert "make setup" in str(caught.value) and "make plugins" in str(caught.value)  # in a checkout

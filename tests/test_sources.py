@@ -13,19 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from doge_export.checkpoint import Checkpoint
-from doge_export.checkpoint_fit import check_finite, check_tensors
 from doge_export.cli import main
 from doge_export.cli.app import run
-from doge_export.convert import convert
-from doge_export.errors import DogeExportError
-from doge_export.generations import canonical_names, is_computed
-from doge_export.init import check_room
+from doge_export.core.checkpoint.fit import check_finite, check_tensors
+from doge_export.core.checkpoint.folder import Checkpoint
+from doge_export.core.errors import DogeExportError
+from doge_export.core.generations import canonical_names, is_computed
+from doge_export.core.presets import load
+from doge_export.core.tensor_shapes import parameter_count, tensor_shapes
+from doge_export.export.convert import convert
+from doge_export.export.init import check_room
+from doge_export.export.pipeline import export_model
 from doge_export.model import load_model
-from doge_export.pipeline import export_model
-from doge_export.presets import load
-from doge_export.shapes import parameter_count, tensor_shapes
-from doge_export.validate.reference import Reference
+from doge_export.validate.backends.reference import Reference
 from doge_export.validate.schedules import Schedule, draw_tokens
 from tests.conftest import write_checkpoint
 from tests.wild._folders import config, rename, tensors
@@ -214,7 +214,7 @@ def test_what_no_folder_and_no_machine_holds_is_refused(tmp_path: Path) -> None:
 
 
 def test_memory_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from doge_export import init as init_module
+    from doge_export.export import init as init_module
 
     monkeypatch.setattr(init_module, "available_memory", lambda: 1_000_000)
     with pytest.raises(DogeExportError, match=r"needs 0\.1 GB, and 0\.0 GB of memory"):

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from doge_export.presets import models_folder
-from doge_export.runtime.stopping import RowText
-from doge_export.tokenizer import TextStream, Tokenizer
+from doge_export.core.presets import models_folder
+from doge_export.core.tokenizer import TextStream, Tokenizer
+from doge_export.runtime.stop_strings import RowText
 from tests._tokenizers import KINDS, write_kind
 from tests.test_tokenizer import AUTHORS
 

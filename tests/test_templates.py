@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from doge_export.errors import DogeExportError
-from doge_export.tokenizer import Tokenizer, budget
+from doge_export.core.errors import DogeExportError
+from doge_export.core.tokenizer import Tokenizer, budget
 from tests.runtime._toy import write_tokenizer
 
 USER = [{"role": "user", "content": "x"}]

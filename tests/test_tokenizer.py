@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from doge_export.errors import DogeExportError
-from doge_export.tokenizer import Tokenizer, copy_tokenizer_files, has_tokenizer
+from doge_export.core.errors import DogeExportError
+from doge_export.core.tokenizer import Tokenizer, copy_tokenizer_files, has_tokenizer
 from tests.runtime._toy import BOS, EOS, write_tokenizer
 
 AUTHORS = Path(__file__).parents[2] / "shared" / "data" / "tokenizer"

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from doge_export.config import DogeConfig
-from doge_export.genai import GENAI_CONFIG, genai_config
-from doge_export.presets import config_dict, models_folder
-from doge_export.tokenizer import Tokenizer, copy_tokenizer_files
+from doge_export.core.config import DogeConfig
+from doge_export.core.presets import config_dict, models_folder
+from doge_export.core.tokenizer import Tokenizer, copy_tokenizer_files
+from doge_export.export.genai import GENAI_CONFIG, genai_config
 from tests._corpus import BYTES, corpus
 from tests.test_tokenizer import AUTHORS
 
@@ -99,7 +99,7 @@ def test_chats_are_those_of_onnxruntime_genai(four: Four) -> None:
 
 
 def test_where_onnxruntime_genai_differs(four: Four) -> None:
-    """What docs/interop.md says of it still holds, and is all there is."""
+    """What docs/lab/2026-11-26-interop.md says of it still holds, and is all there is."""
     four.genai.update_options(add_special_tokens="false")
 
     def alike(text: str) -> bool:

@@ -7,21 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-from doge_export import presets
-from doge_export import tune as module
-from doge_export.bundle import Bundle
-from doge_export.checkpoint import Checkpoint
 from doge_export.cli.app import run
-from doge_export.config import DogeConfig
-from doge_export.pipeline import export_model
-from doge_export.quantize import Quantized, dequantize, quantize, role_of, stays_float, tunable
-from doge_export.recipe import ExportOptions
-from doge_export.requantize import judge, judged_windows, quantize_bundle
-from doge_export.searched import search_bundle
-from doge_export.sensitivity import Mixture, Study
-from doge_export.tokenizer import copy_tokenizer_files
-from doge_export.tune import tune
+from doge_export.compress import distillation as module
+from doge_export.compress.budget_search import Budget, search_bundle
+from doge_export.compress.distillation import tune
+from doge_export.compress.mixed_precision import Mixture, Study
+from doge_export.compress.quantize_bundle import judge, judged_windows, quantize_bundle
+from doge_export.core import presets
+from doge_export.core.bundle import Bundle
+from doge_export.core.checkpoint.folder import Checkpoint
+from doge_export.core.config import DogeConfig
+from doge_export.core.progress import reporting, silent
+from doge_export.core.tokenizer import copy_tokenizer_files
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
 from doge_export.validate import validate
+from doge_export.weights import HALF, METHODS, Quantized, dequantize, quantize, role_of, stays_float, tunable
+from tests._precision import form
 from tests.conftest import write_checkpoint
 
 #: Reads doge-tiny's tokens; the window is shorter than the texts.
@@ -39,7 +41,7 @@ def drawn(folder: Path, **changes: Any) -> tuple[DogeConfig, Weights]:
 
 def rounded(weights: Weights, dtype: str) -> dict[str, Quantized]:
     matrices = [name for name in weights if role_of(name) and not stays_float(name)]
-    return {name: quantize(weights[name], dtype) for name in matrices}
+    return {name: quantize(weights[name], form(dtype)) for name in matrices}
 
 
 def texts(config: DogeConfig, count: int, seed: int = 0) -> np.ndarray:
@@ -50,7 +52,7 @@ def loss(
     config: DogeConfig, full: Weights, weights: Weights, made: dict[str, Quantized], **more: Any
 ) -> float:
     student = module._Student(config, full, weights, made, more.pop("routing", "per-token"))
-    return student.loss(texts(config, 8, seed=1), lambda tokens: None)
+    return student.loss(texts(config, 8, seed=1), "", silent)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +76,7 @@ def test_a_text_that_was_not_seen_loses_less(dtype: str, experts: bool, tmp_path
         made,
         texts(config, 40),
         routing="per-token",
-        advance=lambda tokens, stage: read.append(tokens),
+        progress=reporting(lambda tokens, stage: read.append(tokens)),
     )
     assert loss(config, weights, weights | floats, found) < 0.97 * loss(config, weights, weights, made)
     assert sum(read) == (module.TUNING + 2 * 4) * 48, "every tenth window is kept back, and read twice"
@@ -137,8 +139,8 @@ def test_rows_of_a_batch_do_not_mix(tmp_path: Path) -> None:
     config, weights = drawn(tmp_path / "model", is_moe=True)
     made, ids = rounded(weights, "int4"), texts(config, 3)
     student = module._Student(config, weights, weights, made, "reference")
-    alone = [student.loss(row[None], lambda tokens: None) for row in ids]
-    assert student.loss(ids, lambda tokens: None) == pytest.approx(np.mean(alone), rel=1e-5)
+    alone = [student.loss(row[None], "", silent) for row in ids]
+    assert student.loss(ids, "", silent) == pytest.approx(np.mean(alone), rel=1e-5)
 
 
 def test_the_same_twice_and_of_a_model_in_float16(tmp_path: Path) -> None:
@@ -193,21 +195,21 @@ def test_a_tuned_bundle_is_what_was_tuned_and_validates(
 def test_a_mixture_is_tuned_at_the_end(
     source: Bundle, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from doge_export import searched
+    from doge_export.compress import budget_search as searched
 
-    study = Study(source, text, method="gptq-tuned", most=2)
-    types = {name: "fp16" if stays_float(name) else "int4:16" for name in study.matrices}
-    chosen = Mixture(types, study.bytes(types), study.effect(types, "int8"), "int8")
+    study = Study(source, text, method=METHODS["gptq-tuned"], max_windows=2)
+    types = {name: HALF if stays_float(name) else form("int4:16") for name in study.matrices}
+    chosen = Mixture(types, study.bytes(types), study.effect(types, form("int8")), form("int8"))
     monkeypatch.setattr(searched, "measure", lambda *given: {})
     monkeypatch.setattr(searched, "choose", lambda *given: chosen)
-    made = search_bundle(study, tmp_path / "out", text, max_kl=1.0)
+    made = search_bundle(study, tmp_path / "out", text, Budget(max_kl=1.0))
     bundle = made.exported.bundle
-    assert bundle.manifest.options["rounding"] == "awq-gptq-tuned"
-    assert bundle.manifest.options["types"] == dict(made.types)
+    assert bundle.manifest.options.rounding == "awq-gptq-tuned"
+    assert bundle.manifest.options.types == {name: str(each) for name, each in made.types.items()}
     ids = judged_windows(source, text)
     tuned = judge(source, bundle, ids, lambda steps, stage: None)
     monkeypatch.setattr(module, "_RATE", 0.0)
-    alike = search_bundle(study, tmp_path / "untuned", text, max_kl=1.0).exported.bundle
+    alike = search_bundle(study, tmp_path / "untuned", text, Budget(max_kl=1.0)).exported.bundle
     plain = judge(source, alike, ids, lambda steps, stage: None)
     assert tuned is not None and plain is not None
     assert tuned.kl_divergence < plain.kl_divergence
@@ -217,13 +219,13 @@ def test_a_mixture_is_tuned_at_the_end(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["quantize", "{}", "-o", "{}/x", "--scheme", "int4-gptq-tuned"], "learns from a text"),
+        (["quantize", "{}", "-o", "{}-x", "--scheme", "int4-gptq-tuned"], "learns from a text"),
         (
-            ["quantize", "{}", "-o", "{}/x", "--scheme", "int4", "--set", "v_proj=@gptq-tuned"],
+            ["quantize", "{}", "-o", "{}-x", "--scheme", "int4", "--set", "v_proj=@gptq-tuned"],
             "cannot be rounded by 'gptq-tuned'",
         ),
         (["sensitivity", "{}", "--text", str(HELDOUT), "--method", "gptq-tuned"], "No matrix is rounded by"),
-        (["export", "-m", "doge-tiny", "-o", "{}/x", "--precision", "int4-gptq-tuned"], "precision"),
+        (["export", "-m", "doge-tiny", "-o", "{}-x", "--precision", "int4-gptq-tuned"], "precision"),
     ],
 )
 def test_wrong_input(
@@ -231,4 +233,4 @@ def test_wrong_input(
 ) -> None:
     assert run([each.format(source.path) for each in arguments]) == 2
     assert sentence in capsys.readouterr().err
-    assert not (source.path / "x").exists()
+    assert not source.path.with_name(f"{source.path.name}-x").exists()

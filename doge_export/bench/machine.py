@@ -9,7 +9,7 @@ from typing import Any
 
 
 def usable_cpus() -> int:
-    """How many processors this process may use."""
+    """The number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -31,7 +31,7 @@ def describe() -> dict[str, Any]:
     }
 
 
-_FEATURES = ("avx", "fma", "f16c", "amx", "asimd", "sve")
+_FEATURES = ("avx", "fma", "f16c", "amx", "asimd", "i8mm", "sve")
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
 
 
 class Worker:
@@ -30,8 +30,8 @@ class Worker:
     ) -> None:
         self._module = module
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        found = [entry or str(Path.cwd()) for entry in (sys.path if path is None else path)]
-        variables = {**os.environ, **(environment or {}), "PYTHONPATH": os.pathsep.join(found)}
+        entries = [entry or str(Path.cwd()) for entry in (sys.path if path is None else path)]
+        variables = {**os.environ, **(environment or {}), "PYTHONPATH": os.pathsep.join(entries)}
         # -P: the folder where a user stands is not searched, unless it was already.
         self._process = subprocess.Popen(
             [python, "-P", "-m", module],

@@ -8,7 +8,8 @@ from importlib.metadata import version
 from typing import Any
 
 from doge_export.bench.serve import peak_memory, serve, timed
-from doge_export.errors import DogeExportError, refusal
+from doge_export.core.errors import DogeExportError, refusal
+from doge_export.core.quiet import quiet_transformers
 
 _MEND = "Mend config.json: transformers reads it too."
 
@@ -31,12 +32,12 @@ class Reference:
             ) from None
         torch.set_num_threads(threads)
         logging.disable_progress_bar()
-        logging.set_verbosity_error()
         started = time.perf_counter()
         try:
-            self.model = DogeForCausalLM.from_pretrained(
-                checkpoint, dtype=torch.float32, attn_implementation=attention, use_safetensors=True
-            ).eval()
+            with quiet_transformers():
+                self.model = DogeForCausalLM.from_pretrained(
+                    checkpoint, dtype=torch.float32, attn_implementation=attention, use_safetensors=True
+                ).eval()
         except Exception as error:  # whatever a key of config.json makes it raise
             raise refusal(f"transformers cannot load {checkpoint}", error, _MEND) from error
         return {

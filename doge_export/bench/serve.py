@@ -1,6 +1,6 @@
 """The worker's end of a measurement: requests on stdin and answers on stdout, one JSON object a line.
 
-Only the standard library and `doge_export.errors`, so that any interpreter can serve.
+Only the standard library and `doge_export.core.errors`, so that any interpreter can serve.
 """
 
 __all__ = ["peak_memory", "serve", "timed"]
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
 
 
 def serve(handlers: Mapping[str, Callable[..., Any]]) -> None:
@@ -37,18 +37,18 @@ def serve(handlers: Mapping[str, Callable[..., Any]]) -> None:
 
 def timed(prompt: Sequence[int], tokens: Iterable[int]) -> dict[str, Any]:
     """Take all `tokens`: the seconds up to the first are prefill's, the others are decode's."""
-    found: list[int] = []
+    generated: list[int] = []
     first = started = time.perf_counter()
     for token in tokens:
-        if not found:
+        if not generated:
             first = time.perf_counter()
-        found.append(token)
+        generated.append(token)
     return {
         "prefill_tokens": len(prompt),
         "prefill_seconds": first - started,
-        "decode_tokens": len(found) - 1,
+        "decode_tokens": len(generated) - 1,
         "decode_seconds": time.perf_counter() - first,
-        "tokens": found,
+        "tokens": generated,
     }
 
 
@@ -60,10 +60,10 @@ def peak_memory() -> int:
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        found = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+        match = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
     except OSError:
-        found = None
-    if found:
-        return int(found[1]) * 1024
+        match = None
+    if match:
+        return int(match[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -9,12 +9,13 @@ from doge_export.bench.process import Worker
 
 _OURS = "doge_export.bench.worker"
 _WARM = 8  # tokens that are not counted
-_LEAST = 0.5  # seconds of decoding
+_MIN_SECONDS = 0.5  # seconds of decoding
 
 
 def turn(bundle: Path, prompt: list[int], new_tokens: int, threads: int) -> float:
-    """Of greedy decoding, batch 1, by a new process that ends with it: so many bundles take turns without
-    being in memory together. What is done in no time is done again, for at least half a second: the median.
+    """Tokens per second of greedy decoding, batch 1, by a new process that ends with it: so many bundles take
+    turns without being in memory together. What is done in no time is done again, for at least half a second:
+    the median.
 
     Raises:
         DogeExportError: the bundle does not run here.
@@ -23,7 +24,7 @@ def turn(bundle: Path, prompt: list[int], new_tokens: int, threads: int) -> floa
     with Worker(_OURS) as worker:
         worker.call("open", bundle=str(bundle), threads=threads)
         worker.call("round", prompt=prompt, new_tokens=_WARM)
-        while spent < _LEAST:
+        while spent < _MIN_SECONDS:
             run = worker.call("round", prompt=prompt, new_tokens=new_tokens)
             speeds.append(run["decode_tokens"] / run["decode_seconds"])
             spent += run["decode_seconds"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from doge_export.bench.serve import peak_memory, serve, timed
 from doge_export.runtime import GenerationOptions, Session, open_folder, stream
+from doge_export.runtime.calls import MAX_STEPS
 
 
 class Ours:
@@ -34,10 +35,35 @@ class Ours:
             "versions": {**self.session.versions, "numpy": version("numpy")},
         }
 
-    def round(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:
-        """Greedy decoding, end-of-text tokens taken for any other."""
-        options = GenerationOptions(max_new_tokens=new_tokens)
+    def round(
+        self, prompt: list[int], new_tokens: int, sampling: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Greedy decoding, or with options of GenerationOptions for `sampling`; end-of-text tokens are taken
+        for any other."""
+        options = GenerationOptions(max_new_tokens=new_tokens, **(sampling or {}))
         return timed(prompt, (event.token for event in stream(self.session, [prompt], options)))
+
+    def rows(self, prompt: list[int], new_tokens: int, rows: int) -> dict[str, Any]:
+        """Greedy decoding of `rows` rows in the slots of a pool, all prompts in one call; each prompt begins
+        a token later and goes on at the front. The tokens are those of the first row."""
+        pool = self.session.pool(rows)
+        prompts = (prompt[row % len(prompt) :] + prompt[: row % len(prompt)] for row in range(rows))
+        call: dict[int, list[int]] = {pool.open(): tokens for tokens in prompts}
+        started = time.perf_counter()
+        got = pool.step(call)
+        first = time.perf_counter()
+        tokens = [int(got[0][0][0, 0])]
+        while left := new_tokens - len(tokens):
+            call = {slot: [int(ids[-1, 0])] for slot, (ids, _) in got.items()}
+            got = pool.step(call, min(left, MAX_STEPS))
+            tokens.extend(got[0][0][:, 0].tolist())
+        return {
+            "prefill_tokens": rows * len(prompt),
+            "prefill_seconds": first - started,
+            "decode_tokens": rows * (new_tokens - 1),
+            "decode_seconds": time.perf_counter() - first,
+            "tokens": tokens,
+        }
 
     def memory(self) -> int:
         """Peak resident bytes so far."""
@@ -57,4 +83,4 @@ class _Warnings(logging.Handler):
 
 if __name__ == "__main__":
     ours = Ours()
-    serve({"open": ours.open, "round": ours.round, "memory": ours.memory})
+    serve({"open": ours.open, "round": ours.round, "rows": ours.rows, "memory": ours.memory})

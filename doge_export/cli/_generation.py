@@ -1,6 +1,6 @@
 """The options of generation that several commands have, and reading text from stdin."""
 
-__all__ = ["generation_options", "read_stdin", "template_option"]
+__all__ = ["generation_options", "read_line", "read_stdin", "template_option"]
 
 import sys
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+_MAX_STDIN = 16 << 20  # bytes, or characters, of stdin: no model reads as many
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
@@ -45,10 +46,25 @@ template_option = click.option(
 )
 
 
+def read_line() -> str:
+    """A line of stdin with its end; empty at the end of all."""
+    return _bounded(sys.stdin.readline(_MAX_STDIN + 1))
+
+
 def read_stdin() -> str:
     """All of stdin; one line end at its end is the shell's, not the text's."""
+    content = _bounded(sys.stdin.buffer.read(_MAX_STDIN + 1))
     try:
-        text = sys.stdin.buffer.read().decode("utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise click.UsageError(f"stdin is not UTF-8 at byte {error.start + 1}.") from None
     return text.removesuffix("\n").removesuffix("\r")
+
+
+_Text = TypeVar("_Text", str, bytes)
+
+
+def _bounded(text: _Text) -> _Text:
+    if len(text) > _MAX_STDIN:
+        raise click.UsageError(f"stdin is longer than {_MAX_STDIN >> 20} MiB. Give a shorter text.")
+    return text

@@ -24,8 +24,8 @@ def check_paths(params: Mapping[str, Any], adds: bool) -> None:
     output = params.get("output")
     if output is None and not files:
         return
-    from doge_export.bundle import check_apart, check_target
-    from doge_export.errors import DogeExportError
+    from doge_export.core.bundle import check_apart, check_target
+    from doge_export.core.errors import DogeExportError
 
     inputs = _inputs(params)
     if output is not None and params.get("force") and not adds and output.is_dir():
@@ -41,13 +41,13 @@ def _is_file(value: Any) -> bool:
 
 
 def _inputs(params: Mapping[str, Any]) -> list[Path]:
-    found = []
+    paths = []
     for name, value in params.items():
         if name in (*_FILES, "output"):
             continue
         if name in _MODELS and value is not None:
-            found.append(Path(os.path.expanduser(value)))  # noqa: PTH111 - pathlib's raises
-        found += [
+            paths.append(Path(os.path.expanduser(value)))  # noqa: PTH111 - pathlib's raises
+        paths += [
             each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, Path)
         ]
-    return found
+    return paths

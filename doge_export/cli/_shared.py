@@ -1,11 +1,10 @@
-"""What every command shares: the error boundary, logging and progress on stderr, JSON for machines."""
+"""What every command shares: the error boundary, logging on stderr, JSON for machines."""
 
 __all__ = [
-    "Advance",
+    "EXIT_CODES",
     "guarded",
     "logging_on_stderr",
     "pairs",
-    "progress",
     "to_json",
     "write_json",
     "write_text",
@@ -23,15 +22,24 @@ import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import click
 
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141  # what a shell shows for a process that SIGPIPE ended
 _BUG = 70  # EX_SOFTWARE
+#: Exit code -> what it says. All that a command can end with.
+EXIT_CODES: Mapping[int, str] = {
+    0: "Clean.",
+    1: "A finding: parity or quality missed, or a file that is not what it was.",
+    2: "Wrong input, or a machine that lacks something: one sentence on stderr, and nothing written.",
+    _BUG: "A bug of doge-export. DOGE_EXPORT_DEBUG=1 shows where it comes from.",
+    _INTERRUPTED: "Interrupted by Ctrl-C or SIGTERM; nothing written.",
+    _BROKEN_PIPE: "Who read stdout went away.",
+}
 _OUT_OF_MEMORY = "Out of memory. A smaller model, --max-length or --dtype needs less."
 
 
@@ -80,7 +88,7 @@ def guarded(call: Callable[[], None], *, verbose: Callable[[], bool] = lambda: F
 
 
 def _let_any_name_be_shown() -> None:
-    """A path may hold bytes that are no UTF-8, which a strict stdout refuses."""
+    """Let stdout show a path whose bytes are no UTF-8, which a strict one refuses."""
     if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -162,63 +170,21 @@ def logging_on_stderr(*, verbose: bool = False, quiet: bool = False) -> Generato
         root.removeHandler(handler)
 
 
-class Advance(Protocol):
-    """What `progress` yields: move the bar, and change its text where one is given."""
-
-    def __call__(self, steps: int = 1, description: str | None = None) -> None: ...
-
-    def planned(self, total: int) -> None:
-        """Say how many steps there are, where it was not known before."""
-
-
-@contextlib.contextmanager
-def progress(description: str, total: int | None = None) -> Generator[Advance]:
-    """A progress bar on stderr; nothing at all where stderr is no terminal, under CI, or with -q."""
-    quiet = logging.getLogger("doge_export").getEffectiveLevel() > logging.WARNING
-    if quiet or os.environ.get("CI") or not sys.stderr.isatty():
-        yield _Silent()
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(description, total=total)
-
-        class Shown:
-            def __call__(self, steps: int = 1, description: str | None = None) -> None:
-                if description is not None:
-                    bars.update(task, description=description)
-                bars.advance(task, steps)
-
-            def planned(self, total: int) -> None:
-                bars.update(task, total=total)
-
-        yield Shown()
-
-
-class _Silent:
-    def __call__(self, steps: int = 1, description: str | None = None) -> None:
-        pass
-
-    def planned(self, total: int) -> None:
-        pass
-
-
-def pairs(given: Sequence[str], option: str) -> dict[str, str]:
+def pairs(arguments: Sequence[str], option: str) -> dict[str, str]:
     """The values of an option that is given as key=value, several times.
 
     Raises:
         DogeExportError: one has no key or no value, or a key comes twice.
     """
-    found: dict[str, str] = {}
-    for each in given:
+    parsed: dict[str, str] = {}
+    for each in arguments:
         key, equals, value = each.partition("=")
         if not (key and equals and value):
             raise DogeExportError(f"{option} {each!r} is not key=value.")
-        if key in found:
+        if key in parsed:
             raise DogeExportError(f"{option} gives {key} twice.")
-        found[key] = value
-    return found
+        parsed[key] = value
+    return parsed
 
 
 def to_json(data: Any) -> str:

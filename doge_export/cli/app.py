@@ -5,6 +5,7 @@ __all__ = ["COMMANDS", "run"]
 import difflib
 import functools
 import importlib
+import os
 from typing import Any
 
 import click
@@ -34,6 +35,10 @@ COMMANDS = {
 }
 
 
+_NAME = "doge-export"
+#: Where a shell asks for completions, as click's own `main` has it; COMPLETE_source gives the shell's script.
+_COMPLETE = "_DOGE_EXPORT_COMPLETE"
+
 #: Commands that add files to their output folder, and replace nothing else in it.
 _ADDING = ("pareto",)
 
@@ -54,7 +59,7 @@ class _LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args and args[0] not in COMMANDS and not (args[0].startswith("-") or ctx.resilient_parsing):
             close = difflib.get_close_matches(args[0], COMMANDS, n=2)
             hint = f" Did you mean {' or '.join(close)}?" if close else f" There are {', '.join(COMMANDS)}."
             ctx.fail(f"No such command {args[0]!r}.{hint}")
@@ -94,7 +99,7 @@ def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version,
               help="Show the version and exit.")  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True, help="Log more, and show tracebacks of bugs.")
-@click.option("-q", "--quiet", is_flag=True, help="Log errors only, and draw no progress.")
+@click.option("-q", "--quiet", is_flag=True, help="Log errors only, and show no progress.")
 @click.pass_context
 def group(ctx: click.Context, verbose: bool, quiet: bool) -> None:
     """Export Doge models to ONNX with numbers that match the reference."""
@@ -105,11 +110,26 @@ def group(ctx: click.Context, verbose: bool, quiet: bool) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line inside the error boundary and return the exit code."""
-    given: dict[str, Any] = {}
+    params: dict[str, Any] = {}
 
     def call() -> None:
-        with group.make_context("doge-export", arguments) as ctx:
-            given.update(ctx.params)
+        if request := os.environ.get(_COMPLETE):
+            _complete(request)
+            return
+        with group.make_context(_NAME, arguments) as ctx:
+            params.update(ctx.params)
             group.invoke(ctx)
 
-    return _shared.guarded(call, verbose=lambda: bool(given.get("verbose")))
+    return _shared.guarded(call, verbose=lambda: bool(params.get("verbose")))
+
+
+def _complete(request: str) -> None:
+    """Answer a shell: "bash_source" with the script that it needs, "bash_complete" with what may follow."""
+    from click.shell_completion import get_completion_class, shell_complete
+
+    shell, _, wanted = request.partition("_")
+    if get_completion_class(shell) is None or wanted not in ("source", "complete"):
+        raise click.ClickException(
+            f"{_COMPLETE}={request} asks for nothing known: give bash_source, zsh_source or fish_source."
+        )
+    shell_complete(group, {}, _NAME, _COMPLETE, request)

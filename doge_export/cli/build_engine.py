@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from doge_export.cli._shared import progress, write_json
+from doge_export.cli._progress import show_progress
+from doge_export.cli._shared import write_json
 
 
 @click.command("build-engine")
@@ -38,9 +39,9 @@ def command(
     doge-export export -m doge-tiny -o out/trt --target tensorrt --dtype float16
     doge-export build-engine out/trt -o out/engine --sm 89
     """
-    from doge_export.tensorrt import build_engine
+    from doge_export.engines import build_engine
 
-    with progress("Building") as advance:
+    with show_progress("Building") as progress:
         built = build_engine(
             bundle,
             output,
@@ -49,7 +50,7 @@ def command(
             max_batch=max_batch,
             timing_cache=timing_cache,
             force=force,
-            progress=lambda steps, stage: advance(steps, f"Building: {stage}"),
+            progress=progress,
         )
     engine = built.engine
     size = engine.model_path.stat().st_size
@@ -76,5 +77,5 @@ def command(
         for each in built.layers["types"]:
             click.echo(f"  {each['count']:5} {each['type']} {each['dtype']}")
         for profile in engine.profiles:
-            least, usual, most = profile.inputs["input_ids"]
-            click.echo(f"profile {profile.name}: input_ids {least} to {most}, tuned for {usual}")
+            min_shape, opt_shape, max_shape = profile.inputs["input_ids"]
+            click.echo(f"profile {profile.name}: input_ids {min_shape} to {max_shape}, tuned for {opt_shape}")

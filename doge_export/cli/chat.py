@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from doge_export.cli._generation import generation_options, template_option
+from doge_export.cli._generation import generation_options, read_line, template_option
 
 _log = logging.getLogger(__name__)
 _HELP = "An empty line or Ctrl-D ends, /reset begins again."
@@ -33,12 +33,12 @@ def command(
 
     One line of stdin is one message; the answers go to stdout as they come.
     """
-    from doge_export.runtime import GenerationOptions, Session, generate, open_folder
-    from doge_export.tokenizer import Tokenizer
+    from doge_export.core.tokenizer import Tokenizer
+    from doge_export.runtime import GenerationDefaults, Session, generate, open_folder
 
     opened = open_folder(bundle)
     tokenizer = Tokenizer.load(opened.path, chat_template)
-    options = GenerationOptions.for_bundle(opened, stop=stop, **changes)
+    options = GenerationDefaults.of(opened).changed(stop=stop, **changes)
     beginning = [{"role": "system", "content": system}] if system else []
     # A missing or damaged template is said now, not after the first message.
     tokenizer.apply_chat_template([*beginning, {"role": "user", "content": ""}])
@@ -68,7 +68,7 @@ def command(
 def _line(prompt: str) -> str:
     """The next message; empty at the end."""
     try:
-        return input(prompt).strip()
+        return (input(prompt) if prompt else read_line()).strip()
     except EOFError:
         return ""
     except UnicodeDecodeError as error:

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import click
 
-from doge_export.cli._shared import progress, write_json
+from doge_export.cli._progress import show_progress
+from doge_export.cli._shared import write_json
+from doge_export.core.generations import GENERATIONS
 
 
 @click.command("convert")
 @click.option("-m", "--model", required=True, help="A checkpoint folder, a fixture's name, or a hub id.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to write.")
-@click.option("--generation", metavar="1|2|3a-filled|3a|3b-positional|3b|3c|4",
-              help="Of which generation the checkpoint is, where it does not show.")  # fmt: skip
+@click.option("--generation", metavar="NAME",
+              help="Of which generation the checkpoint is, where it does not show: "
+              f"{', '.join(GENERATIONS)}.")  # fmt: skip
 @click.option("--adapter", type=click.Path(path_type=Path), help="Merge this LoRA adapter.")
 @click.option("--force", is_flag=True, help="Replace the folder if it exists.")
 @click.option("--json", "json_to", metavar="FILE|-", help="Write a summary as JSON.")
@@ -32,16 +35,16 @@ def command(
     doge-export convert -m path/to/renamed -o out/current
     doge-export convert -m path/to/Doge-20M --adapter path/to/lora -o out/merged
     """
-    from doge_export.convert import convert
+    from doge_export.export.convert import convert
 
-    with progress("Converting") as advance:
+    with show_progress("Converting") as progress:
         summary = convert(
             model,
             output,
             generation=generation,
             adapter=adapter,
             force=force,
-            advance=lambda numbers: advance(),
+            progress=progress,
         )
     if json_to is not None:
         write_json(summary, json_to)

@@ -48,7 +48,7 @@ def _triton(
     """
     from doge_export.deploy import deploy_triton
 
-    made = deploy_triton(
+    deployed = deploy_triton(
         bundle,
         output,
         backend=backend,
@@ -59,9 +59,10 @@ def _triton(
         force=force,
     )
     if json_to is not None:
-        write_json(asdict(made), json_to)
+        write_json(asdict(deployed), json_to)
     if json_to != "-":
         click.echo(
-            f"{made.path}: {made.name} for Triton's {made.backend} backend, instances: {made.instances}"
+            f"{deployed.path}: {deployed.name} for Triton's {deployed.backend} backend, "
+            f"instances: {deployed.instances}"
         )
-        click.echo(f"{made.command} starts it; {made.path / 'README.md'} says how to call it.")
+        click.echo(f"{deployed.command} starts it; {deployed.path / 'README.md'} says how to call it.")

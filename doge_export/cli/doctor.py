@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from doge_export.cli._shared import progress, write_json
+from doge_export.cli._progress import show_progress
+from doge_export.cli._shared import write_json
 
 _SIGNS = {"ok": "ok", "note": "--", "problem": "!!"}
 
@@ -24,18 +25,18 @@ def command(ctx: click.Context, bundle: Path | None, json_to: str | None) -> Non
     doge-export doctor
     doge-export doctor out/doge-tiny
     """
-    from doge_export.doctor import examine, examine_bundle
+    from doge_export.inspection.doctor import examine, examine_bundle
 
-    found = examine()
+    findings = examine()
     if bundle is not None:
-        with progress("Loading") as advance:
-            found += examine_bundle(bundle, lambda step: advance(description=f"Loading: {step}"))
-    passed = all(one.state != "problem" for one in found)
+        with show_progress("Loading") as progress:
+            findings += examine_bundle(bundle, progress)
+    passed = all(one.state != "problem" for one in findings)
     if json_to is not None:
-        write_json({"passed": passed, "findings": [asdict(one) for one in found]}, json_to)
+        write_json({"passed": passed, "findings": [asdict(one) for one in findings]}, json_to)
     if json_to != "-":
-        width = max(len(one.name) for one in found)
-        for one in found:
+        width = max(len(one.name) for one in findings)
+        for one in findings:
             click.echo(f"{_SIGNS[one.state]}  {one.name.ljust(width)}  {one.detail}")
             if one.remedy:
                 click.echo(f"    {' ' * width}  {one.remedy}")

@@ -7,12 +7,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from doge_export.cli._generation import template_option
-from doge_export.cli._shared import pairs, progress, write_json
+from doge_export.cli._progress import show_progress
+from doge_export.cli._shared import pairs, write_json
+
+if TYPE_CHECKING:
+    from doge_export.core.tokenizer import Tokenizer
+    from doge_export.evaluate import Perplexity, TaskOptions
+    from doge_export.runtime import Session
 
 _KEYS = re.compile(r",(?=\s*\w+=)")  # between two pairs; a value may have commas too
 
@@ -76,21 +82,23 @@ def command(
     doge-export eval out/doge-tiny --tasks questions.yaml --shots 5 --json -
     doge-export eval out/doge-tiny --tasks gsm8k --apply-chat-template --gen-kwargs max_gen_toks=200
     """
-    from doge_export.errors import DogeExportError
-    from doge_export.evaluate import evaluate_tasks, evaluate_text, read_text
+    from doge_export.core.errors import DogeExportError
+    from doge_export.core.tokenizer import Tokenizer
+    from doge_export.evaluate import TaskOptions, read_text
     from doge_export.runtime import Session, open_folder
-    from doge_export.tokenizer import Tokenizer
 
     if text is None and tasks is None:
         raise DogeExportError("There is nothing to measure.", "Give --text FILE or --tasks TASK,...")
-    how: dict[str, Any] = {
-        "apply_chat_template": apply_chat_template,
-        "system_instruction": system_instruction,
-        "fewshot_as_multiturn": fewshot_as_multiturn,
-        "gen_kwargs": _values(gen_kwargs, "--gen-kwargs"),
-        "model_args": _values(model_args, "--model-args"),
-    }
-    if tasks is None and any(how.values()):
+    options = TaskOptions(
+        shots=shots,
+        limit=limit,
+        apply_chat_template=apply_chat_template,
+        system_instruction=system_instruction,
+        fewshot_as_multiturn=fewshot_as_multiturn,
+        gen_kwargs=_values(gen_kwargs, "--gen-kwargs"),
+        model_args=_values(model_args, "--model-args"),
+    )
+    if tasks is None and options.only_for_tasks:
         raise DogeExportError("Chats, --gen-kwargs and --model-args are for tasks.", "Give --tasks TASK,...")
     opened = open_folder(bundle)
     tokenizer, content = Tokenizer.load(opened.path, chat_template), None if text is None else read_text(text)
@@ -98,42 +106,70 @@ def command(
     figures: dict[str, Any] = {}
     lines = []
     if text is not None and content is not None:
-        with progress("Scoring") as advance:
-            found = evaluate_text(
-                session, tokenizer, content, window=window, stride=stride, limit=limit, advance=advance
-            )
-        figures |= {"text": text.name, **asdict(found)}
-        lines.append(f"perplexity {found.perplexity:.4f}, {found.bits_per_byte:.4f} bits per byte")
-        lines.append(
-            f"{found.tokens:,} tokens, {found.bytes:,} bytes; windows of {found.window} tokens, "
-            f"one every {found.stride}"
-        )
+        result = _score_text(session, tokenizer, content, window, stride, limit)
+        figures |= {"text": text.name, **asdict(result)}
+        lines += _text_lines(result)
     if tasks is not None:
-        names = [name.strip() for name in tasks.split(",") if name.strip()]
-        with progress("Answering") as advance:
-            figures["tasks"] = evaluate_tasks(
-                session, tokenizer, names, shots=shots, limit=limit, advance=advance, **how
-            )
-        for name, metrics in figures["tasks"].items():
-            shown = [
-                f"{key} {value:.4f}"
-                for key, value in metrics.items()
-                if isinstance(value, float) and not key.endswith("_stderr")
-            ]
-            lines.append(
-                f"{name}: {', '.join(shown)} ({metrics['shots']} shots, {metrics['samples']} samples)"
-            )
+        figures["tasks"] = _answer_tasks(session, tokenizer, tasks, options)
+        lines += map(_task_line, figures["tasks"], figures["tasks"].values())
+    _say(figures, lines, json_to)
+
+
+def _score_text(
+    session: "Session",
+    tokenizer: "Tokenizer",
+    text: str,
+    window: int | None,
+    stride: int | None,
+    limit: int | None,
+) -> "Perplexity":
+    from doge_export.evaluate import evaluate_text
+
+    with show_progress("Scoring") as progress:
+        return evaluate_text(
+            session, tokenizer, text, window=window, stride=stride, limit=limit, progress=progress
+        )
+
+
+def _text_lines(result: "Perplexity") -> list[str]:
+    return [
+        f"perplexity {result.perplexity:.4f}, {result.bits_per_byte:.4f} bits per byte",
+        f"{result.tokens:,} tokens, {result.bytes:,} bytes; windows of {result.window} tokens, "
+        f"one every {result.stride}",
+    ]
+
+
+def _answer_tasks(
+    session: "Session", tokenizer: "Tokenizer", tasks: str, options: "TaskOptions"
+) -> dict[str, dict[str, Any]]:
+    from doge_export.evaluate import evaluate_tasks
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    with show_progress("Answering") as progress:
+        return evaluate_tasks(session, tokenizer, names, options, progress)
+
+
+def _task_line(name: str, metrics: dict[str, Any]) -> str:
+    shown = [
+        f"{key} {value:.4f}"
+        for key, value in metrics.items()
+        if isinstance(value, float) and not key.endswith("_stderr")
+    ]
+    return f"{name}: {', '.join(shown)} ({metrics['shots']} shots, {metrics['samples']} samples)"
+
+
+def _say(figures: dict[str, Any], lines: Sequence[str], json_to: str | None) -> None:
     if json_to is not None:
         write_json(figures, json_to)
     if json_to != "-":
         click.echo("\n".join(lines))
 
 
-def _values(given: Sequence[str], option: str) -> dict[str, Any]:
+def _values(arguments: Sequence[str], option: str) -> dict[str, Any]:
     """key=value,... as lm-eval's command reads it: literals of Python, true and false; all else is text."""
     return {
         key: _value(text)
-        for key, text in pairs([part for each in given for part in _KEYS.split(each)], option).items()
+        for key, text in pairs([part for each in arguments for part in _KEYS.split(each)], option).items()
     }
 
 

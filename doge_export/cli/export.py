@@ -5,11 +5,18 @@ __all__ = ["command"]
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from doge_export.cli._shared import progress, write_json
+from doge_export.cli._progress import show_progress
+from doge_export.cli._shared import write_json
+from doge_export.core.generations import GENERATIONS
+
+if TYPE_CHECKING:
+    from doge_export.core.generations.decision import Decision
+    from doge_export.export.options import ExportOptions
+    from doge_export.export.pipeline import Exported
 
 _log = logging.getLogger(__name__)
 
@@ -47,8 +54,9 @@ _log = logging.getLogger(__name__)
 @click.option("--plugins", is_flag=True, default=None,
               help="With --target tensorrt: a second graph, of plugins, for full TensorRT.")  # fmt: skip
 @click.option("--adapter", type=click.Path(path_type=Path), help="Merge this LoRA adapter (PEFT) first.")
-@click.option("--generation", metavar="1|2|3a-filled|3a|3b-positional|3b|3c|4",
-              help="Of which generation the checkpoint is, where it does not show.")  # fmt: skip
+@click.option("--generation", metavar="NAME",
+              help="Of which generation the checkpoint is, where it does not show: "
+              f"{', '.join(GENERATIONS)}.")  # fmt: skip
 @click.option(
     "--recipe", type=click.Path(path_type=Path), help="A TOML file with these options; flags win over it."
 )
@@ -83,10 +91,9 @@ def command(
     doge-export export -m path/to/Doge-20M -o out/doge-20m --precision int8
     doge-export export -m path/to/Doge-20M-MoE -o out/moe --routing per-token --kv-cache static
     """
-    from doge_export.bundle import check_output
-    from doge_export.pipeline import decide, export_model, plan_export
-    from doge_export.recipe import ExportOptions
-    from doge_export.render import report_lines
+    from doge_export.core.bundle import check_output
+    from doge_export.export.options import ExportOptions
+    from doge_export.export.pipeline import decide, export_model, model_folders, plan_export
 
     options = ExportOptions.resolve(
         recipe,
@@ -99,17 +106,14 @@ def command(
         plugins=plugins,
         generation=generation,
     )
-    check_output(output, force, (adapter, recipe))
-    with progress("Reading the checkpoint") as advance:
-        decision = decide(model, options.generation, adapter, advance)
-    plan = plan_export(model, options, adapter, decision)
+    check_output(output, force, (*model_folders(model), adapter, recipe))
+    with show_progress("Reading the checkpoint") as progress:
+        decision = decide(model, options.generation, adapter, progress)
+    plan = plan_export(model, options, adapter, decision, validate=dry_run and not no_validate)
     if dry_run:
-        _say_plan(plan, output, json_to)
-        _say_tokenizer(plan, json_to, warn=True)
-        if json_to != "-":
-            click.echo(f"  generation {decision}")
+        _say_plan(plan, output, decision, json_to)
         return
-    with progress("Exporting", total=plan["bytes"]) as advance:
+    with show_progress("Exporting", total=plan["bytes"]) as progress:
         exported = export_model(
             model,
             output,
@@ -117,53 +121,62 @@ def command(
             validate=not no_validate,
             force=force,
             adapter=adapter,
-            progress=lambda steps, stage: advance(steps, f"Exporting: {stage}"),
             decision=decision,
+            progress=progress,
         )
     report = exported.report
     if json_to is not None:
         summary = {**plan, "output": str(output), "validation": report.to_dict() if report else None}
         write_json(summary, json_to)
     if json_to != "-":
-        click.echo(
-            f"{output}: {plan['parameters'] / 1e6:.2f} M parameters, {options.dtype}, "
-            f"{_rounding(options.precision, bool(options.types))}{options.kv_cache} cache"
-        )
-        _say_tokenizer(plan, json_to)
-        if decision.decided_by not in ("tensors", "preset"):
-            click.echo(f"generation {decision}")
-        for line in report_lines(report) if report else ["not validated"]:
-            click.echo(line)
+        _say_exported(exported, output, plan, options, decision)
     if report is not None and not report.passed:
         ctx.exit(1)
 
 
-def _rounding(precision: str, mixed: bool) -> str:
-    if mixed:
-        return f"{precision} weights but for some, "
-    return "" if precision == "fp32" else f"{precision} weights, "
+def _say_exported(
+    exported: "Exported",
+    output: Path,
+    plan: Mapping[str, Any],
+    options: "ExportOptions",
+    decision: "Decision",
+) -> None:
+    """Say what was written, by what the generation was decided where that does not show, and what validation
+    said."""
+    from doge_export.render import report_lines
+
+    click.echo(
+        f"{output}: {plan['parameters'] / 1e6:.2f} M parameters, {options.dtype}, "
+        f"{_rounding(options)}{exported.bundle.caches}"
+    )
+    _say_tokenizer(plan)
+    if decision.decided_by not in ("tensors", "preset"):
+        click.echo(f"generation {decision}")
+    for line in report_lines(exported.report) if exported.report else ["not validated"]:
+        click.echo(line)
 
 
-def _say_tokenizer(plan: Mapping[str, Any], json_to: str | None, warn: bool = False) -> None:
-    """That there is none; with `warn` also what the export would warn of."""
-    found = plan.get("tokenizer")
-    if found is None:
-        return
-    if not found["found"] and json_to != "-":
+def _rounding(options: "ExportOptions") -> str:
+    if options.types:
+        return f"{options.precision} weights but for some, "
+    return f"{options.precision} weights, " if options.stored.rounds else ""
+
+
+def _say_tokenizer(plan: Mapping[str, Any]) -> None:
+    """Say where there is no tokenizer."""
+    tokenizer = plan.get("tokenizer")
+    if tokenizer is not None and not tokenizer["found"]:
         click.echo("no tokenizer: generate, chat and serve need one beside the model")
-    if warn:
-        for warning in found["warnings"]:
-            _log.warning("%s", warning)
 
 
-def _say_plan(plan: dict[str, object], output: Path, json_to: str | None) -> None:
+def _say_plan(plan: dict[str, Any], output: Path, decision: "Decision", json_to: str | None) -> None:
     if json_to is not None:
         write_json({**plan, "output": str(output), "dry_run": True}, json_to)
     if json_to != "-":
-        options = plan["options"]
-        assert isinstance(options, dict)
-        size = plan["bytes"]
-        assert isinstance(size, int)
-        click.echo(f"would write {output}: about {size / 1e6:.1f} MB, opset {plan['opset']}")
-        for name, value in options.items():
+        click.echo(f"would write {output}: about {plan['bytes'] / 1e6:.1f} MB, opset {plan['opset']}")
+        for name, value in plan["options"].items():
             click.echo(f"  {name} = {value}")
+        _say_tokenizer(plan)
+        click.echo(f"  generation {decision}")
+    for warning in plan.get("tokenizer", {}).get("warnings", ()):  # what the export would warn of
+        _log.warning("%s", warning)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from doge_export.cli._generation import generation_options, read_stdin, template_option
-from doge_export.cli._shared import progress, write_json
+from doge_export.cli._progress import show_progress
+from doge_export.cli._shared import write_json
 
 if TYPE_CHECKING:
     from doge_export.runtime import Generation, GenerationOptions
@@ -46,12 +47,12 @@ def command(
     doge-export generate out/bundle -p "Once upon a time" --temperature 0
     echo "Hello" | doge-export generate out/bundle -p - --json -
     """
-    from doge_export.runtime import GenerationOptions, Session, generate, open_folder
-    from doge_export.tokenizer import Tokenizer
+    from doge_export.core.tokenizer import Tokenizer
+    from doge_export.runtime import GenerationDefaults, Session, generate, open_folder
 
     opened = open_folder(bundle)
     tokenizer = Tokenizer.load(opened.path, chat_template)
-    options = GenerationOptions.for_bundle(opened, stop=stop, **changes)
+    options = GenerationDefaults.of(opened).changed(stop=stop, **changes)
     text = read_stdin() if prompt == "-" else prompt
     if chat:
         messages = [{"role": "user", "content": text}]
@@ -62,7 +63,7 @@ def command(
 
     with contextlib.ExitStack() as reading:
         long = len(ids) > _LONG
-        bar = reading.enter_context(progress("Reading the prompt", total=len(ids))) if long else None
+        bar = reading.enter_context(show_progress("Reading the prompt", total=len(ids))) if long else None
 
         def show(row: int, piece: str) -> None:
             reading.close()

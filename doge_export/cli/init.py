@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from doge_export.cli._shared import progress, write_json
+from doge_export.cli._progress import show_progress
+from doge_export.cli._shared import write_json
+from doge_export.core.generations import GENERATIONS
 
 
 def _show_list(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -24,8 +26,8 @@ def _show_list(ctx: click.Context, parameter: click.Parameter, value: bool) -> N
               help="Change the configuration; the value is JSON. Repeatable.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
               show_default=True)  # fmt: skip
-@click.option("--generation", metavar="1|2|3a-filled|3a|3b-positional|3b|3c|4", default="4",
-              show_default=True, help="Of which generation of Doge; docs/generations.md.")  # fmt: skip
+@click.option("--generation", metavar="NAME", default="4", show_default=True,
+              help=f"Of which generation of Doge: {', '.join(GENERATIONS)}.")  # fmt: skip
 @click.option("--from-dense", metavar="MODEL",
               help="Not a preset, but this dense checkpoint with experts beside its MLPs, which add nothing "
               "until they are trained.")  # fmt: skip
@@ -57,9 +59,9 @@ def command(
     doge-export init Doge-20M -o out/december --generation 2
     doge-export init --from-dense doge-tiny -o out/moe --set num_experts=1024 --set num_experts_per_tok=16
     """
-    from doge_export.config import DogeConfig
-    from doge_export.init import init, preset_config
-    from doge_export.shapes import parameter_count
+    from doge_export.core.config import DogeConfig
+    from doge_export.core.tensor_shapes import parameter_count
+    from doge_export.export.init import init, preset_config
 
     if preset == "list":
         _print_table()
@@ -73,7 +75,7 @@ def command(
         return
     assert preset is not None
     config = DogeConfig.from_dict(preset_config(preset, settings, generation), generation)
-    with progress(f"Drawing {preset}", total=parameter_count(config)) as advance:
+    with show_progress(f"Drawing {preset}", total=parameter_count(config)) as progress:
         summary = init(
             preset,
             output,
@@ -83,7 +85,7 @@ def command(
             generation=generation,
             tokenizer=tokenizer,
             force=force,
-            advance=advance,
+            progress=progress,
         )
     if json_to is not None:
         write_json(summary, json_to)
@@ -96,12 +98,10 @@ def command(
 def _add_experts(
     dense: str, output: Path, seed: int, settings: tuple[str, ...], force: bool, json_to: str | None
 ) -> None:
-    from doge_export.convert import add_experts
+    from doge_export.export.convert import add_experts
 
-    with progress("Adding experts") as advance:
-        summary = add_experts(
-            dense, output, seed=seed, settings=settings, force=force, advance=lambda numbers: advance()
-        )
+    with show_progress("Adding experts") as progress:
+        summary = add_experts(dense, output, seed=seed, settings=settings, force=force, progress=progress)
     if json_to is not None:
         write_json(summary, json_to)
     if json_to != "-":
@@ -109,8 +109,8 @@ def _add_experts(
 
 
 def _print_table() -> None:
-    from doge_export import presets
-    from doge_export.shapes import parameter_count
+    from doge_export.core import presets
+    from doge_export.core.tensor_shapes import parameter_count
 
     rows: list[tuple[Any, ...]] = [("preset", "parameters", "vocab", "hidden", "layers", "heads", "experts")]
     for name in presets.names():

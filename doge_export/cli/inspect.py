@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from doge_export.cli._shared import progress, write_json
+from doge_export.cli._progress import show_progress
+from doge_export.cli._shared import write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from doge_export.bundle import CacheSpec, TensorSpec
-    from doge_export.inspect import Inspection, Operators
+    from doge_export.core.bundle import CacheSpec, TensorSpec
+    from doge_export.inspection.contents import Inspection, Operators
 
 _STANDARD = "ai.onnx"
 
@@ -25,53 +26,61 @@ _STANDARD = "ai.onnx"
 @click.option("--json", "json_to", metavar="FILE|-", help="Write it as JSON.")
 def command(bundle: Path, no_load: bool, json_to: str | None) -> None:
     """Show what is in BUNDLE, verify its files, and load it in onnxruntime."""
-    from doge_export.bundle import Bundle
-    from doge_export.inspect import inspect_bundle
+    from doge_export.core.bundle import Bundle
+    from doge_export.inspection.contents import inspect_bundle
 
-    with progress("Inspecting", total=3) as advance:
-        found = inspect_bundle(
-            Bundle.open(bundle), load=not no_load, advance=lambda step: advance(description=step)
-        )
+    with show_progress("Inspecting") as progress:
+        inspection = inspect_bundle(Bundle.open(bundle), load=not no_load, progress=progress)
     if json_to is not None:
-        write_json(found.as_dict(), json_to)
+        write_json(inspection.as_dict(), json_to)
     if json_to != "-":
-        _show(found)
+        _show(inspection)
 
 
-def _show(found: "Inspection") -> None:
+def _show(inspection: "Inspection") -> None:
     from rich.console import Console
 
     # Cut to a terminal's width, but never in a file or a pipe.
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
-    manifest = found.bundle.manifest
+    manifest = inspection.bundle.manifest
     decode = [("decode.onnx", f"cache: {_cache(manifest.decode.cache)}")] if manifest.decode else []
     plain: Sequence[tuple[str, str]] = [
-        ("bundle", f"{found.bundle.path} (doge-export {manifest.doge_export}, format {manifest.format})"),
+        (
+            "bundle",
+            f"{inspection.bundle.path} (doge-export {manifest.doge_export}, format {manifest.format})",
+        ),
         *([("generation", str(manifest.generation))] if manifest.generation else []),
-        ("options", _pairs(manifest.options)),
+        ("options", _pairs(manifest.options.to_dict())),
         ("versions", _pairs(manifest.versions)),
+        ("size", f"{inspection.bundle.model_bytes:,} bytes of model.onnx and its weights"),
         ("cache", _cache(manifest.cache)),
         *decode,
-        ("opsets", _pairs(found.opsets)),
-        ("onnxruntime", "not tried" if found.onnxruntime is None else f"{found.onnxruntime} loads it"),
-        ("library", "not tried" if found.onnxruntime is None else found.library or "missing: bodies run"),
+        ("opsets", _pairs(inspection.opsets)),
+        ("onnxruntime", _onnxruntime(inspection)),
+        (
+            "library",
+            "not tried" if inspection.onnxruntime is None else inspection.library or "missing: bodies run",
+        ),
     ]
     for name, text in plain:
         console.print(f"{name:12} {text}", markup=False, soft_wrap=True)
-    standard = [row for row in found.operators if row.domain == _STANDARD]
-    total = sum(row.bytes for row in found.parameters)
+    standard = [row for row in inspection.operators if row.domain == _STANDARD]
+    total = sum(row.bytes for row in inspection.parameters)
     for title, table in (
         _table("inputs", ("name", "dtype", "shape"), _specs(manifest.inputs)),
         _table("outputs", ("name", "dtype", "shape"), _specs(manifest.outputs)),
         _table(
-            f"{found.total:,} parameters, {total:,} bytes with constants",
+            f"{inspection.total:,} parameters, {total:,} bytes with constants",
             ("role", "dtype", "tensors", "parameters", "bytes"),
-            [(r.role, r.dtype, r.tensors, f"{r.parameters:,}", f"{r.bytes:,}") for r in found.parameters],
+            [
+                (r.role, r.dtype, r.tensors, f"{r.parameters:,}", f"{r.bytes:,}")
+                for r in inspection.parameters
+            ],
         ),
-        _custom("custom operators", found.operators),
-        *([_custom("custom operators of decode.onnx", found.decode)] if found.decode else []),
+        _custom("custom operators", inspection.operators),
+        *([_custom("custom operators of decode.onnx", inspection.decode)] if inspection.decode else []),
         _table(
             f"standard operators, {sum(row.count for row in standard)} nodes",
             ("name", "nodes"),
@@ -85,6 +94,12 @@ def _show(found: "Inspection") -> None:
     ):
         console.print(title, style="bold", markup=False)
         console.print(table)
+
+
+def _onnxruntime(inspection: "Inspection") -> str:
+    tried = "not tried" if inspection.onnxruntime is None else f"{inspection.onnxruntime} loads it"
+    least = inspection.bundle.manifest.options.min_onnxruntime
+    return tried if least is None else f"{tried}; a graph of this opset needs {least} at least"
 
 
 def _cache(cache: "CacheSpec") -> str:

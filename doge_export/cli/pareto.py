@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from doge_export.cli._shared import progress, write_json, write_text
+from doge_export.cli._progress import show_progress
+from doge_export.cli._shared import write_json, write_text
 
 
 @click.command("pareto")
@@ -50,37 +51,30 @@ def command(
     doge-export pareto out/doge-tiny --text models/heldout.txt -o out/front
     doge-export pareto out/doge-tiny --text corpus.txt -o out/front --scheme int8 --max-bytes 0.2
     """
-    from doge_export.bundle import check_target
-    from doge_export.errors import DogeExportError
-    from doge_export.journal import check_work
+    from doge_export.core.bundle import check_target
+    from doge_export.core.errors import DogeExportError
+    from doge_export.core.journal import check_work
 
-    found, picture, work = output / "pareto.json", output / "pareto.svg", output / ".work"
+    report, picture, work = output / "pareto.json", output / "pareto.svg", output / ".work"
     if output.exists() and not output.is_dir():
         raise DogeExportError(f"{output} is no folder.", "Give another -o.")
-    for path in (found, picture):
+    for path in (report, picture):
         if path.exists() and not force:
             raise DogeExportError(f"{path} exists already.", "Use --force to replace it.")
         check_target(path, (bundle, text))
     check_work(work)
 
+    from doge_export.compress.pareto import SCHEMES, Pareto, pareto
     from doge_export.evaluate import read_sample  # takes seconds: after what can be said at once
-    from doge_export.pareto import SCHEMES, Pareto, pareto
     from doge_export.render.charts import pareto_svg
 
     settings = Pareto(schemes or SCHEMES, budgets or None, rounds, prompt_tokens, new_tokens, threads)
     content = read_sample(text)
-    with progress("Measuring") as advance:
-        result = pareto(
-            bundle,
-            content,
-            work,
-            settings,
-            planned=advance.planned,
-            progress=lambda steps, stage: advance(steps, f"Measuring: {stage}"),
-        )
+    with show_progress("Measuring") as progress:
+        result = pareto(bundle, content, work, settings, progress=progress)
     result["text"] = text.name
     drawn = pareto_svg(result["points"], bundle.name)
-    write_json(result, found)
+    write_json(result, report)
     for path in (picture, *(() if svg is None else (svg,))):
         write_text(drawn, path)
     if json_to is not None:
@@ -103,13 +97,14 @@ def _say(result: dict[str, Any], output: Path) -> None:
         speed = f"{point['tokens_per_second']:>9,.0f}"
         click.echo(f"{mark} {point['name']:{width}} {size} {quality} {speed}")
     click.echo(
-        f"* none is better in all three; {result['judged_tokens']:,} tokens judge; error: standard, of KL"
+        f"* none is better in all three; {result['judged_tokens']:,} tokens judge; error: standard, of KL; "
+        "bytes: of model.onnx and its weights"
     )
     click.echo(f"{output / 'pareto.svg'}")
     for point in points:
         if point["front"]:
-            made = f"doge-export {point['command']}" if point["command"] else "BUNDLE as it is"
-            click.echo(f"{point['name']}: {made}")
+            command_line = f"doge-export {point['command']}" if point["command"] else "BUNDLE as it is"
+            click.echo(f"{point['name']}: {command_line}")
             if point["types"]:
                 types = " ".join(f"--set {name}={dtype}" for name, dtype in point["types"].items())
                 click.echo(f"    {types}")

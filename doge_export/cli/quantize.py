@@ -2,17 +2,22 @@
 
 __all__ = ["command"]
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from doge_export.cli._shared import pairs, progress, write_json
+from doge_export.cli._progress import show_progress
+from doge_export.cli._shared import pairs, write_json
 
 if TYPE_CHECKING:
-    from doge_export.requantize import Requantized
-    from doge_export.searched import Searched
+    from doge_export.compress.budget_search import Searched
+    from doge_export.compress.quantize_bundle import Requantized
+    from doge_export.weights import Method
+
+_log = logging.getLogger(__name__)
 
 
 @click.command("quantize")
@@ -23,14 +28,19 @@ if TYPE_CHECKING:
               "best with -gptq-tuned, which takes minutes. "
               "int8-asym, int4-asym: with zero points, of a bundle of --target onnx. int8-row, int4, fp8, "
               "nvfp4: of one of --target tensorrt. searched: the best "
-              "mixture within --max-bytes or --max-kl. w8a8, w8a8-fp8: activations too.")  # fmt: skip
+              "mixture within --max-bytes, --max-kl or --min-top1. w8a8, w8a8-fp8: activations "
+              "too.")  # fmt: skip
 @click.option("--set", "settings", metavar="MATRIX=TYPE[@METHOD]", multiple=True,
               help="fp32, fp16, int8, int4, or int8:32 for blocks of at most 32, of a role, a layer, both, "
               "or one matrix: v_proj=int8, layers.0=int8, layers.0.v_proj=fp32. The closest wins. A "
               "method behind it rounds it otherwise: v_proj=int8@search, v_proj=@search.")  # fmt: skip
 @click.option("--max-bytes", metavar="N|SHARE",
-              help="searched: of model.onnx and its weights; up to 1, a share of BUNDLE's.")  # fmt: skip
+              help="searched: of model.onnx and its weights, as the output counts; up to 1, a share "
+              "of BUNDLE's.")  # fmt: skip
 @click.option("--max-kl", type=float, metavar="X", help="searched: mean KL in nats, on text searched by.")
+@click.option("--min-top1", type=float, metavar="SHARE",
+              help="searched: the smallest whose top-1 agreement, less its standard error, is at least this "
+              "on text searched by: 0.99.")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), metavar="FILE",
               help="UTF-8: to calibrate with, and its last fifth to judge by.")  # fmt: skip
 @click.option("--calibration", metavar="METHOD",
@@ -47,6 +57,7 @@ def command(
     settings: tuple[str, ...],
     max_bytes: str | None,
     max_kl: float | None,
+    min_top1: float | None,
     text: Path | None,
     calibration: str | None,
     smooth: float | None,
@@ -61,28 +72,35 @@ def command(
     doge-export quantize out/doge-tiny -o out/tiny4 --scheme int4-gptq --text corpus.txt
     doge-export quantize out/doge-tiny -o out/tiny4 --scheme int4-search --set v_proj=int8
     doge-export quantize out/doge-tiny -o out/mixed --scheme searched --max-bytes 0.17 --text corpus.txt
+    doge-export quantize out/doge-tiny -o out/near --scheme searched --min-top1 0.99 --text corpus.txt
     doge-export quantize out/plain -o out/w8a8 --scheme w8a8 --text corpus.txt --smooth 0.5
     """
-    from doge_export.errors import DogeExportError
+    from doge_export.compress.budget_search import searched_method
+    from doge_export.compress.quantize_bundle import quantize_bundle
+    from doge_export.core.errors import DogeExportError
     from doge_export.evaluate import read_sample
-    from doge_export.quantize import split_setting
-    from doge_export.requantize import quantize_bundle
-    from doge_export.searched import searched_method
+    from doge_export.weights import check_method, split_setting
 
     content = None if text is None else read_sample(text)
     method = searched_method(scheme)
     if method is not None:
+        check_method(method)
         if settings or content is None:
             wrong = "chooses every type itself" if settings else "learns from a text"
             remedy = "Leave --set out." if settings else "Give one with --text FILE."
             raise DogeExportError(f"--scheme {scheme} {wrong}.", remedy)
-        _say(_search(bundle, output, method, content, max_bytes, max_kl, force), scheme, output, json_to)
+        searched = _search(bundle, output, method, content, max_bytes, max_kl, min_top1, force)
+        _say(searched, scheme, output, json_to, asdict(searched.mixture.effect))
+        if min_top1 is not None:
+            _say_agreement(searched, min_top1, json_to)
         return
-    if max_bytes is not None or max_kl is not None:
-        raise DogeExportError("--max-bytes and --max-kl belong to --scheme searched.", "Leave them out.")
+    if any(each is not None for each in (max_bytes, max_kl, min_top1)):
+        raise DogeExportError(
+            "--max-bytes, --max-kl and --min-top1 belong to --scheme searched.", "Leave them out."
+        )
     parts = {key: split_setting(value) for key, value in pairs(settings, "--set").items()}
-    with progress("Quantizing") as advance:
-        made = quantize_bundle(
+    with show_progress("Quantizing") as progress:
+        requantized = quantize_bundle(
             bundle,
             output,
             scheme,
@@ -92,65 +110,86 @@ def command(
             calibration=calibration,
             smooth=smooth,
             force=force,
-            progress=lambda steps, stage: advance(steps, f"Quantizing: {stage}"),
+            progress=progress,
         )
-    _say(made, scheme, output, json_to)
+    _say(requantized, scheme, output, json_to)
 
 
 def _search(
     bundle: Path,
     output: Path,
-    method: str,
+    method: "Method",
     text: str,
     max_bytes: str | None,
     max_kl: float | None,
+    min_top1: float | None,
     force: bool,
 ) -> "Searched":
-    from doge_export.bundle import Bundle, check_output
-    from doge_export.searched import file_bytes, parse_budget, search_bundle
-    from doge_export.sensitivity import Study
+    from doge_export.compress.budget_search import Budget, parse_budget, search_bundle
+    from doge_export.compress.mixed_precision import Study
+    from doge_export.core.bundle import Bundle, check_output
 
     source = Bundle.open(bundle)
     check_output(output, force)
-    budget = None if max_bytes is None else parse_budget(max_bytes, file_bytes(source))
+    most = None if max_bytes is None else parse_budget(max_bytes, source.model_bytes)
+    budget = Budget(most, max_kl, min_top1)  # refused before the text is read
     journal = output.with_name(f".{output.name}.search")
-    with progress("Searching") as advance:
-        study = Study(
-            source,
-            text,
-            method=method,
-            journal=journal,
-            progress=lambda steps, stage: advance(steps, f"Searching: {stage}"),
-        )
-        made = search_bundle(
+    with show_progress("Searching") as progress:
+        study = Study(source, text, method=method, journal=journal, progress=progress)
+        searched = search_bundle(
             study,
             output,
             text,
-            max_bytes=budget,
-            max_kl=max_kl,
+            budget,
             force=force,
-            planned=advance.planned,
-            advance=lambda name: advance(1, f"Searching: {name}"),
-            progress=lambda steps, stage: advance(0, f"Searching: {stage}"),
+            progress=progress,
         )
     study.journal.done()
-    return made
+    return searched
 
 
-def _say(made: "Requantized", scheme: str, output: Path, json_to: str | None) -> None:
-    size = sum(entry.bytes for name, entry in made.exported.bundle.manifest.files.items() if "onnx" in name)
-    found = None if made.divergence is None else asdict(made.divergence)
+def _say(
+    requantized: "Requantized",
+    scheme: str,
+    output: Path,
+    json_to: str | None,
+    searched: dict[str, Any] | None = None,
+) -> None:
+    """What was made and what it cost; `searched`: the figures on the text that was searched by."""
+    size = requantized.exported.bundle.model_bytes
+    figures = {} if requantized.divergence is None else asdict(requantized.divergence)
+    if searched is not None:
+        figures["searched"] = searched
     if json_to is not None:
-        types = made.exported.bundle.manifest.options.get("types", {})
-        write_json({"scheme": scheme, "bytes": size, "types": types, **(found or {})}, json_to)
+        types = dict(requantized.exported.bundle.manifest.options.types)
+        write_json({"scheme": scheme, "bytes": size, "types": types, **figures}, json_to)
     if json_to != "-":
-        click.echo(f"{output}: {scheme}, {size:,} bytes")
-        if made.divergence is None:
+        click.echo(f"{output}: {scheme}, {size:,} bytes of model.onnx and its weights")
+        if requantized.divergence is None:
             click.echo("not judged: give a --text to know what it cost")
         else:
-            lost = made.divergence
+            lost = requantized.divergence
             error = "" if lost.kl_error is None else f" \u00b1 {lost.kl_error:.0e}"
+            share = "" if lost.top1_error is None else f" \u00b1 {lost.top1_error:.2%}"
             click.echo(
-                f"KL {lost.kl_divergence:.2e}{error}, top-1 agreement {lost.top1_agreement:.2%}, perplexity "
-                f"{lost.base_perplexity:.4f} -> {lost.perplexity:.4f}, on {lost.tokens:,} tokens kept back"
+                f"KL {lost.kl_divergence:.2e}{error}, top-1 agreement {lost.top1_agreement:.2%}{share}, "
+                f"perplexity {lost.base_perplexity:.4f} -> {lost.perplexity:.4f}, on {lost.tokens:,} tokens "
+                "kept back"
             )
+
+
+def _say_agreement(searched: "Searched", min_top1: float, json_to: str | None) -> None:
+    """That the bound is kept on the text searched by, and where it is not on the text kept back."""
+    effect, judged = searched.mixture.effect, searched.divergence
+    assert effect.top1_error is not None and judged is not None
+    if json_to != "-":
+        click.echo(
+            f"searched by: top-1 agreement {effect.top1_agreement:.2%} \u00b1 {effect.top1_error:.2%}, one "
+            f"standard error below which is at least {min_top1:.2%}"
+        )
+    if judged.top1_agreement - (judged.top1_error or 0.0) < min_top1:
+        _log.warning(
+            "On the text kept back, top-1 agreement less its standard error is below %.2f%%. Ask for a "
+            "little more, or give a longer text.",
+            100 * min_top1,
+        )

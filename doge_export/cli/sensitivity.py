@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from doge_export.cli._shared import progress, write_json, write_text
+from doge_export.cli._progress import show_progress
+from doge_export.cli._shared import write_json, write_text
 
 
 @click.command("sensitivity")
@@ -36,37 +37,40 @@ def command(
     \b
     doge-export sensitivity out/doge-tiny --text corpus.txt --json out/tiny.json --svg out/tiny.svg
     """
-    from doge_export.bundle import Bundle
-    from doge_export.errors import DogeExportError
+    from doge_export.compress.mixed_precision import Study, sensitivity
+    from doge_export.core.bundle import Bundle
+    from doge_export.core.errors import DogeExportError
     from doge_export.evaluate import read_sample
-    from doge_export.quantize import METHODS, check_types
     from doge_export.render.charts import sensitivity_svg
-    from doge_export.sensitivity import Study, sensitivity
+    from doge_export.weights import METHODS, WeightFormat
 
     known = [name for name, each in METHODS.items() if each.of_matrices]
     if method not in known:
         raise DogeExportError(f"No matrix is rounded by {method!r} alone.", f"Choose {', '.join(known)}.")
     if windows < 1:
         raise DogeExportError(f"--windows {windows} is too few.", "Give at least 1.")
-    for dtype in dtypes:
-        check_types({"embed_tokens": dtype}, ["model.embed_tokens.weight"], False)
+    forms = [WeightFormat.parse(dtype, "embed_tokens") for dtype in dtypes]
+    for form in forms:
+        form.check_own("embed_tokens")
     output = svg if json_to in (None, "-") else Path(str(json_to))
     journal = None if output is None else output.with_name(f".{output.name}.journal")
-    with progress("Measuring") as advance:
+    with show_progress("Measuring") as progress:
         study = Study(
             Bundle.open(bundle),
             read_sample(text),
-            method=method,
-            most=windows,
+            method=METHODS[method],
+            max_windows=windows,
             journal=journal,
-            progress=lambda steps, stage: advance(steps, f"Measuring: {stage}"),
+            progress=progress,
         )
-        rows = sensitivity(study, dtypes, advance.planned, lambda name: advance(1, f"Measuring: {name}"))
+        rows = sensitivity(study, forms, progress)
     if svg is not None:
         write_text(sensitivity_svg([row.as_dict() for row in rows], f"{bundle.name}, {method}"), svg)
     if json_to is not None:
-        found = [row.as_dict() for row in rows]
-        write_json({"bundle": str(bundle), "method": method, "tokens": study.tokens, "rows": found}, json_to)
+        records = [row.as_dict() for row in rows]
+        write_json(
+            {"bundle": str(bundle), "method": method, "tokens": study.tokens, "rows": records}, json_to
+        )
     study.journal.done()
     if json_to != "-":
         click.echo(
@@ -76,5 +80,5 @@ def command(
             effect = row.effect
             shares = (effect.top1_agreement, effect.changed_keys, effect.changed_experts)
             cells = " ".join(f"{'-' if share is None else f'{share:.2%}':>8}" for share in shares)
-            click.echo(f"{row.name:24} {row.dtype:8} {effect.kl_divergence:8.1e} {cells} {row.saved:>12,}")
+            click.echo(f"{row.name:24} {row.form!s:8} {effect.kl_divergence:8.1e} {cells} {row.saved:>12,}")
         click.echo(f"keys, experts: rows whose set changed, of those with a choice; {study.tokens:,} tokens")

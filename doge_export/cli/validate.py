@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from doge_export.cli._shared import pairs, progress, write_json, write_text
+from doge_export.cli._progress import show_progress
+from doge_export.cli._shared import pairs, write_json, write_text
 
 
 @click.command("validate")
@@ -23,7 +24,8 @@ from doge_export.cli._shared import pairs, progress, write_json, write_text
               help="Hold max_abs_diff, relative_error, kl_divergence, kl_98, top1_agreement, top5_agreement, "
               "selection, best or tokens to another limit, or to one at all.")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), metavar="FILE",
-              help="UTF-8: to compare the tokenizers on, in the place of samples.")  # fmt: skip
+              help="UTF-8: to compare the tokenizers on, in the place of samples, and to measure on it "
+              "what rounding cost.  [default: a text that comes with the package]")  # fmt: skip
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the report as JSON.")
 @click.option("--html", "html_to", type=click.Path(path_type=Path), metavar="FILE",
               help="Write it as a page: a certificate, with the hashes of the files.")  # fmt: skip
@@ -49,12 +51,12 @@ def command(
     """
     from doge_export.bench.machine import describe
     from doge_export.evaluate import read_text
-    from doge_export.pipeline import validate_bundle
+    from doge_export.export.pipeline import validate_bundle
     from doge_export.render import certificate, certificate_dict, report_lines
     from doge_export.runtime import open_folder
 
     content = None if text is None else read_text(text)
-    with progress("Validating") as advance:
+    with show_progress("Validating") as progress:
         report = validate_bundle(
             bundle,
             reference,
@@ -63,7 +65,7 @@ def command(
             limits=_numbers(limits),
             text=content,
             adapter=adapter,
-            progress=lambda steps, name: advance(steps, f"Validating: {name}"),
+            progress=progress,
         )
     if json_to is not None:
         write_json(certificate_dict(report, open_folder(bundle), describe()), json_to)
@@ -77,12 +79,12 @@ def command(
 
 
 def _numbers(limits: tuple[str, ...]) -> dict[str, float]:
-    from doge_export.errors import DogeExportError
+    from doge_export.core.errors import DogeExportError
 
-    found = {}
+    numbers = {}
     for name, value in pairs(limits, "--limit").items():
         try:
-            found[name] = float(value)
+            numbers[name] = float(value)
         except ValueError:
             raise DogeExportError(f"--limit {name}={value}: {value!r} is not a number.") from None
-    return found
+    return numbers

@@ -3,11 +3,15 @@
 __all__ = ["command"]
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from doge_export.cli._shared import progress, write_json
+from doge_export.cli._progress import show_progress
+from doge_export.cli._shared import write_json
+
+if TYPE_CHECKING:
+    from doge_export.export.reproduce import Rebuilt
 
 
 @click.command("verify")
@@ -37,9 +41,45 @@ def command(
     doge-export verify out/doge-tiny --certificate report.json
     doge-export verify out/doge-tiny --rebuild --reference doge-tiny
     """
-    from doge_export.errors import DogeExportError
+    from doge_export.core.errors import DogeExportError
     from doge_export.render import certificate_faults
     from doge_export.runtime import open_folder
+
+    _check_options(rebuild, reference, adapter)
+    opened = open_folder(bundle)
+    if rebuild and opened.compiled:
+        raise DogeExportError(
+            f"{bundle} is an engine, which no export writes.", "Rebuild the bundle it was built from."
+        )
+    others = opened.verify()
+    report: dict[str, Any] = {"files": len(opened.files), "findings": [], "others": others}
+    lines = [f"{len(opened.files)} files are what the {'build' if opened.compiled else 'export'} wrote"]
+    if others:
+        lines.append(f"not of it, and read by nothing: {', '.join(others)}")
+    if certificate is not None:
+        faults = certificate_faults(certificate, opened)
+        report["findings"] += faults
+        lines += faults or [f"{certificate} is of these files, and says that they passed"]
+    if reference is not None:
+        from doge_export.export import reproduce
+
+        with show_progress("Rebuilding") as progress:
+            rebuilt = reproduce.rebuild(opened, reference, adapter, progress)
+        report["rebuilt"] = {"differing": rebuilt.differing, "versions": rebuilt.versions}
+        lines.append(_rebuilt_line(rebuilt, reference))
+        if not rebuilt.same:
+            report["findings"].append(lines[-1])
+    if json_to is not None:
+        write_json(report, json_to)
+    if json_to != "-":
+        for line in lines:
+            click.echo(line)
+    if report["findings"]:
+        ctx.exit(1)
+
+
+def _check_options(rebuild: bool, reference: str | None, adapter: Path | None) -> None:
+    from doge_export.core.errors import DogeExportError
 
     if rebuild != (reference is not None):
         raise DogeExportError(
@@ -47,41 +87,12 @@ def command(
         )
     if adapter is not None and not rebuild:
         raise DogeExportError("--adapter is merged by --rebuild alone.", "Give --rebuild too.")
-    opened = open_folder(bundle)
-    if rebuild and opened.compiled:
-        raise DogeExportError(
-            f"{bundle} is an engine, which no export writes.", "Rebuild the bundle it was built from."
-        )
-    others = opened.verify()
-    found: dict[str, Any] = {"files": len(opened.files), "findings": [], "others": others}
-    lines = [f"{len(opened.files)} files are what the {'build' if opened.compiled else 'export'} wrote"]
-    if others:
-        lines.append(f"not of it, and read by nothing: {', '.join(others)}")
-    if certificate is not None:
-        faults = certificate_faults(certificate, opened)
-        found["findings"] += faults
-        lines += faults or [f"{certificate} is of these files, and says that they passed"]
-    if rebuild:
-        from doge_export.rebuild import rebuild as again
 
-        assert reference is not None
-        with progress("Rebuilding") as advance:
-            made = again(
-                opened, reference, lambda steps, stage: advance(steps, f"Rebuilding: {stage}"), adapter
-            )
-        found["rebuilt"] = {"differing": made.differing, "versions": made.versions}
-        if made.same:
-            lines.append(f"rebuilt from {reference}: {made.files} files, the same bytes")
-        else:
-            others = [f"{name} {one}, here {two}" for name, (one, two) in made.versions.items()]
-            why = f"; written with {'; '.join(others)}" if others else ""
-            sentence = f"rebuilt from {reference}: other bytes in {', '.join(made.differing)}{why}"
-            found["findings"].append(sentence)
-            lines.append(sentence)
-    if json_to is not None:
-        write_json(found, json_to)
-    if json_to != "-":
-        for line in lines:
-            click.echo(line)
-    if found["findings"]:
-        ctx.exit(1)
+
+def _rebuilt_line(rebuilt: "Rebuilt", reference: str) -> str:
+    """The sentence that says whether the second export gave the same bytes."""
+    if rebuilt.same:
+        return f"rebuilt from {reference}: {rebuilt.files} files, the same bytes"
+    others = [f"{name} {one}, here {two}" for name, (one, two) in rebuilt.versions.items()]
+    why = f"; written with {'; '.join(others)}" if others else ""
+    return f"rebuilt from {reference}: other bytes in {', '.join(rebuilt.differing)}{why}"

@@ -1,4 +1,4 @@
-"""Laying out a bundle or an engine for a server of somebody else's: Triton Inference Server."""
+"""Model repositories for Triton Inference Server, of a bundle or an engine."""
 
 from doge_export.deploy.repository import BACKENDS, Deployment, deploy_triton
 

@@ -1,4 +1,4 @@
-"""Protocol Buffers' text format, as far as a model configuration of Triton needs it."""
+"""Protocol Buffers' text format, as far as a model configuration of Triton Inference Server needs it."""
 
 __all__ = ["Word", "pbtxt"]
 
@@ -20,12 +20,12 @@ def pbtxt(message: Mapping[str, Any]) -> str:
 
 
 def _lines(message: Mapping[str, Any], indent: str) -> Iterator[str]:
-    for name, given in message.items():
-        repeated = isinstance(given, Sequence) and not isinstance(given, str)
-        if repeated and all(isinstance(value, int) for value in given):
-            yield f"{indent}{name}: [{', '.join(map(_scalar, given))}]"
+    for name, content in message.items():
+        repeated = isinstance(content, Sequence) and not isinstance(content, str)
+        if repeated and all(isinstance(value, int) for value in content):
+            yield f"{indent}{name}: [{', '.join(map(_scalar, content))}]"
             continue
-        for value in given if repeated else (given,):
+        for value in content if repeated else (content,):
             if isinstance(value, Mapping):
                 yield f"{indent}{name} {{"
                 yield from _lines(value, indent + "  ")

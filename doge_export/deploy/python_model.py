@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from doge_export.errors import DogeExportError
-from doge_export.json_file import parse_json
+from doge_export.core.errors import DogeExportError, NoNumbersError
+from doge_export.core.json_file import parse_json
+from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import GenerationDefaults, Session, open_folder, stream
-from doge_export.tokenizer import Tokenizer
 
 TEXT = "text_input"
 _STREAM = "stream"
@@ -70,6 +70,8 @@ class TritonPythonModel:
             try:
                 self._answer(utils, request, sender)
                 continue
+            except NoNumbersError as error:
+                answer = utils.TritonError(str(error))  # the model's fault: INTERNAL
             except DogeExportError as error:
                 answer = utils.TritonError(str(error), utils.TritonError.INVALID_ARG)
             except MemoryError:
@@ -83,9 +85,9 @@ class TritonPythonModel:
             )
 
     def _answer(self, utils: Any, request: Any, sender: Any) -> None:
-        given = _given(utils, request)
-        text, piecewise = given.pop(TEXT), given.pop(_STREAM, False)
-        options = self._defaults.changed(**given)
+        inputs = _request_inputs(utils, request)
+        text, piecewise = inputs.pop(TEXT), inputs.pop(_STREAM, False)
+        options = self._defaults.changed(**inputs)
         ids = self._tokenizer.encode(text)
         held, reason = "", ""
         for event in stream(self._session, [ids], options, self._tokenizer):
@@ -106,7 +108,7 @@ def _response(utils: Any, text: str, reason: str) -> Any:
     )
 
 
-def _given(utils: Any, request: Any) -> dict[str, Any]:
+def _request_inputs(utils: Any, request: Any) -> dict[str, Any]:
     """The inputs that the request has, as Python's values.
 
     Raises:
@@ -116,7 +118,7 @@ def _given(utils: Any, request: Any) -> dict[str, Any]:
     for name in parse_json(request.parameters() or "{}"):
         if not name.startswith("triton_"):  # the server's own
             raise DogeExportError(f"There is no parameter {name!r}.", f"There are {', '.join(INPUTS)}.")
-    found: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     for name, (_, repeated) in INPUTS.items():
         tensor = utils.get_input_tensor_by_name(request, name)
         if tensor is None:
@@ -124,10 +126,10 @@ def _given(utils: Any, request: Any) -> dict[str, Any]:
         values = tuple(map(_value, tensor.as_numpy().reshape(-1).tolist()))
         if not repeated and len(values) != 1:
             raise DogeExportError(f"{name} is one value, and not {len(values)}.")
-        found[name] = values if repeated else values[0]
-    if TEXT not in found:  # the server does not look
+        inputs[name] = values if repeated else values[0]
+    if TEXT not in inputs:  # the server does not look
         raise DogeExportError(f"The request has no {TEXT}.")
-    return found
+    return inputs
 
 
 def _value(value: Any) -> Any:
@@ -141,8 +143,8 @@ def _value(value: Any) -> Any:
 
 def _threads(config: Mapping[str, Any]) -> int:
     """The parameter `threads`, or the processors that this process may use shared among the instances."""
-    given = config.get("parameters", {}).get("threads", {}).get("string_value")
-    if given is not None:
-        return int(given)
+    configured = config.get("parameters", {}).get("threads", {}).get("string_value")
+    if configured is not None:
+        return int(configured)
     instances: int = sum(group.get("count", 1) for group in config.get("instance_group", ()))
     return max(1, len(os.sched_getaffinity(0)) // max(1, instances))

@@ -10,18 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from doge_export.bundle import DEPLOYMENT, ENGINE_MANIFEST, MANIFEST, Bundle, hash_files, new_folder
+from doge_export.core.bundle import DEPLOYMENT, ENGINE_MANIFEST, MANIFEST, Bundle, hash_files, new_folder
+from doge_export.core.errors import DogeExportError
+from doge_export.core.native_library import plugin_library
+from doge_export.core.tokenizer import Tokenizer
 from doge_export.deploy import configs, python_model, start
 from doge_export.deploy.pbtxt import pbtxt
-from doge_export.errors import DogeExportError
-from doge_export.plugins import plugin_library
+from doge_export.graph.targets import OPSETS, TARGETS
 from doge_export.runtime import GenerationDefaults, Session, open_folder
-from doge_export.runtime.graph import MOST_THREADS, check_threads
-from doge_export.targets import OPSETS, TARGETS
-from doge_export.tensorrt.folder import Engine
-from doge_export.tokenizer import Tokenizer
+from doge_export.runtime.graph import MAX_THREADS, check_threads
+from doge_export.runtime.tensorrt.engine_folder import Engine
 
-#: Triton's backends that a model of ours is laid out for.
+#: Backends of Triton Inference Server that a model of ours is laid out for.
 BACKENDS = ("python", "onnxruntime", "tensorrt")
 
 _FORMAT = 1
@@ -54,7 +54,7 @@ def deploy_triton(
     """Write `output`, a model repository with the bundle or engine in `source` as the model `name`.
 
     `backend` None is "python". `threads`: of each of the `instances`. `plugins`: libraries with the engine's
-    plugins.
+    TensorRT plugins.
 
     Raises:
         DogeExportError: the backend cannot run it, a file is missing or changed, a value is out of its range,
@@ -82,13 +82,13 @@ def deploy_triton(
             config = _lay_onnxruntime(opened, model, name, instances, threads)
         (model.parent / "config.pbtxt").write_text(pbtxt(config), encoding="utf-8")
         start.write(folder, name, backend, run_options, OPSETS[opened.manifest.cache.kind])
-        made = Deployment(Path(output), name, backend, instances, f"{output}/{start.RUN}")
-        _write_manifest(folder, made, opened)
-    return made
+        deployment = Deployment(Path(output), name, backend, instances, f"{output}/{start.RUN}")
+        _write_manifest(folder, deployment, opened)
+    return deployment
 
 
 def _backend(opened: Bundle, backend: str) -> str:
-    """The backend, once it is known to run what was opened.
+    """Return the backend, once it is known to run what was opened.
 
     Raises:
         DogeExportError: it does not, or there is none of that name.
@@ -117,8 +117,8 @@ def _backend(opened: Bundle, backend: str) -> str:
 def _check_options(
     opened: Bundle, backend: str, instances: int, threads: int | None, plugins: Sequence[Path]
 ) -> None:
-    if not 1 <= instances <= MOST_THREADS:
-        raise DogeExportError(f"{instances} instances cannot answer anything.", f"Give 1 to {MOST_THREADS}.")
+    if not 1 <= instances <= MAX_THREADS:
+        raise DogeExportError(f"{instances} instances cannot answer anything.", f"Give 1 to {MAX_THREADS}.")
     check_threads(threads)
     if threads is not None and opened.compiled:
         raise DogeExportError("An engine runs on a GPU, not in threads.", "Leave --threads out.")
@@ -133,12 +133,12 @@ def _check_options(
             )
 
 
-def _model_name(source: Path, given: str | None) -> str:
-    name = source.resolve().name if given is None else given
+def _model_name(source: Path, requested: str | None) -> str:
+    name = source.resolve().name if requested is None else requested
     if not _NAME.fullmatch(name):
         raise DogeExportError(
             f"{name!r} is no name for a model: letters, digits and -_. only, a letter or a digit first.",
-            "Name it with --name." if given is None else "",
+            "Name it with --name." if requested is None else "",
         )
     return name
 
@@ -146,8 +146,8 @@ def _model_name(source: Path, given: str | None) -> str:
 def _lay_python(
     bundle: Bundle, model: Path, name: str, instances: int, threads: int | None
 ) -> dict[str, Any]:
-    """The whole bundle or engine, and the model that runs it. What the server will load is loaded here once,
-    so that it is refused now and not there; but not an engine, whose GPU may be the server's."""
+    """Copy the whole bundle or engine, and the model that runs it. What the server will load is loaded here
+    once, so that it is refused now and not there; but not an engine, whose GPU may be the server's."""
     bundle.verify()
     Tokenizer.load(bundle.path)
     GenerationDefaults.of(bundle)
@@ -162,9 +162,10 @@ def _lay_python(
 def _lay_onnxruntime(
     bundle: Bundle, model: Path, name: str, instances: int, threads: int | None
 ) -> dict[str, Any]:
-    """The graph that gives logits with its weights, and the library with its kernels, where it uses any."""
+    """Copy the graph that gives logits with its weights, and the native library with its kernels, where it
+    uses any."""
     manifest = bundle.manifest
-    if manifest.options.get("dequantize_at_load"):
+    if manifest.options.dequantize_at_load:
         raise DogeExportError(
             f"{bundle.path} has weights that onnxruntime must dequantize at load, and Triton's onnxruntime "
             "backend cannot ask for that: equal keys would get unequal weights.",
@@ -173,7 +174,7 @@ def _lay_onnxruntime(
     bundle.verify()
     graph = bundle.model_path.name
     _copy(bundle.path, [file for file in manifest.files if file.startswith(graph)], model)
-    target = TARGETS.get(str(manifest.options.get("target")))
+    target = TARGETS.get(manifest.options.target or "")
     kernels, library = target is not None and bool(target.kernels), None
     if kernels:
         shutil.copyfile(plugin_library(), model / plugin_library().name)
@@ -184,7 +185,8 @@ def _lay_onnxruntime(
 def _lay_engine(
     engine: Engine, model: Path, name: str, instances: int, plugins: Sequence[Path]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The engine and the libraries with its plugins; the server is told of them on its command line."""
+    """Copy the engine and the libraries with its TensorRT plugins; the server is told of them on its command
+    line."""
     engine.verify()
     shutil.copyfile(engine.model_path, model / configs.ENGINE_FILE)
     for plugin in plugins:
@@ -202,16 +204,16 @@ def _copy(source: Path, names: Sequence[str], target: Path) -> None:
         shutil.copyfile(source / name, target / name)
 
 
-def _write_manifest(folder: Path, made: Deployment, opened: Bundle) -> None:
+def _write_manifest(folder: Path, deployment: Deployment, opened: Bundle) -> None:
     from doge_export import __version__
 
-    kept = {key: value for key, value in asdict(made).items() if key not in ("path", "command")}
+    kept = {key: value for key, value in asdict(deployment).items() if key not in ("path", "command")}
     raw = {
         "format": _FORMAT,
         "doge_export": __version__,
         "server": "triton",
         **kept,
-        "options": dict(opened.manifest.options),
+        "options": opened.manifest.options.to_dict(),
         "files": hash_files(folder),
     }
     text = json.dumps(raw, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -5,6 +5,7 @@ __all__ = ["README", "RUN", "write"]
 from collections.abc import Sequence
 from pathlib import Path
 
+from doge_export.core.bundle.options import ONNXRUNTIME_SINCE
 from doge_export.deploy.python_model import INPUTS, TEXT
 
 RUN = "run.sh"
@@ -94,7 +95,7 @@ token and the cache are the client's. `call` in the bundle's doge_export.json sa
 _NOTES = {
     "python": "",
     "onnxruntime": """
-It needs onnxruntime {least_onnxruntime}, which Triton has from {least_triton} on. It was run on a CPU, with a
+It needs onnxruntime {min_onnxruntime}, which Triton has from {min_triton} on. It was run on a CPU, with a
 backend built from Triton's sources; NVIDIA's containers were not at hand. The cache goes over the network
 with every token; `--backend python` keeps it in the server.
 """,
@@ -103,9 +104,9 @@ with every token; `--backend python` keeps it in the server.
 `past_key_values` and its `present` to be one buffer, and Triton's TensorRT backend gives each its own.
 """,
 }
-#: The opset of a graph -> the first onnxruntime that runs it, and the first Triton that has this one: see
-#: `ort_version` in build.py of triton-inference-server/server.
-_SINCE = {23: ("1.23", "25.09"), 24: ("1.24", "26.02")}
+#: The opset of a graph -> the first Triton Inference Server whose onnxruntime runs it: see `ort_version` in
+#: build.py of triton-inference-server/server.
+_SINCE = {23: "25.09", 24: "26.02"}
 
 
 def write(folder: Path, name: str, backend: str, options: Sequence[str], opset: int) -> None:
@@ -120,8 +121,7 @@ def write(folder: Path, name: str, backend: str, options: Sequence[str], opset: 
     call = _CALL_TEXT if backend == "python" else _CALL_TENSORS
     others = [f"`{each}`" for each in INPUTS if each != TEXT]
     called = call.format(name=name, options=f"{', '.join(others[:-1])} and {others[-1]}")
-    least_onnxruntime, least_triton = _SINCE[opset]
-    notes = _NOTES[backend].format(least_onnxruntime=least_onnxruntime, least_triton=least_triton)
+    notes = _NOTES[backend].format(min_onnxruntime=ONNXRUNTIME_SINCE[opset], min_triton=_SINCE[opset])
     (folder / README).write_text(
         f"# {name}\n\nA model repository of Triton Inference Server, {backend} backend. `./{RUN}` starts\n"
         f"the server and says what it needs; more options go to tritonserver.\n\n{called}{notes}",

@@ -13,10 +13,10 @@ from typing import Any
 
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
+from doge_export.core.token_ids import is_whole, outside
 from doge_export.runtime import GenerationDefaults, GenerationOptions
 from doge_export.runtime.settings import HARMLESS, NOT_HONOURED, SETTINGS
-from doge_export.token_ids import is_whole, outside
 
 _NEW_TOKENS = 256  # where a task does not say, as in lm-eval
 
@@ -61,22 +61,22 @@ _OFF = {field.name: field.default for field in fields(GenerationOptions)}
 
 
 def generation_arguments(
-    given: Mapping[str, Any],
+    arguments: Mapping[str, Any],
     defaults: GenerationDefaults,
     end: str | None,
     max_length: int,
     vocab_size: int,
 ) -> Asked:
-    """Read `given`, which the bundle's `defaults` complete. `end` is the text of the tokenizer's eos_token,
-    `max_length` how many tokens the model takes.
+    """Read `arguments`, which the bundle's `defaults` complete. `end` is the text of the tokenizer's
+    eos_token, `max_length` how many tokens the model takes.
 
     Raises:
         DogeExportError: an argument is not known, has a value that it cannot have, or is not done here.
     """
-    if not isinstance(given, Mapping):
-        raise DogeExportError(f"generation_kwargs is {given!r}, not a mapping of names to values.")
+    if not isinstance(arguments, Mapping):
+        raise DogeExportError(f"generation_kwargs is {arguments!r}, not a mapping of names to values.")
     try:
-        rest: dict[str, Any] = dict(normalize_gen_kwargs(dict(given), _NEW_TOKENS))
+        rest: dict[str, Any] = dict(normalize_gen_kwargs(dict(arguments), _NEW_TOKENS))
     except (TypeError, ValueError, OverflowError) as error:
         raise DogeExportError(f"generation_kwargs cannot be read: {error}.") from None
     until = _until(rest.pop("until"), end)
@@ -87,7 +87,7 @@ def generation_arguments(
             f"Give from 1 to {max_length - 1}.",
         )
     longest = rest.pop("max_length", None)
-    if "max_length" in given and not is_whole(longest):
+    if "max_length" in arguments and not is_whole(longest):
         raise DogeExportError(f"max_length is {longest!r}, not a whole number.", "Leave it out.")
     changes: dict[str, Any] = {"temperature": _temperature(rest), "max_length": None}
     drawn = changes["temperature"] > 0
@@ -97,8 +97,8 @@ def generation_arguments(
     return Asked(replace(defaults.changed(**changes), **changes), until, room, longest)
 
 
-def _until(found: list[Any], end: str | None) -> tuple[str, ...]:
-    wrong = [each for each in found if not isinstance(each, str)]
+def _until(stops: list[Any], end: str | None) -> tuple[str, ...]:
+    wrong = [each for each in stops if not isinstance(each, str)]
     if wrong:
         raise DogeExportError(f"until has {wrong[0]!r}, which is no text.", "Give a text or a list of them.")
     if end is None:
@@ -106,7 +106,7 @@ def _until(found: list[Any], end: str | None) -> tuple[str, ...]:
             "The tokenizer names no eos_token, at whose text lm-eval's hf ends every generation.",
             "Name one in tokenizer_config.json.",
         )
-    return tuple(handle_stop_sequences(found, eos=end))
+    return tuple(handle_stop_sequences(stops, eos=end))
 
 
 def _temperature(rest: dict[str, Any]) -> float:
@@ -148,15 +148,15 @@ def _taken(name: str, value: Any, drawn: bool, vocab_size: int) -> dict[str, Any
     try:
         if name in _FRACTIONS and value != 1 and not isinstance(value, float):
             raise ValueError("not a number with a decimal point")
-        found = setting.read(value)
+        parsed = setting.read(value)
     except ValueError as wrong:
         raise DogeExportError(f"{name} is {value!r}, {wrong}.", "Correct it, or leave it out.") from None
-    foreign = outside(setting.ids(found), vocab_size) if setting.ids else []
+    foreign = outside(setting.ids(parsed), vocab_size) if setting.ids else []
     if not foreign:
-        return {option: found}
+        return {option: parsed}
     if setting.needs_tokens:
         raise DogeExportError(
             f"{name} has {foreign[0]}, and the model's vocabulary has {vocab_size} entries.",
             "Correct it, or leave it out.",
         )
-    return {option: tuple(token for token in found if token not in foreign)}
+    return {option: tuple(token for token in parsed if token not in foreign)}

@@ -5,8 +5,8 @@ __all__ = ["continuations"]
 import contextlib
 from collections.abc import Sequence
 
+from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import GenerationOptions, Session, stream
-from doge_export.tokenizer import Tokenizer
 
 
 def continuations(
@@ -23,17 +23,17 @@ def continuations(
         DogeExportError: see doge_export.runtime.stream.
     """
     ends = _Until(tokenizer, until)
-    found: list[list[int]] = [[] for _ in contexts]
+    tokens: list[list[int]] = [[] for _ in contexts]
     going = set(range(len(contexts)))
     with contextlib.closing(stream(session, contexts, options)) as events:
         for event in events:
             if event.row in going:
-                found[event.row].append(event.token)
-                if event.finish_reason is not None or ends.reached(found[event.row]):
+                tokens[event.row].append(event.token)
+                if event.finish_reason is not None or ends.reached(tokens[event.row]):
                     going.remove(event.row)
             if not going:
                 break
-    return found
+    return tokens
 
 
 class _Until:

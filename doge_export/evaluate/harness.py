@@ -1,13 +1,14 @@
 """A bundle as a model of lm-eval (EleutherAI's lm-evaluation-harness), which brings tasks and metrics.
 
 What it gives is what lm-eval's own `hf` model gives with transformers' Doge at batch_size 1: the reference is
-`HFLM` in lm_eval/models/huggingface.py, and its base `TemplateLM`, of 0.4.13 (docs/evaluation.md).
+`HFLM` in lm_eval/models/huggingface.py, and its base `TemplateLM`, of 0.4.13
+(docs/lab/2026-11-30-evaluation.md). Sums are float64, as its are with softmax_dtype=float64.
 """
 
 __all__ = ["BundleLM"]
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -16,22 +17,24 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import has_bos_prefix, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
+from doge_export.core.progress import Progress, silent
+from doge_export.core.tokenizer import Tokenizer
 from doge_export.evaluate.arguments import Asked, generation_arguments
 from doge_export.evaluate.continuations import continuations
 from doge_export.evaluate.likelihood import Pair, score_pairs
+from doge_export.evaluate.task_options import ModelArguments
 from doge_export.runtime import GenerationDefaults, GenerationOptions, Session
 from doge_export.runtime.neighbours import rows_are_independent
-from doge_export.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
 _ROWS = 16  # that are generated at a time
+_DEFAULTS = ModelArguments()
 
 
 class BundleLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
-    """`session` answers lm-eval's questions. `advance` is told of each request that is answered. The others
-    are arguments of `HFLM`, with its names, meanings and defaults.
+    """A model of lm-eval: `session` answers its requests. `progress` gets answered requests.
 
     Every request is answered as it is alone, whatever shares its calls.
 
@@ -44,30 +47,18 @@ class BundleLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         self,
         session: Session,
         tokenizer: Tokenizer,
-        advance: Callable[[int], None] = lambda count: None,
-        *,
-        add_bos_token: bool | None = None,
-        prefix_token_id: int | None = None,
-        max_length: int | None = None,
-        think_end_token: str | int | None = None,
-        enable_thinking: bool | None = None,
-        chat_template_args: Mapping[str, Any] | None = None,
+        arguments: ModelArguments = _DEFAULTS,
+        progress: Progress = silent,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer  # TemplateLM.chat_template reads it
-        self._session, self._advance = session, advance
-        self._add_bos = add_bos_token
-        self.max_length = _max_length(session, max_length)
-        self._prefix = _prefix(session, tokenizer, prefix_token_id)
+        self._session, self._progress = session, progress
+        self._add_bos = arguments.add_bos_token
+        self.max_length = _max_length(session, arguments.max_length)
+        self._prefix = _prefix(session, tokenizer, arguments.prefix_token_id)
         self._prefix_text = tokenizer.decode([self._prefix], skip_special_tokens=False)
-        given = think_end_token
-        self._think_end = int(given) if isinstance(given, str) and given.isdigit() else given
-        self._thinks = bool(enable_thinking)
-        if enable_thinking and think_end_token is None:
-            raise DogeExportError("enable_thinking needs think_end_token, as in lm-eval.")
-        self._variables = dict(chat_template_args or {})
-        if enable_thinking is not None:
-            self._variables["enable_thinking"] = enable_thinking
+        self._think_end, self._thinks = arguments.think_end, bool(arguments.enable_thinking)
+        self._variables = arguments.template_variables
         self._read: dict[str, Asked] = {}
         self._told = False
 
@@ -78,23 +69,24 @@ class BundleLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has nothing before it."""
+        """The token put before a text that has nothing before it."""
         return self._prefix
 
     @property
     def tokenizer_name(self) -> str:
-        """For lm-eval's caches."""
+        """The tokenizer's name in lm-eval's caches."""
         return str(self._session.bundle.path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """With the special tokens that the tokenizer adds, or add_bos_token says; without them where the text
-        begins with the prefix token's."""
+        """Encode with the special tokens that the tokenizer adds, or that add_bos_token asks for; without
+        them where the text begins with the prefix token's text."""
         if add_special_tokens is None:
             add_special_tokens = not has_bos_prefix(string, self._prefix_text) and self._add_bos is not False
         return self._encode(string, add_special_tokens)
 
     def _encode(self, text: str, special: bool) -> list[int]:
-        """`special`: with what the tokenizer adds; add_bos_token has it add bos_token, and no more."""
+        """Encode `text`. `special`: with what the tokenizer adds; with add_bos_token that is bos_token
+        alone."""
         if special and self._add_bos:
             bos = self.tokenizer.token_id("bos_token")
             return [*([] if bos is None else [bos]), *self._encode(text, False)]
@@ -179,31 +171,31 @@ class BundleLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         options = [
             self._options(*each) for each in zip(requests, contexts, range(len(requests)), strict=True)
         ]
-        found = [""] * len(requests)
+        texts = [""] * len(requests)
         for numbers in self._together(requests, contexts, options):
             first = numbers[0]
             until = self._asked(requests[first]).until
-            made = continuations(
+            generated = continuations(
                 self._session, self.tokenizer, [contexts[number] for number in numbers], options[first], until
             )
-            for number, ids in zip(numbers, made, strict=True):
-                found[number] = self._text(ids, until)
-            self._advance(len(numbers))
-        return found
+            for number, ids in zip(numbers, generated, strict=True):
+                texts[number] = self._text(ids, until)
+            self._progress(len(numbers))
+        return texts
 
     def _scores(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-        return score_pairs(self._session, pairs, self.max_length, self._advance)
+        return score_pairs(self._session, pairs, self.max_length, self._progress)
 
     def _pair(self, request: Any) -> Pair:
         context, continuation = request.args
         if context == "":
             target = self.tok_encode(continuation, add_special_tokens=False)
-            given = [self._prefix]
-            if target[:1] == given:
-                given, target = target[:1], target[1:]
+            source = [self._prefix]
+            if target[:1] == source:
+                source, target = target[:1], target[1:]
         else:
-            given, target = self._encode_pair(context, continuation)
-        for ids, name in ((given, "context"), (target, "continuation")):
+            source, target = self._encode_pair(context, continuation)
+        for ids, name in ((source, "context"), (target, "continuation")):
             if not ids:
                 raise _refused(
                     request,
@@ -216,16 +208,20 @@ class BundleLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
                 f"a continuation has {len(target)} tokens, and the model takes {self.max_length}.",
                 "lm-eval's hf fails there too: shorten it.",
             )
-        return given, target
+        return source, target
 
     def _asked(self, request: Any) -> Asked:
-        """What a request's arguments come to; read once."""
-        given = request.args[1]
-        key = repr(sorted(given.items(), key=str)) if isinstance(given, dict) else repr(given)
+        """Return the arguments of a request, read once."""
+        arguments = request.args[1]
+        key = repr(sorted(arguments.items(), key=str)) if isinstance(arguments, dict) else repr(arguments)
         if key not in self._read:
             try:
                 self._read[key] = generation_arguments(
-                    given, self._defaults, self._end, self.max_length, self._session.bundle.config.vocab_size
+                    arguments,
+                    self._defaults,
+                    self._end,
+                    self.max_length,
+                    self._session.bundle.config.vocab_size,
                 )
             except DogeExportError as error:
                 raise _refused(request, error.message, error.remedy) from None
@@ -239,21 +235,21 @@ class BundleLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
 
     @cached_property
     def _defaults(self) -> GenerationDefaults:
-        """Of the bundle.
+        """The generation settings of the bundle.
 
         Raises:
             DogeExportError: they are damaged, or have stop_strings.
         """
-        found = GenerationDefaults.of(self._session.bundle)
-        if found.always.get("stop"):
+        defaults = GenerationDefaults.of(self._session.bundle)
+        if defaults.always.get("stop"):
             raise DogeExportError(
                 "generation_config.json has stop_strings, which transformers refuses from lm-eval's hf.",
                 "Take them out of it.",
             )
-        return found
+        return defaults
 
     def _context(self, request: Any) -> list[int]:
-        """Its ids, without what comes before the last that leave room for the new tokens."""
+        """Return the ids of a context, cut on the left where the new tokens would have no room."""
         text = request.args[0]
         begun = has_bos_prefix(text, self.tokenizer.special_tokens.get("bos_token"))
         ids = self._encode(text, not begun and self._add_bos is not False)
@@ -266,19 +262,20 @@ class BundleLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         return ids[-(self.max_length - self._asked(request).max_gen_toks) :]
 
     def _options(self, request: Any, context: Sequence[int], number: int) -> GenerationOptions:
-        """What is drawn is drawn by the number of its request: asked again, it gets another text."""
+        """Return the options of a request. Its number is in the seed: the same request twice draws two
+        texts."""
         try:
-            found = self._asked(request).for_context(len(context))
+            options = self._asked(request).for_context(len(context))
         except DogeExportError as error:
             raise _refused(request, error.message, error.remedy) from None
-        needed, slots = len(context) + (found.max_new_tokens or 0) - 1, _capacity(self._session)
+        needed, slots = len(context) + (options.max_new_tokens or 0) - 1, _capacity(self._session)
         if slots is not None and needed > slots:
             raise _refused(
                 request,
                 f"context and new tokens need {needed} slots, and the bundle's static cache holds {slots}.",
                 "Ask for less, or export with a larger --max-length.",
             )
-        return found if found.greedy else replace(found, seed=number)
+        return options if options.greedy else replace(options, seed=number)
 
     def _together(
         self,
@@ -286,24 +283,24 @@ class BundleLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         contexts: Sequence[Sequence[int]],
         options: Sequence[GenerationOptions],
     ) -> Iterator[list[int]]:
-        """Numbers of requests that may share their calls, the longest contexts first. What is drawn has a
-        seed of its own, and is alone."""
+        """Yield numbers of requests that may share their calls, the longest contexts first. A request that
+        draws has a seed of its own, and is alone."""
         groups: dict[Any, list[int]] = {}
         for number, (request, option) in enumerate(zip(requests, options, strict=True)):
             groups.setdefault((option, self._asked(request).until), []).append(number)
-        most = min(_ROWS, self._session.max_batch or _ROWS)
+        max_rows = min(_ROWS, self._session.max_batch or _ROWS)
         for group in groups.values():
             group.sort(key=lambda number: -len(contexts[number]))
             new, at = options[group[0]].max_new_tokens or 0, 0
             while at < len(group):
-                lengths = [len(contexts[number]) for number in group[at : at + most]]
+                lengths = [len(contexts[number]) for number in group[at : at + max_rows]]
                 alone = not rows_are_independent(self._session.bundle, lengths, lengths[0] + new)
                 end = at + (1 if alone else len(lengths))
                 yield group[at:end]
                 at = end
 
     def _text(self, ids: list[int], until: Sequence[str]) -> str:
-        """Behind the last end of thinking, and before the first of `until`."""
+        """Return the text behind the last end of thinking, and before the first of `until`."""
         thought = self._think_end if isinstance(self._think_end, str) else None
         if isinstance(self._think_end, int):
             if self._think_end in ids:
@@ -319,7 +316,7 @@ def _capacity(session: Session) -> int | None:
 
 
 def _max_length(session: Session, asked: int | None) -> int:
-    """As lm-eval resolves it, but for a static cache that holds less."""
+    """Return the longest context as lm-eval resolves it, or what a static cache holds if that is less."""
     config, capacity = session.bundle.config, _capacity(session)
     positions = config.raw.get("n_positions")
     length = positions if isinstance(positions, int) else config.max_position_embeddings
@@ -344,15 +341,15 @@ def _max_length(session: Session, asked: int | None) -> int:
 
 def _prefix(session: Session, tokenizer: Tokenizer, asked: int | None) -> int:
     named = [tokenizer.token_id(name) for name in ("bos_token", "eos_token")]
-    found = next((token for token in (asked, *named) if token is not None), None)
-    if found is None:
+    prefix = next((token for token in (asked, *named) if token is not None), None)
+    if prefix is None:
         raise DogeExportError(
             "The tokenizer names neither bos_token nor eos_token, and lm-eval needs one before a text.",
             "Give prefix_token_id.",
         )
-    if not 0 <= found < session.bundle.config.vocab_size:
-        raise DogeExportError(f"prefix_token_id {found} is not in the model's vocabulary.")
-    return found
+    if not 0 <= prefix < session.bundle.config.vocab_size:
+        raise DogeExportError(f"prefix_token_id {prefix} is not in the model's vocabulary.")
+    return prefix
 
 
 def _refused(request: Any, sentence: str, remedy: str = "") -> DogeExportError:

@@ -2,41 +2,43 @@
 
 __all__ = ["Pair", "score_pairs"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from doge_export.core.progress import Progress
 from doge_export.evaluate.perplexity import batches, calls_of, token_costs
 from doge_export.runtime import Session
-from doge_export.runtime.reading import read_rows
+from doge_export.runtime.prefill import read_rows
 
 #: Tokens that are given, and those to be scored behind them; of each one at least.
 Pair = tuple[list[int], list[int]]
 
 
 def score_pairs(
-    session: Session, pairs: Sequence[Pair], max_length: int, advance: Callable[[int], None]
+    session: Session, pairs: Sequence[Pair], max_length: int, progress: Progress
 ) -> list[tuple[float, bool]]:
     """Each continuation's log-probability after its context, of which the last `max_length` tokens before the
     continuation's last one are read, and whether every token is the best one. Several share a call where
-    each gives what it gives alone. `advance` is told how many are done."""
+    each gives what it gives alone. `progress` gets those that are done."""
     # The last token is not read: nothing comes after it.
     rows = [(context + target)[-(max_length + 1) :] for context, target in pairs]
-    found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+    scores: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
     order = sorted(range(len(pairs)), key=lambda number: -len(rows[number]))
     for part in batches(session, [len(rows[number]) - 1 for number in order]):
         batch = order[part]
         targets = [len(pairs[number][1]) for number in batch]
         scored = _score(session, [rows[number] for number in batch], targets)
         for number, score in zip(batch, scored, strict=True):
-            found[number] = score
-        advance(len(batch))
-    return found
+            scores[number] = score
+        progress(len(batch))
+    return scores
 
 
 def _score(session: Session, rows: Sequence[list[int]], targets: Sequence[int]) -> list[tuple[float, bool]]:
-    """The last `targets` tokens of each row. Shorter rows are filled up behind, which nothing before sees."""
+    """Score the last `targets` tokens of each row. Shorter rows are filled up behind, which nothing before
+    sees."""
     length = max(map(len, rows)) - 1
     ids = np.zeros((len(rows), length), np.int64)
     for row, tokens in zip(ids, rows, strict=True):

@@ -9,17 +9,19 @@ fixed-length models"), with every token counted once.
 __all__ = ["Perplexity", "batches", "calls_of", "evaluate_text", "token_costs"]
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError, NoNumbersError
+from doge_export.core.progress import AnyProgress, Progress, reporting, silent
+from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import Session
 from doge_export.runtime.neighbours import reads_in_pieces, rows_are_independent
-from doge_export.runtime.reading import read_rows
-from doge_export.tokenizer import Tokenizer
+from doge_export.runtime.prefill import read_rows
 
 _WINDOW = 2048  # the longest that is taken unasked
 _CALL = 128  # tokens of a row in one call
@@ -28,8 +30,9 @@ _LOGITS = 1 << 26  # of one call, at most
 
 @dataclass(frozen=True)
 class Perplexity:
-    """`perplexity` is exp of the mean negative log-likelihood of the scored tokens, `bits_per_byte` their sum
-    in bits over the bytes they stand for in UTF-8. Beginning-of-text stands for none and is not scored."""
+    """The perplexity of a text: `perplexity` is exp of the mean negative log-likelihood of the scored tokens,
+    `bits_per_byte` their sum in bits over the bytes they stand for in UTF-8. Beginning-of-text stands for
+    none and is not scored."""
 
     perplexity: float
     bits_per_byte: float
@@ -48,15 +51,18 @@ def evaluate_text(
     window: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
-    advance: Callable[[int], None] = lambda tokens: None,
+    advance: Callable[[int], None] | None = None,
+    progress: AnyProgress = silent,
 ) -> Perplexity:
     """Score `text`, or its first `limit` tokens. `window`: the model's max_position_embeddings, at most 2048,
-    or the text if that is shorter; `stride`: half of it. `advance` is told of scored tokens as they are.
+    or the text if that is shorter; `stride`: half of it. `progress` gets scored tokens.
+    `advance` is deprecated: the same as a function of their number alone.
 
     Raises:
         DogeExportError: the text has fewer than two tokens, the window does not fit in a static cache, or the
             stride is longer than the window.
     """
+    progress = reporting(progress) if advance is None else _counting(advance)
     ids = np.array(tokenizer.encode(text), np.int64)
     size = len(text.encode("utf-8"))
     if limit is not None and limit < len(ids):
@@ -83,7 +89,7 @@ def evaluate_text(
     total = 0.0
     for scored, count in _scores(session, ids, window, stride):
         total += scored
-        advance(count)
+        progress(count)
     tokens = len(ids) - 1
     return Perplexity(
         perplexity=math.exp(total / tokens),
@@ -96,10 +102,16 @@ def evaluate_text(
     )
 
 
+def _counting(advance: Callable[[int], None]) -> Progress:
+    message = "evaluate_text has progress, a function of the tokens and a stage, in the place of advance."
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
+    return reporting(lambda done, stage: advance(done))
+
+
 def _scores(
     session: Session, ids: npt.NDArray[np.int64], window: int, stride: int
 ) -> Iterator[tuple[float, int]]:
-    """Negative log-likelihood and number of newly scored tokens, several windows at a time."""
+    """Yield negative log-likelihood and number of newly scored tokens, several windows at a time."""
     starts = list(range(0, max(1, len(ids) - window + stride), stride))
     starts = [start for start in starts if start == 0 or start + window - stride < len(ids)]
     whole = [start for start in starts if start + window <= len(ids)]
@@ -115,8 +127,8 @@ def _scores(
 
 
 def batches(session: Session, lengths: Sequence[int]) -> Iterator[slice]:
-    """Rows of `lengths` tokens, the longest first, as those of one call after the other, each with what it
-    gives alone; the shorter are filled up behind."""
+    """Cut rows of `lengths` tokens, the longest first, into batches, in which each row gives what it gives
+    alone. Shorter rows of a batch are padded on the right."""
     bundle, at = session.bundle, 0
     while at < len(lengths):
         call = _CALL if reads_in_pieces(bundle, lengths[at]) else lengths[at]
@@ -129,7 +141,7 @@ def batches(session: Session, lengths: Sequence[int]) -> Iterator[slice]:
 
 
 def calls_of(session: Session, length: int) -> Sequence[slice]:
-    """A row in pieces that give what one call gives."""
+    """Cut a row of `length` tokens into pieces that give what one call gives."""
     if not reads_in_pieces(session.bundle, length):
         return [slice(0, length)]
     return [slice(at, min(at + _CALL, length)) for at in range(0, length, _CALL)]
@@ -138,7 +150,8 @@ def calls_of(session: Session, length: int) -> Sequence[slice]:
 def _negative_log_likelihood(
     session: Session, ids: npt.NDArray[np.int64], first: npt.NDArray[np.int64]
 ) -> float:
-    """Of tokens first[row], ... of each row of ids [rows, length], each given those before it."""
+    """Sum the negative log-likelihood of tokens first[row], ... of each row of ids [rows, length], each given
+    those before it."""
     rows, length = ids.shape
     total = 0.0
     for part, logits in read_rows(session, ids, calls_of(session, length), length):
@@ -157,15 +170,11 @@ def token_costs(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int64])
     sums.
 
     Raises:
-        DogeExportError: a logit is NaN or infinite, as where float16 overflows.
+        NoNumbersError: a logit is NaN or infinite, as where float16 overflows.
     """
     largest = logits.max(-1, keepdims=True)
     if not np.isfinite(largest).all():
-        raise DogeExportError(
-            "Logits of the text are no numbers.",
-            "The model overflows, as float16 does beyond 65504, or its weights are not finite: see what "
-            "doge-export validate says, and export it with --dtype float32 or bfloat16.",
-        )
+        raise NoNumbersError("Logits of the text are no numbers.")
     logits -= largest
     chosen = np.take_along_axis(logits, targets[:, None], -1)[:, 0].astype(np.float64)
     sums = np.exp(logits).sum(-1, dtype=np.float64)

@@ -1,5 +1,1 @@
-"""Module -> ONNX."""
-
-from doge_export.export.build import GraphFile, build_graph, save_graph
-
-__all__ = ["GraphFile", "build_graph", "save_graph"]
+"""A checkpoint -> a bundle."""

@@ -2,11 +2,11 @@
 
 import torch
 
-from doge_export.config import DogeConfig
+from doge_export.core.config import DogeConfig
 from doge_export.model.norm import RMSNorm
+from doge_export.model.operators.bounded_mask_attention import bounded_mask_attention
+from doge_export.model.operators.dynamic_mask_attention import dynamic_mask_attention
 from doge_export.model.projections import LayerCache, Projections
-from doge_export.ops.bounded_mask_attention import bounded_mask_attention
-from doge_export.ops.dynamic_mask_attention import dynamic_mask_attention
 
 __all__ = ["Attention"]
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from doge_export.config import DogeConfig
-from doge_export.generations import GENERATIONS
+from doge_export.core.config import DogeConfig
+from doge_export.core.generations import GENERATIONS
 from doge_export.model.feed_forward import MLP
 from doge_export.model.generations import MODULES
 from doge_export.model.norm import RMSNorm

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import gelu, silu
 
-from doge_export.config import DogeConfig
-from doge_export.ops.expert_routing import expert_routing
+from doge_export.core.config import DogeConfig
+from doge_export.model.operators.expert_routing import expert_routing
 
 __all__ = ["MLP", "CDMoE"]
 
-#: `hidden_act` -> the function; the same names as doge_export.config.ACTIVATIONS.
+#: `hidden_act` -> the function; the same names as doge_export.core.config.ACTIVATIONS.
 ACTIVATION_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": silu,
     "swish": silu,

@@ -3,11 +3,11 @@ experts beside an MLP without a gate."""
 
 import torch
 
-from doge_export.config import DogeConfig
+from doge_export.core.config import DogeConfig
 from doge_export.model.feed_forward import ACTIVATION_FUNCTIONS
 from doge_export.model.generation_2 import Retrieval
+from doge_export.model.operators.place_mask_attention import place_mask_attention
 from doge_export.model.projections import LayerCache
-from doge_export.ops.place_mask_attention import place_mask_attention
 
 __all__ = ["Attention", "CDMoE"]
 
@@ -33,11 +33,11 @@ class Attention(torch.nn.Module):
         self.o_proj = torch.nn.Linear(hidden, hidden, bias=bias)
 
     def values(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[batch, sequence, hidden] of the same."""
+        """Look up the values [batch, sequence, hidden] of hidden states of that shape."""
         batch, length, _ = hidden_states.shape
         queries = self.v_queries(hidden_states).reshape(batch, length, len(self.v_keys), -1).transpose(1, 2)
-        found = torch.topk(queries @ self.v_keys, self.config.num_value_per_head).indices
-        values: torch.Tensor = hidden_states * self.v_embed(found).sum(-2).sum(1)
+        indices = torch.topk(queries @ self.v_keys, self.config.num_value_per_head).indices
+        values: torch.Tensor = hidden_states * self.v_embed(indices).sum(-2).sum(1)
         return values
 
     def forward(

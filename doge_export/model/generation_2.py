@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from doge_export.config import DogeConfig
+from doge_export.core.config import DogeConfig
 from doge_export.model.feed_forward import MLP
 from doge_export.model.head_attention import HeadAttention
-from doge_export.ops.expert_routing import expert_routing
-from doge_export.ops.sign_mask_attention import sign_mask_attention
+from doge_export.model.operators.expert_routing import expert_routing
+from doge_export.model.operators.sign_mask_attention import sign_mask_attention
 
 __all__ = ["Attention", "CDMoE", "Retrieval"]
 

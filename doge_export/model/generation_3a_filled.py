@@ -5,7 +5,7 @@ from typing import Any
 
 from doge_export.model import generation_3a
 from doge_export.model.generation_2 import CDMoE
-from doge_export.ops.filled_mask_attention import filled_mask_attention
+from doge_export.model.operators.filled_mask_attention import filled_mask_attention
 
 __all__ = ["Attention", "CDMoE"]
 

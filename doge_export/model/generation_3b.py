@@ -6,7 +6,7 @@ import torch
 
 from doge_export.model.feed_forward import CDMoE
 from doge_export.model.head_attention import HeadAttention
-from doge_export.ops.ratio_mask_attention import ratio_mask_attention
+from doge_export.model.operators.ratio_mask_attention import ratio_mask_attention
 
 __all__ = ["Attention", "CDMoE"]
 
@@ -16,11 +16,11 @@ class Attention(HeadAttention):
     original fails beyond the window then."""
 
     def share(self, ratio: float) -> float:
-        """The share that is dropped, of config.json's."""
+        """Return the share of keys that is dropped, from that of config.json."""
         return ratio
 
     def window(self) -> int:
-        """How many keys are not counted."""
+        """Return the number of keys that the share is not taken of."""
         return self.config.keep_window_size
 
     def ratio(self) -> torch.Tensor:

@@ -4,7 +4,7 @@ import torch
 
 from doge_export.model import feed_forward
 from doge_export.model.generation_3b import Attention
-from doge_export.ops.rank_routing import rank_routing
+from doge_export.model.operators.rank_routing import rank_routing
 
 __all__ = ["Attention", "CDMoE"]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from doge_export.model.feed_forward import CDMoE
 from doge_export.model.head_attention import HeadAttention
-from doge_export.ops.head_mask_attention import head_mask_attention
+from doge_export.model.operators.head_mask_attention import head_mask_attention
 
 __all__ = ["Attention", "CDMoE"]
 

@@ -2,16 +2,21 @@
 
 from types import ModuleType
 
-from doge_export.generations import CURRENT
+from doge_export.core.generations import CURRENT
 from doge_export.model import (
-    current,
     generation_1,
     generation_2,
     generation_3a,
     generation_3a_filled,
+    generation_3a_joint,
+    generation_3a_mixed,
+    generation_3a_single,
     generation_3b,
     generation_3b_positional,
+    generation_3b_single,
+    generation_3b_single_positional,
     generation_3c,
+    generation_4,
 )
 
 __all__ = ["MODULES"]
@@ -22,8 +27,13 @@ MODULES: dict[str, ModuleType] = {
     "2": generation_2,
     "3a-filled": generation_3a_filled,
     "3a": generation_3a,
+    "3a-mixed": generation_3a_mixed,
+    "3a-joint": generation_3a_joint,
+    "3a-single": generation_3a_single,
+    "3b-single": generation_3b_single,
+    "3b-single-positional": generation_3b_single_positional,
     "3b-positional": generation_3b_positional,
     "3b": generation_3b,
     "3c": generation_3c,
-    CURRENT: current,
+    CURRENT: generation_4,
 }

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from doge_export.config import DogeConfig
+from doge_export.core.config import DogeConfig
 
 __all__ = ["LayerCache", "Projections"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from doge_export.config import DogeConfig
+from doge_export.core.config import DogeConfig
 
 __all__ = ["RotaryEmbedding"]
 

@@ -1,4 +1,4 @@
-"""A validation as one HTML page that needs nothing else: verdict, every check as a bar against its limit."""
+"""A validation as one HTML page that needs nothing else: what was compared, what it says, every check."""
 
 __all__ = ["certificate", "certificate_dict", "certificate_faults"]
 
@@ -8,69 +8,58 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from doge_export.errors import DogeExportError
-from doge_export.json_file import member, read_json
-from doge_export.render.lines import report_lines
+from doge_export.core.errors import DogeExportError
+from doge_export.core.json_file import member, read_json
+from doge_export.render import claims
+from doge_export.render.canvas import DARK, LIGHT
+from doge_export.render.lines import note_lines, verdict_line
+from doge_export.render.page import PAGE
 from doge_export.render.parity_charts import drift_svg, margins_svg
 
 if TYPE_CHECKING:
-    from doge_export.bundle import Bundle
-    from doge_export.decision import Decision
+    from doge_export.core.bundle import Bundle
+    from doge_export.core.generations.decision import Decision
     from doge_export.validate import Check, Report
 
 _WRITE_ONE = "Write one with doge-export validate BUNDLE --reference MODEL --json FILE."
 _DECADES = 8  # a bar is empty where a value is so many powers of ten below its limit
 
-_PAGE = """<!doctype html> <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title> <style> body
-{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem } .verdict { padding: .6rem 1rem;
-border-radius: .4rem; color: #fff; background: {{ "#1a7f4b" if passed else "#b3261e" }} } table {
-border-collapse: collapse; width: 100% } td, th { padding: .2rem .5rem; text-align: left; vertical-align: top
-} tr { border-bottom: 1px solid #e4e4e4 } .number { text-align: right; font-variant-numeric: tabular-nums }
-.bar { width: 12rem } .track { background: #ececec; height: .7rem; border-radius: .35rem; overflow: hidden }
-.fill { height: 100% } .hash { font: 12px monospace; word-break: break-all } .missed { color: #b3261e;
-font-weight: 600 } </style></head><body> <h1>{{ title }}</h1> <p class="verdict">{{ verdict }}</p> <ul>{% for
-line in notes %}<li>{{ line }}</li>{% endfor %}</ul> <h2>Checks</h2> <p>A full bar is at the limit; each
-eighth less is a power of ten.</p> {% for picture in pictures %}
-<p>{{ picture | safe }}</p>{% endfor %} <table><tr><th>check</th><th class="number">value</th><th
-class="number">limit</th><th>of the limit</th></tr> {% for check in checks %}<tr><td>{{ check.name }}</td> <td
-class="number{{ "" if check.passed else " missed" }}">{{ check.value }}</td><td class="number">{{ check.limit
-}}</td> <td class="bar"><div class="track"><div class="fill" style="width: {{ check.width }}%; background: {{
-"#1a7f4b" if check.passed else "#b3261e" }}"></div></div></td></tr> {% endfor %}</table> {% for name, rows in
-tables %}<h2>{{ name }}</h2> <table>{% for key, value in rows %}<tr><td>{{ key }}</td><td{% if name == "Files"
-%} class="hash"{% endif %}>{{ value }} </td></tr>{% endfor %}</table>{% endfor %} </body></html>
-"""
-
 
 def certificate(report: "Report", bundle: "Bundle", machine: dict[str, Any]) -> str:
-    """The page. It holds the hashes of the bundle's files, so that it can be held to another copy of it."""
+    """The certificate as an HTML page. It holds the hashes of the bundle's files, so that it can be held to
+    another copy of it."""
     manifest = bundle.manifest
-    *notes, verdict = report_lines(report)
-    failed = {check.name for check in report.checks if not check.passed}
-    notes = [line for line in notes if not any(line.startswith(name) for name in failed)]
     tables = [
         ("Subject", [("reference", report.subject.get("reference")), ("seed", report.subject.get("seed"))]),
         ("Generation", _generation(manifest.generation)),
-        ("Options", sorted((key, _text(value)) for key, value in manifest.options.items())),
+        ("Options", sorted((key, _text(value)) for key, value in manifest.options.raw.items())),
         ("Versions", [("doge-export", manifest.doge_export), *sorted(manifest.versions.items())]),
         ("Machine", [(key, _text(value)) for key, value in machine.items()]),
         ("Files", [(name, f"sha256 {entry.sha256}") for name, entry in sorted(bundle.files.items())]),
     ]
-    tables = [(name, rows) for name, rows in tables if rows]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(_PAGE).render(
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(PAGE).render(
         title=f"Parity of {bundle.path.name} with {report.subject.get('reference')}",
+        light=_colours(LIGHT),
+        dark=_colours(DARK),
         passed=report.passed,
-        verdict=verdict,
-        notes=notes,
-        checks=[_row(check) for check in report.checks],
-        tables=tables,
+        headline=claims.headline(report),
+        aside=claims.beside_the_verdict(report),
+        compared=list(claims.comparison(report, bundle.path.name)),
+        schedules=_schedules(report),
+        omitted=report.omitted,
+        exactness=claims.exactness(report),
+        sections=[each for each in (claims.rounding(report), claims.kernels(report)) if each is not None],
         pictures=_pictures(report),
+        verdict=verdict_line(report),
+        notes=list(note_lines(report)),
+        checks=[_row(check) for check in report.checks],
+        tables=[(name, rows) for name, rows in tables if rows],
     )
 
 
 def certificate_dict(report: "Report", bundle: "Bundle", machine: dict[str, Any]) -> dict[str, Any]:
-    """The same for machines: the report, and what it is of. `certificate_faults` reads it."""
+    """The certificate as a dict for JSON: the report, and what it is of. `certificate_faults` reads it."""
     manifest = bundle.manifest
     return {
         **report.to_dict(),
@@ -88,9 +77,9 @@ def certificate_faults(path: Path, bundle: "Bundle") -> list[str]:
         DogeExportError: there is no such file, or it is no certificate.
     """
     try:
-        found = read_json(path, unique=True, remedy=_WRITE_ONE)
-        files, passed = member(found, "files", dict), member(found, "passed", bool)
-        checks = member(found, "checks", list)
+        document = read_json(path, unique=True, remedy=_WRITE_ONE)
+        files, passed = member(document, "files", dict), member(document, "passed", bool)
+        checks = member(document, "checks", list)
         missed = [member(check, "name", str) for check in checks if not member(check, "passed", bool)]
     except FileNotFoundError:
         raise DogeExportError(f"{path} cannot be read: there is no such file.", _WRITE_ONE) from None
@@ -107,7 +96,7 @@ def certificate_faults(path: Path, bundle: "Bundle") -> list[str]:
     if passed and missed:
         faults.append(f"{path} says that the bundle passed, and that it missed: {', '.join(missed)}")
     if not passed:
-        faults.append(f"{path} says that the bundle missed: {found.get('cause') or 'see its checks'}")
+        faults.append(f"{path} says that the bundle missed: {document.get('cause') or 'see its checks'}")
     return faults
 
 
@@ -124,9 +113,29 @@ def _generation(decision: "Decision | None") -> list[tuple[str, str]]:
     ]
 
 
-def _pictures(report: "Report") -> list[str]:
-    pictures = [drift_svg(report.drift)] if report.drift.get("parts") else []
-    return [*pictures, margins_svg(report.margins)] if report.margins else pictures
+def _schedules(report: "Report") -> list[str]:
+    """Their names, each once, however many backends ran it: a backend's name stands behind the schedule's."""
+    names = list(dict.fromkeys(str(each["name"]) for each in report.schedules))
+    return [name for name in names if not any(name.startswith(f"{other}, ") for other in names)]
+
+
+def _pictures(report: "Report") -> list[tuple[str, str]]:
+    """Pictures of the comparison, and what there is to see in them."""
+    found = []
+    if report.drift.get("parts"):
+        caption = "Each dot is one part of the model, in the order of computation. Differences grow slowly."
+        found.append((drift_svg(report.drift), f"{caption} A jump shows where a fault begins."))
+    if report.margins:
+        caption = (
+            "A head keeps the keys with the largest weights, a router the best experts. Where the last one "
+        )
+        caption += "kept and the first one dropped are nearly equal, rounding may decide between them."
+        found.append((margins_svg(report.margins), caption))
+    return found
+
+
+def _colours(colours: dict[str, str]) -> str:
+    return "; ".join(f"--{name}: {colour}" for name, colour in colours.items())
 
 
 def _row(check: "Check") -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
-from doge_export.render.charts import svg
+from doge_export.render.canvas import Canvas, powers, text_width
 
 __all__ = ["drift_svg", "margins_svg"]
 
-_GOOD, _BAD = "#1a7f4b", "#b3261e"
+_WIDTH, _LEFT, _TALL = 520, 62, 190
 _LOWEST = -9  # powers of ten; what is smaller is drawn there
 
 
@@ -19,68 +18,80 @@ def drift_svg(drift: Mapping[str, Any]) -> str:
     parts = {
         name: value for name, value in drift["parts"].items() if not name.endswith((".keys", ".experts"))
     }
-    limit = math.log10(drift["limit"])
-    width, height, left, top, bottom = 720, 260, 56, 30, 44
-    seen = [_power(value) for value in parts.values()]
-    high = math.ceil(max([limit, *seen])) + 0.2
-    low = math.floor(min([limit, *seen])) - 0.2
+    limit, schedule = drift["limit"], str(drift["schedule"])
+    over = sum(not value <= limit for value in parts.values())
+    heading = f"{schedule}: difference of each part from the reference"
+    about = f"{len(parts)} parts in the order they are computed; {over} above the limit of {limit:g}."
+    canvas = Canvas(_WIDTH, heading, about)
+    canvas.text(16, 28, heading, bold=True)
+    top, right = 44.0, _WIDTH - 20.0
+    bottom = top + _TALL
+    seen = [math.log10(limit), *map(_power, parts.values())]
+    low, high = math.floor(min(seen)) - 0.2, math.ceil(max(seen)) + 0.2
 
-    def place(power: float) -> float:
-        return top + (high - power) / (high - low) * (height - top - bottom)
+    def down(power: float) -> float:
+        return top + (high - power) / (high - low) * _TALL
 
-    step = (width - left - 16) / max(len(parts), 1)
-    drawn = [
-        f'<text x="8" y="18" font-weight="bold">{escape(str(drift["schedule"]))}: drift of each part</text>'
-    ]
-    for power in range(math.ceil(low), math.floor(high) + 1):
-        drawn.append(f'<path d="M{left} {place(power):.1f}H{width - 16}" stroke="#ddd"/>')
-        drawn.append(f'<text x="{left - 6}" y="{place(power) + 4:.1f}" text-anchor="end">1e{power}</text>')
-    drawn.append(
-        f'<path d="M{left} {place(limit):.1f}H{width - 16}" stroke="{_BAD}" stroke-dasharray="4 3"/>'
-    )
-    before = None
+    for power in powers(low, high):
+        canvas.path(f"M{_LEFT} {down(power):.1f}H{right}", "grid")
+        canvas.text(_LEFT - 8, down(power) + 4.5, f"1e{power}", kind="soft", size=13, anchor="end")
+    canvas.path(f"M{_LEFT} {down(math.log10(limit)):.1f}H{right}", "bad", width=1.5, dash="5 4")
+    canvas.text(right, down(math.log10(limit)) - 6, f"limit {limit:g}", kind="bad", size=13, anchor="end")
+    _layers(canvas, list(parts), bottom, right)
+    step = (right - _LEFT) / max(len(parts), 1)
     for at, (name, value) in enumerate(parts.items()):
-        x = left + step * (at + 0.5)
+        kind = "good" if value <= limit else "bad"
+        x = _LEFT + step * (at + 0.5)
+        canvas.dot(x, down(_power(value)), kind, radius=3.5, hint=f"{name}: {value:.1e}")
+    canvas.text((_LEFT + right) / 2, bottom + 38, "layer", size=13, anchor="middle")
+    return canvas.svg()
+
+
+def _layers(canvas: Canvas, names: Sequence[str], bottom: float, right: float) -> None:
+    """The number of each layer under its first part, as far as there is room for them."""
+    step = (right - _LEFT) / max(len(names), 1)
+    before, free = None, -math.inf
+    for at, name in enumerate(names):
         number = name.partition(".")[0] if "." in name else None
-        if number is not None and number != before:
-            drawn.append(f'<path d="M{left + step * at:.1f} {top}V{height - bottom}" stroke="#eee"/>')
-            drawn.append(f'<text x="{left + step * at + 3:.1f}" y="{height - bottom + 16}">{number}</text>')
+        x = _LEFT + step * at
+        if number is not None and number != before and x >= free:
+            canvas.path(f"M{x:.1f} {bottom:.1f}l0 6", "peer")
+            canvas.text(x + 3, bottom + 18, number, kind="soft", size=13)
+            free = x + text_width(number, 13) + 10
         before = number
-        colour = _GOOD if value <= drift["limit"] else _BAD
-        drawn.append(
-            f'<circle cx="{x:.1f}" cy="{place(_power(value)):.1f}" r="3" fill="{colour}">'
-            f"<title>{escape(name)}: {value:.1e}</title></circle>"
-        )
-    drawn.append(f'<text x="{left}" y="{height - 8}">layers; the dashed line is the limit</text>')
-    return svg(width, height, drawn)
 
 
 def margins_svg(margins: Mapping[str, Sequence[Any]]) -> str:
     """Report.margins: how many rows lie how near to the boundary of the window, and of the experts."""
     bins = margins["bins"]
     shown = [(name, margins[name]) for name in ("keys", "experts") if sum(margins.get(name, ()))]
-    width, height, left, top = 720, 200, 56, 30
-    tall, step = height - top - 44, (width - left - 16) / len(bins)
     most = max((max(counts) for _, counts in shown), default=1) or 1
-    drawn = ['<text x="8" y="18" font-weight="bold">rows by the distance at the boundary</text>']
-    for at, label in enumerate(bins):
-        x = left + step * at
-        drawn.append(
-            f'<text x="{x + step / 2:.1f}" y="{height - 28}" text-anchor="middle">{escape(label)}</text>'
-        )
-        for place, (name, counts) in enumerate(shown):
-            bar = tall * math.log1p(counts[at]) / math.log1p(most)
-            wide = (step - 8) / len(shown)
-            drawn.append(
-                f'<rect x="{x + 4 + wide * place:.1f}" y="{top + tall - bar:.1f}" width="{wide - 1:.1f}" '
-                f'height="{bar:.1f}" fill="{("#236", "#c80")[place]}"><title>{name}, {escape(label)}: '
-                f"{counts[at]:,}</title></rect>"
-            )
-    legend = ", ".join(f"{name} {('blue', 'orange')[place]}" for place, (name, _) in enumerate(shown))
-    drawn.append(
-        f'<text x="{left}" y="{height - 8}">{legend or "no row had a choice"}; height: log of rows</text>'
+    heading = "How close the choices of keys and experts were"
+    about = "; ".join(
+        f"{name}: {', '.join(f'{label} {count:,}' for label, count in zip(bins, counts, strict=True))}"
+        for name, counts in shown
     )
-    return svg(width, height, drawn)
+    canvas = Canvas(_WIDTH, heading, about or "No row had a choice.")
+    canvas.text(16, 28, heading, bold=True)
+    if not shown:
+        canvas.text(16, 52, "No row had a choice.", kind="soft", size=13)
+        return canvas.svg()
+    y = 40.0
+    left = 30 + max(text_width(str(label), 13) for label in bins)
+    longest = _WIDTH - 24 - left - text_width(f"{most:,}", 13)
+    for name, counts in shown:
+        canvas.text(16, y + 16, f"{name}: rows by the distance at the boundary", size=13)
+        y += 26
+        for label, count in zip(bins, counts, strict=True):
+            wide = longest * math.log1p(count) / math.log1p(most)
+            canvas.text(left - 8, y + 12, str(label), kind="soft", size=13, anchor="end")
+            hint = f"{name}, {label}: {count:,}"
+            canvas.rect(left, y, max(wide, 1), 14, "ours", radius=2, hint=hint)
+            canvas.text(left + max(wide, 1) + 6, y + 12, f"{count:,}", kind="ink", size=13)
+            y += 20
+        y += 4
+    canvas.text(16, y + 14, "The length of a bar is the logarithm of the rows.", kind="soft", size=13)
+    return canvas.svg()
 
 
 def _power(value: float) -> float:

@@ -15,5 +15,6 @@ __all__ = [
 
 from doge_export.runtime.generation import Completion, Event, Generation, Statistics, generate, stream
 from doge_export.runtime.generation_config import GenerationDefaults
+from doge_export.runtime.opening import open_folder
 from doge_export.runtime.options import GenerationOptions
-from doge_export.runtime.session import Session, open_folder
+from doge_export.runtime.session import Session

@@ -18,13 +18,14 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from doge_export.bundle import Manifest, TensorSpec
-from doge_export.errors import DogeExportError
+from doge_export.core.bundle import Manifest, TensorSpec
+from doge_export.core.errors import DogeExportError
 from doge_export.runtime import tensors
 
 
 class Cache(Protocol):
-    """What a session asks of a cache. A step gives a new one; the old one is spent then."""
+    """The state of attention between two steps, as every session sees it. A step gives a new one; the old one
+    is spent then."""
 
     @property
     def length(self) -> int:
@@ -41,7 +42,7 @@ class Cache(Protocol):
 
 
 class TensorCache(Cache, Protocol):
-    """What onnxruntime's session asks of one besides: its tensors."""
+    """A cache of onnxruntime's session, which also asks for its tensors."""
 
     def inputs(self, attention_mask: npt.NDArray[np.int64], sequence: int) -> Mapping[str, Any]:
         """The graph's inputs that depend on the kind of cache, for a step of `sequence` tokens.

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
+from doge_export.core.token_ids import outside
+from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime.neighbours import rows_are_independent
-from doge_export.runtime.next_tokens import next_tokens
 from doge_export.runtime.options import GenerationOptions
+from doge_export.runtime.positions import say_long
 from doge_export.runtime.session import Session
-from doge_export.runtime.stopping import RowText
-from doge_export.token_ids import outside
-from doge_export.tokenizer import Tokenizer
+from doge_export.runtime.stop_strings import RowText
+from doge_export.runtime.token_strategy import choose_strategy
 
 _MAX_NEW_TOKENS = 100
 
@@ -46,18 +47,18 @@ class Statistics:
 
     @property
     def prefill_tokens_per_second(self) -> float:
-        """0 where nothing was run."""
+        """Speed of prefill; 0 where nothing was run."""
         return self.prefill_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """0 where the first token was the last."""
+        """Speed of decoding; 0 where the first token was the last."""
         return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
 
 
 @dataclass
 class Completion:
-    """What a prompt was continued with.
+    """The continuation of one prompt.
 
     `ids` hold all new tokens, the end-of-text token or the one that completed a stop string included;
     `text` ends before them, and is empty where there was no tokenizer.
@@ -122,6 +123,7 @@ def stream(
     statistics = Statistics() if statistics is None else statistics
     _check_prompts(session, prompts)
     _check_ids(session, options)
+    say_long(session.bundle, max(map(len, prompts), default=0))
     if options.stop and tokenizer is None:
         raise DogeExportError("A stop string needs a tokenizer, and the bundle has none.")
     if not prompts:
@@ -143,14 +145,14 @@ def _calls(
     tokenizer: Tokenizer | None,
     read: Callable[[int], None] | None,
 ) -> list["_Rows"]:
-    """All rows in common calls where each is what it is alone, else each in calls of its own. What cannot be
-    run is refused here, before the first token of any row."""
+    """Put all rows in common calls where each gives what it gives alone, else each in calls of its own. What
+    cannot be run is refused here, before the first token of any row."""
 
     def rows(first: int, end: int) -> _Rows:
         return _Rows(session, prompts[first:end], first, options, tokenizer, read)
 
     lengths = list(map(len, prompts))
-    end = max(length + _most(options, length) for length in lengths)
+    end = max(length + _max_tokens(options, length) for length in lengths)
     if rows_are_independent(session.bundle, lengths, end):
         together = rows(0, len(prompts))
         if together.as_long_as_alone:
@@ -175,8 +177,8 @@ class _Rows:
         self._input_ids, self._real = _left_padded(prompts, options.pad_token_id)
         self._position_ids = np.clip(np.cumsum(self._real, axis=1) - 1, 0, None)
         # Loads the graph: its seconds are not prefill's.
-        self._chooser = next_tokens(session, options, count, read, first)
-        capacity, lengths = self._chooser.capacity, list(map(len, prompts))
+        self._strategy = choose_strategy(session, options, count, read, first)
+        capacity, lengths = self._strategy.capacity, list(map(len, prompts))
         self._limits = [_limit(capacity, max(lengths), options, length) for length in lengths]
         alone = [_limit(capacity, length, options, length) for length in lengths]
         self.as_long_as_alone = self._limits == alone
@@ -191,10 +193,10 @@ class _Rows:
         return not self._seen
 
     def step(self, statistics: Statistics, until: float) -> Iterator[Event]:
-        """One token of each row that goes on, the last one after the time `until`."""
+        """Make one token of each row that goes on, the last one after the time `until`."""
         seen, left = self._seen, max(self._limits[row] for row in self._seen) - self._made
         started = time.perf_counter()
-        tokens = self._chooser.choose(self._input_ids, self._real, self._position_ids, seen, left)
+        tokens = self._strategy.choose(self._input_ids, self._real, self._position_ids, seen, left)
         seconds = time.perf_counter() - started
         if self._made == 0:
             statistics.prefill_tokens += sum(map(len, seen.values()))
@@ -241,18 +243,21 @@ def _check_prompts(session: Session, prompts: Sequence[Sequence[int]]) -> None:
 
 
 def _check_ids(session: Session, options: GenerationOptions) -> None:
-    """Padding is read as a token, and then not seen; of other options too each id must be one."""
+    """Refuse ids outside the vocabulary: that of padding, which is read as a token, and those of the
+    options."""
     vocab = session.bundle.config.vocab_size
-    biased = (*options.bad_words_ids, *(ids for ids, _ in options.sequence_bias))
     for name, ids in (
         ("pad_token_id", (options.pad_token_id,)),
         ("forced_bos_token_id", options.forced_bos_token_id),
         ("forced_eos_token_id", options.forced_eos_token_id),
-        ("bad_words_ids and sequence_bias", tuple(token for sequence in biased for token in sequence)),
+        ("bad_words_ids", tuple(token for sequence in options.bad_words_ids for token in sequence)),
+        ("sequence_bias", tuple(token for sequence, _ in options.sequence_bias for token in sequence)),
     ):
         for token in outside(ids, vocab):
             raise DogeExportError(
-                f"{name}: {token} is no token of a vocabulary of {vocab}.", "Give the id of a token."
+                f"{name} has the id {token}, and the model's vocabulary has {vocab} entries, from 0 to "
+                f"{vocab - 1}.",
+                "Give the id of a token.",
             )
 
 
@@ -269,8 +274,8 @@ def _left_padded(
     return ids, mask
 
 
-def _most(options: GenerationOptions, prompt: int) -> int:
-    """How many tokens the options leave room for after so many of a prompt."""
+def _max_tokens(options: GenerationOptions, prompt: int) -> int:
+    """Return how many tokens the options leave room for after a prompt of so many."""
     if options.max_new_tokens is not None or options.max_length is None:
         return options.max_new_tokens or _MAX_NEW_TOKENS
     if prompt >= options.max_length:
@@ -282,11 +287,11 @@ def _most(options: GenerationOptions, prompt: int) -> int:
 
 
 def _limit(capacity: int | None, slots: int, options: GenerationOptions, prompt: int) -> int:
-    """How many tokens may be made after a prompt that takes so many `slots`, padding included; known before
-    the first, so that no text breaks off with an error."""
-    most, asked = _most(options, prompt), options.max_new_tokens
+    """Return how many tokens may be made after a prompt that takes so many `slots`, padding included. It is
+    known before the first, so that no text breaks off with an error."""
+    wanted, asked = _max_tokens(options, prompt), options.max_new_tokens
     if capacity is None:
-        return most
+        return wanted
     room = capacity - slots + 1  # the last new token is never fed
     if room < 1:
         raise DogeExportError(
@@ -299,4 +304,4 @@ def _limit(capacity: int | None, slots: int, options: GenerationOptions, prompt:
             f"bundle's static cache holds {capacity}.",
             f"Ask for at most {room} new tokens, or export with a larger --max-length.",
         )
-    return min(most, room)
+    return min(wanted, room)

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from doge_export.bundle import Bundle
-from doge_export.config import DogeConfig
-from doge_export.errors import DogeExportError
+from doge_export.core.bundle import Bundle
+from doge_export.core.config import DogeConfig
+from doge_export.core.errors import DogeExportError
+from doge_export.core.json_file import is_there
+from doge_export.core.token_ids import ID_KEYS, outside
 from doge_export.runtime.options import GenerationOptions
 from doge_export.runtime.settings import HONOURED, NOT_HONOURED, SETTINGS, refused_at_load, shown
-from doge_export.token_ids import ID_KEYS, outside
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ _said: set[tuple[str, str]] = set()
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What a bundle's generation_config.json says: `always`, and `sampled` where sampling was asked for.
+    """The settings of a bundle's generation_config.json: `always`, and `sampled` where sampling was asked
+    for.
 
     As in transformers only a file with `do_sample` samples. `notes` are what a user should know: what the
     file asks for and does not get. `refused`: options of which the file has a value that cannot be sampled
@@ -54,43 +56,43 @@ class GenerationDefaults:
             DogeExportError: it is damaged, or asks for what transformers refuses.
         """
         path = bundle.path / GENERATION_CONFIG
-        found = cls.read(bundle.read_json(GENERATION_CONFIG) if path.is_file() else None, bundle.config)
-        say(found.notes, bundle.path)
-        return found
+        defaults = cls.read(bundle.read_json(GENERATION_CONFIG) if is_there(path) else None, bundle.config)
+        say(defaults.notes, bundle.path)
+        return defaults
 
     @classmethod
     def read(cls, file: Mapping[str, Any] | None, config: DogeConfig) -> "GenerationDefaults":
-        """What `file` says, or config.json where there is none.
+        """Read the settings in `file`, or in config.json where there is none.
 
         Raises:
             DogeExportError: it asks for what transformers refuses.
         """
-        found = cls._read(file, config)
-        for option, error in found.refused.items():
+        defaults = cls._read(file, config)
+        for option, error in defaults.refused.items():
             if option not in _SAMPLED:
                 raise error
-        return found
+        return defaults
 
     @classmethod
     def _read(cls, file: Mapping[str, Any] | None, config: DogeConfig) -> "GenerationDefaults":
-        name, given = _source(file, config)
+        name, settings = _source(file, config)
         check_loads(file, config)
         ids = _Ids(name, config.vocab_size)
         always: dict[str, Any] = {"eos_token_ids": ()}
         sampled: dict[str, Any] = {"temperature": 1.0, "top_k": _TOP_K}
         refused: dict[str, DogeExportError] = {}
         for key, setting in SETTINGS.items():
-            if setting.kind != HONOURED or given.get(key) is None:
+            if setting.kind != HONOURED or settings.get(key) is None:
                 continue
             option = setting.option or key
             try:
-                value = ids.known(key, _value(name, key, given[key]))
+                value = ids.known(key, _value(name, key, settings[key]))
             except DogeExportError as error:
                 refused[option] = error
             else:
                 (sampled if setting.sampled else always)[option] = value
         sampling = always.pop("do_sample", False)
-        notes = [*ids.notes, *_notes(name, given, config, sampling)]
+        notes = [*ids.notes, *_notes(name, settings, config, sampling)]
         always.pop("bos_token_id", None)  # the tokenizer's to put, and it has its own
         always["pad_token_id"] = next(iter((*always.get("pad_token_id", ()), *always["eos_token_ids"])), 0)
         notes += [
@@ -101,7 +103,7 @@ class GenerationDefaults:
         return cls(always, sampled, sampling, tuple(notes), refused)
 
     def changed(self, **changes: Any) -> GenerationOptions:
-        """The options with `changes`; a change to None is none, and an empty `stop` neither. A change of
+        """Return the options with `changes`; None changes nothing, nor does an empty `stop`. A change of
         temperature, top_k, top_p or min_p samples, unless the temperature is 0.
 
         Raises:
@@ -125,27 +127,27 @@ def say(notes: Iterable[str], folder: Path) -> None:
 
 
 def of_config(config: DogeConfig) -> dict[str, Any]:
-    """The generation_config.json that transformers takes a config.json for that lies alone: its token ids,
-    and whatever else of it is such a setting."""
+    """Return the generation settings that transformers takes from a config.json without a
+    generation_config.json beside it: its token ids, and whatever else of it is such a setting."""
     keys = [key for key in SETTINGS if key not in ID_KEYS and config.raw.get(key) is not None]
     ids = [key for key in ID_KEYS if getattr(config, key) is not None]
     return {key: getattr(config, key) for key in ids} | {key: config.raw[key] for key in keys}
 
 
 def check_loads(file: Mapping[str, Any] | None, config: DogeConfig) -> None:
-    """That transformers loads a model with this generation_config.json, or without one.
+    """Check that transformers loads a model with this generation_config.json, or without one.
 
     Raises:
         DogeExportError: it does not.
     """
-    name, given = _source(file, config)
-    if (reason := refused_at_load(given)) is not None:
+    name, settings = _source(file, config)
+    if (reason := refused_at_load(settings)) is not None:
         raise DogeExportError(f"{name}: {reason}.", f"Correct it, or take it out of {name}.")
 
 
 def notes_of(file: Mapping[str, Any] | None, config: DogeConfig) -> list[str]:
-    """What a user should know of a checkpoint's generation_config.json (None: there is none) before the model
-    is run.
+    """Return what a user should know of a checkpoint's generation_config.json (None: there is none) before
+    the model is run.
 
     Raises:
         DogeExportError: transformers does not load the model with it.
@@ -169,7 +171,7 @@ class _Ids:
         self.notes: list[str] = []
 
     def known(self, key: str, value: Any) -> Any:
-        """`value` without ids that no token has, where transformers does without them too.
+        """Return `value` without ids that no token has, where transformers does without them too.
 
         Raises:
             DogeExportError: transformers fails on such an id.
@@ -182,7 +184,10 @@ class _Ids:
             return value
         said = f"{self._name}: {key} {foreign[0]} is no token of a vocabulary of {self._vocab_size}"
         if setting.needs_tokens:
-            raise DogeExportError(f"{said}.", f"Correct it, or take it out of {self._name}.")
+            raise DogeExportError(
+                f"{said}, which has the ids 0 to {self._vocab_size - 1}.",
+                f"Correct it, or take it out of {self._name}.",
+            )
         self.notes.append(f"{said}, and is left out. Name a token there, or null for none.")
         return tuple(token for token in value if token not in foreign)
 
@@ -196,25 +201,25 @@ def _value(name: str, key: str, value: Any) -> Any:
         ) from None
 
 
-def _notes(name: str, given: Mapping[str, Any], config: DogeConfig, sampling: bool) -> Iterator[str]:
-    for key, value in given.items():
+def _notes(name: str, settings: Mapping[str, Any], config: DogeConfig, sampling: bool) -> Iterator[str]:
+    for key, value in settings.items():
         setting = SETTINGS.get(key)
         if setting is None:
             yield f"{name} has {shown(key)}, which transformers does not know and which does nothing here."
         elif setting.kind == NOT_HONOURED and value is not None and value not in setting.off:
             yield f"{name} asks for {key}, which is not supported and left out."
-    if given.get("do_sample") is not None and not isinstance(given["do_sample"], bool):
-        yield f"{name}: do_sample is {shown(given['do_sample'])}, which transformers takes for {sampling}."
-    if given.get("do_sample") is None:
+    if settings.get("do_sample") is not None and not isinstance(settings["do_sample"], bool):
+        yield f"{name}: do_sample is {shown(settings['do_sample'])}, which transformers takes for {sampling}."
+    if settings.get("do_sample") is None:
         sampled = {key: row.off for key, row in SETTINGS.items() if row.sampled}
-        asked = [key for key, off in sampled.items() if given.get(key) not in (None, *off)]
+        asked = [key for key, off in sampled.items() if settings.get(key) not in (None, *off)]
         if asked:
             yield (
                 f"{name} sets {', '.join(asked)} and no do_sample: as in transformers the best token is "
                 'taken each time. Add "do_sample": true to it, or give --temperature.'
             )
     # Of null there is nothing to say: it says that it means none.
-    if name == GENERATION_CONFIG and "eos_token_id" not in given and config.eos_token_id not in (None, []):
+    if name == GENERATION_CONFIG and "eos_token_id" not in settings and config.eos_token_id not in (None, []):
         yield (
             f"{name} has no eos_token_id, so that as in transformers no token ends a text; config.json has "
             f"{config.eos_token_id}. Add it there."

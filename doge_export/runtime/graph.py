@@ -1,7 +1,7 @@
 """A graph of a bundle in onnxruntime: loaded, held to the manifest, on the native kernels where they are."""
 
 __all__ = [
-    "MOST_THREADS",
+    "MAX_THREADS",
     "Graph",
     "check_threads",
     "fold_weights",
@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
-from doge_export.bundle import Bundle, TensorSpec
-from doge_export.errors import DogeExportError
-from doge_export.plugins import plugin_library
+from doge_export.core.bundle import Bundle, TensorSpec
+from doge_export.core.errors import DogeExportError
+from doge_export.core.native_library import HOW_TO_GET, plugin_library
 
 if TYPE_CHECKING:
     import onnx
 
 #: onnxruntime's log level for errors; what it warns about is not the user's business.
 _ERRORS_ONLY = 3
-#: The domain of this project's operators (doge_export.ops needs torch).
+#: The domain of this project's operators (doge_export.graph.operators needs torch).
 _DOMAIN = "doge"
 #: A manifest's type -> onnxruntime's name of it.
 _TYPES = {
@@ -52,7 +52,7 @@ class Graph:
 
 
 #: More than any processor that a small model gains by; each takes some hundred kilobytes.
-MOST_THREADS = 1024
+MAX_THREADS = 1024
 
 
 def check_threads(threads: int | None) -> None:
@@ -61,8 +61,8 @@ def check_threads(threads: int | None) -> None:
     Raises:
         DogeExportError: there are none, or too many.
     """
-    if threads is not None and not 1 <= threads <= MOST_THREADS:
-        raise DogeExportError(f"{threads} threads cannot run anything.", f"Give 1 to {MOST_THREADS}.")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise DogeExportError(f"{threads} threads cannot run anything.", f"Give 1 to {MAX_THREADS}.")
 
 
 def session_options(bundle: Bundle, threads: int | None, native: bool) -> tuple[Any, Path | None]:
@@ -90,7 +90,7 @@ def fold_weights(options: Any, bundle: Bundle) -> None:
     are multiplied with floats. It would do so in every step otherwise, and multiply as by no constant: with
     other roundings for one row than for many, so that equal keys would get unequal weights.
     """
-    if bundle.manifest.options.get("dequantize_at_load"):
+    if bundle.manifest.options.dequantize_at_load:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
 
 
@@ -103,7 +103,7 @@ def load_graph(
         DogeExportError: onnxruntime refuses the graph, or it has another interface.
     """
     try:
-        if bundle.manifest.options.get("precision") == "nvfp4":
+        if bundle.manifest.options.float4:
             import onnx  # late: others do without
 
             model = onnx.load(path, load_external_data=False)
@@ -117,18 +117,18 @@ def load_graph(
             f"onnxruntime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}.",
             _remedy(bundle, error),
         ) from error
-    for what, found, expected in (
+    for what, actual, expected in (
         ("inputs", session.get_inputs(), inputs),
         ("outputs", session.get_outputs(), outputs),
     ):
-        if (names := {value.name for value in found}) != (wanted := {spec.name for spec in expected}):
+        if (names := {value.name for value in actual}) != (wanted := {spec.name for spec in expected}):
             raise DogeExportError(
                 f"{path} is not the graph that the manifest describes: the {what} differ by "
                 f"{', '.join(sorted(names ^ wanted))}.",
                 "Export the model again.",
             )
         described = {spec.name: spec for spec in expected}
-        for value in found:
+        for value in actual:
             if not _is_described(value, described[value.name]):
                 raise DogeExportError(
                     f"{path} is not the graph that the manifest describes: {value.name} is {value.type} "
@@ -150,17 +150,17 @@ def _is_described(value: Any, spec: TensorSpec) -> bool:
 
 def open_model(model: "onnx.ModelProto", folder: Path, options: Any) -> Any:
     """onnxruntime's session of `model`, whose weights lie in `folder`. What it has in float4 is float32 there
-    (doge_export.float4)."""
-    from doge_export.float4 import dequantize_float4
+    (doge_export.runtime.float4)."""
+    from doge_export.runtime.float4 import dequantize_float4
 
     numbers = dequantize_float4(model, folder)
-    given = {name: onnxruntime.OrtValue.ortvalue_from_numpy(each) for name, each in numbers.items()}
-    options.add_external_initializers(list(given), list(given.values()))
+    initializers = {name: onnxruntime.OrtValue.ortvalue_from_numpy(each) for name, each in numbers.items()}
+    options.add_external_initializers(list(initializers), list(initializers.values()))
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    session.doge_export_given = given  # read where they are, as long as it lives
+    session.doge_export_initializers = initializers  # read where they are, as long as it lives
     return session
 
 
@@ -179,7 +179,7 @@ def _register(options: Any, bundle: Bundle) -> Path | None:
         raise DogeExportError(
             f"onnxruntime {onnxruntime.__version__} cannot use the native library {library}: "
             f"{_first_line(error)}.",
-            "`make setup` builds it again; it needs onnxruntime 1.23 or newer.",
+            f"{HOW_TO_GET} It needs onnxruntime 1.23 or newer.",
         ) from error
     return library
 
@@ -200,7 +200,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _remedy(bundle: Bundle, error: Exception) -> str:
-    target, dtype = (bundle.manifest.options.get(key) for key in ("target", "dtype"))
+    target, dtype = bundle.manifest.options.target, bundle.manifest.options.dtype
     if type(error).__name__ == "NotImplemented" or any(
         words in str(error) for words in ("is invalid", "has unsupported type")
     ):

@@ -7,7 +7,7 @@ __all__ = ["reads_in_pieces", "rows_are_independent"]
 
 from collections.abc import Sequence
 
-from doge_export.bundle import Bundle
+from doge_export.core.bundle import Bundle
 
 
 def rows_are_independent(bundle: Bundle, lengths: Sequence[int], end: int) -> bool:
@@ -34,7 +34,7 @@ def reads_in_pieces(bundle: Bundle, length: int) -> bool:
 
 
 def _mixes(bundle: Bundle) -> bool:
-    return bundle.config.mixes(bundle.manifest.options.get("routing", "reference"))
+    return bundle.config.mixes(bundle.manifest.options.routing)
 
 
 def _turns(bundle: Bundle, end: int) -> bool:

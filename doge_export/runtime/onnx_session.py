@@ -12,16 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from doge_export.bundle import Bundle
-from doge_export.errors import DogeExportError
+from doge_export.core.bundle import Bundle, DecodeSpec
+from doge_export.core.errors import DogeExportError
+from doge_export.core.native_library import HOW_TO_GET
 from doge_export.runtime import tensors
 from doge_export.runtime.cache import Cache, TensorCache, new_cache
 from doge_export.runtime.decoder import TokenDecoder
 from doge_export.runtime.graph import Graph, load_graph, session_options
 from doge_export.runtime.session import Session, checked_call
+from doge_export.runtime.slot_pool import SlotPool
 
 #: What a graph that gives tokens gives, before its cache.
 _TOKENS = ("token_ids", "token_logits")
+#: What a graph has that can draw them.
+_DRAW_INPUTS = {"sampling", "draw_key", "seen", "logit_bias", "allowed"}
 #: The operators that write a layer's cache; their kernels do it in place.
 _CACHE_WRITERS = ("DecoderLayer", "DynamicMaskAttention")
 _WHOLE_MODEL = "DecodeTokens"  # writes that of all layers
@@ -83,14 +87,20 @@ class OnnxSession(Session):
 
     @property
     def candidates(self) -> int:
-        """How many of the best tokens a `decoder` gives; 0 where the bundle has no graph for it, or the
-        library is missing: a cache in place is the kernels' work."""
+        """Return how many of the best tokens a `decoder` gives; 0 where the bundle has no graph for it, or
+        the library is missing: a cache in place is the kernels' work."""
         decode = self.bundle.manifest.decode
         return decode.count if decode and self.library else 0
 
     @property
+    def draws(self) -> bool:
+        """Whether the bundle's graph for a `decoder` says how tokens are drawn; older ones do not."""
+        decode = self.bundle.manifest.decode
+        return decode is not None and {spec.name for spec in decode.optional_inputs} >= _DRAW_INPUTS
+
+    @property
     def versions(self) -> Mapping[str, str]:
-        """Of onnxruntime."""
+        """The version of onnxruntime."""
         return {"onnxruntime": onnxruntime.__version__}
 
     @property
@@ -100,7 +110,7 @@ class OnnxSession(Session):
 
     @property
     def decode_kernels(self) -> Mapping[str, int]:
-        """The same of the graph for `decoder`; the bundle must have one."""
+        """As `kernels`, of the graph for `decoder`; the bundle must have one."""
         return self._graph(tokens=True).kernels
 
     def load(self, tokens: bool = False) -> None:
@@ -117,6 +127,36 @@ class OnnxSession(Session):
         Raises:
             DogeExportError: the bundle has no such graph, or its layers do not run on native kernels.
         """
+        decode, graph = self._in_place()
+        return TokenDecoder(graph, decode, batch)
+
+    @property
+    def pools(self) -> bool:
+        """Whether there is a `pool`."""
+        decode = self.bundle.manifest.decode
+        return self.library is not None and decode is not None and decode.ragged and not self._mixes
+
+    def pool(self, slots: int = 4) -> SlotPool:
+        """See Session."""
+        decode, graph = self._in_place()
+        if not decode.ragged:
+            raise DogeExportError(
+                f"{decode.file} takes one batch of rows at a time: it is of an older version.",
+                "Export the model again.",
+            )
+        if self._mixes:
+            raise DogeExportError(
+                "The router mixes the tokens of a call, so that rows would change each other.",
+                "Export with --routing per-token.",
+            )
+        return SlotPool(graph, decode, self.bundle.config.vocab_size, slots)
+
+    @property
+    def _mixes(self) -> bool:
+        return self.bundle.config.mixes(self.bundle.manifest.options.routing)
+
+    def _in_place(self) -> tuple[DecodeSpec, Any]:
+        """The graph that gives tokens, loaded, and what the manifest says of it."""
         decode = self.bundle.manifest.decode
         if decode is None:
             raise DogeExportError("The bundle has no graph that gives tokens.", "Export the model again.")
@@ -124,9 +164,9 @@ class OnnxSession(Session):
         if not self._writes_in_place(graph):
             raise DogeExportError(
                 f"{decode.file} needs the native kernels, and this session runs without.",
-                "`make setup` builds them; model.onnx runs without.",
+                f"{HOW_TO_GET} model.onnx runs without.",
             )
-        return TokenDecoder(graph.session, decode, batch)
+        return decode, graph.session
 
     def new_cache(self, batch: int) -> TensorCache:
         """An empty cache for `batch` rows."""
@@ -145,16 +185,16 @@ class OnnxSession(Session):
         """See Session."""
         batch, sequence = checked_call(input_ids, attention_mask, position_ids, cache)
         held = cast(TensorCache, cache)
-        feeds = {
+        model_inputs = {
             "input_ids": tensors.from_array(input_ids),
             "position_ids": tensors.from_array(position_ids),
             **held.inputs(attention_mask, sequence),
         }
         if any(spec.name == "rope_length" for spec in self.bundle.manifest.inputs):
-            feeds["rope_length"] = tensors.scalar(rope_length)
+            model_inputs["rope_length"] = tensors.scalar(rope_length)
         session = self._graph(tokens=False).session
         binding, wrap = session.io_binding(), onnxruntime.OrtValue
-        for name, value in feeds.items():
+        for name, value in model_inputs.items():
             binding.bind_ortvalue_input(name, wrap(value))
         shape = (batch, sequence, self.bundle.config.vocab_size)
         logits, array = tensors.empty(self._logits_dtype, shape)

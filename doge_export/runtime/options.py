@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from doge_export.bundle import Bundle
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
 
 Ids = tuple[int, ...]
 #: Token ids, and what is added to the score of the last of them where the others stand before it.
@@ -80,31 +79,6 @@ class GenerationOptions:
     def greedy(self) -> bool:
         """Whether the most likely token is taken each time."""
         return self.temperature == 0
-
-    @property
-    def candidates(self) -> int | None:
-        """How many of the best tokens are enough to choose the next one as from all; None: it takes all.
-
-        Equals of the k-th best stay in the choice, so that one token more must show that they end.
-        """
-        from doge_export.runtime.processors import PROCESSORS
-
-        if any(row.applies(self) for row in PROCESSORS if not row.among_best):
-            return None
-        if self.greedy:
-            return 1
-        return self.top_k + 1 if self.top_k > 0 else None
-
-    @classmethod
-    def for_bundle(cls, bundle: Bundle, **changes: Any) -> "GenerationOptions":
-        """The defaults of the bundle with `changes`: see `GenerationDefaults`.
-
-        Raises:
-            DogeExportError: the file is damaged, or a value is out of its range.
-        """
-        from doge_export.runtime.generation_config import GenerationDefaults
-
-        return GenerationDefaults.of(bundle).changed(**changes)
 
 
 def _positive(value: float) -> bool:

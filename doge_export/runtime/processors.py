@@ -1,11 +1,21 @@
-"""What changes the scores of the next token, a row each, in the order in which transformers does it.
+"""Processors that change the scores of the next token, a row each, in the order in which transformers does
+it.
 
 Source of what each does: transformers 5, `generation/logits_process.py`; of the order and of when a row
 applies: `GenerationMixin._get_logits_processor`. The functions compute in the type of the scores they are
 given, and leave those as they are.
 """
 
-__all__ = ["PROCESSORS", "Processor", "Scores", "Text", "softmax"]
+__all__ = [
+    "PROCESSORS",
+    "Processor",
+    "Scores",
+    "Text",
+    "bad_words",
+    "best_tokens_needed",
+    "softmax",
+    "weights",
+]
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,13 +30,15 @@ from doge_export.runtime.options import GenerationOptions, Ids, SequenceBias
 Scores = npt.NDArray[np.floating[Any]]
 
 _REMOVED = -np.inf
-_MOST_OF_TOP_H = 100  # transformers looks at no more
-_MOST_GROWTH = np.sqrt(np.finfo(np.longdouble).max)  # of a penalty: what it multiplies stays a number
+_WEIGHT = 2.0**40
+_WEIGHTLESS = -1000.0  # a difference of scores that leaves nothing
+_MAX_TOP_H = 100  # transformers looks at no more
+_MAX_GROWTH = np.sqrt(np.finfo(np.longdouble).max)  # of a penalty: what it multiplies stays a number
 
 
 @dataclass(frozen=True)
 class Text:
-    """What stands before the token: `seen` are the ids of prompt and text, without padding, of which the
+    """The text before the token: `seen` are the ids of prompt and text, without padding, of which the
     first `prompt` are the prompt's. `last`: whether no other token may follow this one."""
 
     seen: npt.NDArray[np.int64]
@@ -69,8 +81,8 @@ def repetition_penalty(
     scores = scores.copy()
     tokens = np.unique(seen)
     tokens = tokens[tokens < scores.shape[-1]]
-    found, factor = scores[tokens], scores.dtype.type(penalty)
-    scores[tokens] = np.where(found < 0, found * factor, found / factor)
+    seen_scores, factor = scores[tokens], scores.dtype.type(penalty)
+    scores[tokens] = np.where(seen_scores < 0, seen_scores * factor, seen_scores / factor)
     return scores
 
 
@@ -93,10 +105,10 @@ def forced(scores: Scores, ids: Ids | npt.NDArray[np.int64]) -> Scores:
 
 
 def remove_invalid_values(scores: Scores) -> Scores:
-    """0 for what is not a number, and float32's largest and smallest for the infinite."""
+    """Put 0 in the place of NaN, and float32's largest and smallest number in that of the infinite."""
     limits = np.finfo(np.float32)
-    most, least = float(limits.max), float(limits.min)
-    result: Scores = np.nan_to_num(scores, nan=0.0, posinf=most, neginf=least)
+    highest, lowest = float(limits.max), float(limits.min)
+    result: Scores = np.nan_to_num(scores, nan=0.0, posinf=highest, neginf=lowest)
     return result
 
 
@@ -104,7 +116,7 @@ def exponential_decay_length_penalty(scores: Scores, ids: Ids, factor: float, to
     """Raise the scores of `ids`, by their size and factor ** `tokens`, the tokens since it began."""
     scores = scores.copy()
     ends = [token for token in ids if 0 <= token < scores.size]
-    growth = min(np.longdouble(factor) ** tokens - 1, _MOST_GROWTH)
+    growth = min(np.longdouble(factor) ** tokens - 1, _MAX_GROWTH)
     raised = np.abs(scores[ends]) * scores.dtype.type(growth)
     scores[ends] += np.where(np.isfinite(scores[ends]), raised, scores.dtype.type(0))
     return scores
@@ -117,7 +129,7 @@ def temperature(scores: Scores, value: float) -> Scores:
 
 def top_h(scores: Scores, share: float) -> Scores:
     """Keep the best scores until the entropy that they have together passes this share of the whole one."""
-    best = np.argsort(-scores, kind="stable")[:_MOST_OF_TOP_H]
+    best = np.argsort(-scores, kind="stable")[:_MAX_TOP_H]
     logs = _log_softmax(scores[best])
     parts = -np.exp(logs) * np.maximum(logs, np.finfo(scores.dtype).min)
     keep = (_sums(parts) <= parts.sum() * scores.dtype.type(share)) & (np.exp(logs) > 0)
@@ -135,21 +147,26 @@ def top_k(scores: Scores, k: int) -> Scores:
 
 
 def top_p(scores: Scores, p: float) -> Scores:
-    """Keep the fewest best scores whose probabilities sum to p or more; never fewer than one."""
+    """Keep the fewest best scores whose probabilities sum to p or more; never fewer than one.
+
+    A token stays while those before it, better ones and equals of a lower id, have less than the share p of
+    all `weights` together. These are whole numbers, so that no order of adding them up changes anything.
+    """
     kept = np.flatnonzero(np.isfinite(scores))  # after top_k there is little left to sort
     if kept.size == 0:
         return scores
-    order = kept[np.argsort(scores[kept], kind="stable")]
-    remove = _sums(softmax(scores[order])) <= scores.dtype.type(1 - p)
-    remove[-1] = False
-    return _without(scores, order[remove])
+    order = kept[np.argsort(-scores[kept], kind="stable")]
+    parts = weights(scores[order])
+    sums = np.cumsum(parts)
+    stays = (sums - parts).astype(np.float64) < p * np.float64(sums[-1])
+    stays[0] = True
+    return _without(scores, order[~stays])
 
 
 def min_p(scores: Scores, share: float) -> Scores:
-    """Remove what has less than this share of the best one's probability."""
-    powers = softmax(scores)
-    remove = powers < scores.dtype.type(share) * powers.max()
-    remove[powers.argmax()] = False
+    """Remove what has less than this share of the best one's probability, by `weights`."""
+    remove = weights(scores) < share * _WEIGHT
+    remove[scores.argmax()] = False
     return np.where(remove, scores.dtype.type(_REMOVED), scores)
 
 
@@ -178,6 +195,14 @@ def eta_cutoff(scores: Scores, epsilon: float) -> Scores:
     return epsilon_cutoff(scores, min(epsilon, float(np.sqrt(epsilon) * np.exp(-entropy))))
 
 
+def weights(scores: Scores) -> npt.NDArray[np.int64]:
+    """Shares of the best score's probability, of scores [n] of which the largest is finite: 2^40 for the best
+    one, and exp(score - best) * 2^40 in float64, cut off to a whole number, for any other."""
+    below = np.maximum(scores - scores.max(), scores.dtype.type(_WEIGHTLESS))
+    shares: npt.NDArray[np.int64] = (np.exp(below.astype(np.float64)) * _WEIGHT).astype(np.int64)
+    return shares
+
+
 def softmax(scores: Scores) -> Scores:
     """Probabilities of scores [n], of which the largest is finite."""
     powers = np.exp(scores - scores.max())
@@ -198,7 +223,7 @@ def _sums(parts: Scores) -> Scores:
 
 
 def _without(scores: Scores, ids: npt.NDArray[np.int64] | Sequence[int]) -> Scores:
-    """Those of `ids` removed that are in the vocabulary; -1 and the like are in none."""
+    """Remove those of `ids` that are in the vocabulary; -1 and the like are in none."""
     ids = np.asarray(ids, np.int64)
     scores = scores.copy()
     scores[ids[(ids >= 0) & (ids < scores.shape[-1])]] = _REMOVED
@@ -212,8 +237,8 @@ def _encoder_repetition_penalty(scores: Scores, options: GenerationOptions, text
     return repetition_penalty(scores, text.seen[: text.prompt], inverse)
 
 
-def _bad_words(options: GenerationOptions) -> SequenceBias:
-    """An end of the text is no bad word."""
+def bad_words(options: GenerationOptions) -> SequenceBias:
+    """The options' bad_words_ids as biases. An end of the text is no bad word."""
     ends = {(token,) for token in options.eos_token_ids}
     return tuple((ids, _REMOVED) for ids in options.bad_words_ids if ids not in ends)
 
@@ -284,8 +309,8 @@ PROCESSORS: tuple[Processor, ...] = (
     ),
     Processor(
         "bad_words_ids",
-        lambda o: bool(_bad_words(o)),
-        lambda s, o, t: sequence_bias(s, _bad_words(o), t.seen),
+        lambda o: bool(bad_words(o)),
+        lambda s, o, t: sequence_bias(s, bad_words(o), t.seen),
     ),
     Processor(
         "min_length",  # and min_new_tokens, which wins over it
@@ -359,3 +384,15 @@ PROCESSORS: tuple[Processor, ...] = (
         lambda s, o, t: _log_softmax(s),
     ),
 )
+
+
+def best_tokens_needed(options: GenerationOptions) -> int | None:
+    """How many of the best tokens are enough to choose the next one as from all; None: it takes all.
+
+    Equals of the k-th best stay in the choice, so that one token more must show that they end.
+    """
+    if any(row.applies(options) for row in PROCESSORS if not row.among_best):
+        return None
+    if options.greedy:
+        return 1
+    return options.top_k + 1 if options.top_k > 0 else None

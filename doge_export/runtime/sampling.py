@@ -2,12 +2,13 @@
 
 __all__ = ["Sampler", "check_logits", "process", "repetition_penalty", "temperature", "top_k", "top_p"]
 
+import secrets
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError, NoNumbersError
 from doge_export.runtime.options import GenerationOptions
 from doge_export.runtime.processors import (
     PROCESSORS,
@@ -15,14 +16,16 @@ from doge_export.runtime.processors import (
     Scores,
     Text,
     repetition_penalty,
-    softmax,
     temperature,
     top_k,
     top_p,
 )
+from doge_export.runtime.random_words import exact_gumbel, gumbel, token_words
 
+_SEED_BITS = 2**64 - 1
+_SAME_LOGARITHM = 1e-9  # two logarithms of a number are much nearer
 _NOTHING_SEEN = np.empty(0, np.int64)
-_LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+_MIN_DIVISOR, _MAX_DIVISOR = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 def process(
@@ -32,8 +35,9 @@ def process(
     prompt: int | None = None,
     last: bool = False,
 ) -> Scores:
-    """All processors that `options` ask for. `seen`: the ids of prompt and text so far, without padding, of
-    which the first `prompt` are the prompt's (all where it is not said); `last`: see Text."""
+    """Apply all processors that `options` ask for to the scores. `seen`: the ids of prompt and text so far,
+    without padding, of which the first `prompt` are the prompt's (all where it is not said); `last`: see
+    Text."""
     text = Text(seen, len(seen) if prompt is None else prompt, last)
     return _Chain(options).run(scores, text)
 
@@ -51,7 +55,7 @@ class _Chain:
             row for row in PROCESSORS if row.name not in without and row.applies(options)
         ]
         divisors = (options.temperature, options.repetition_penalty, options.encoder_repetition_penalty)
-        self._narrow = all(value == 0 or _LEAST <= value <= _MOST for value in divisors)
+        self._narrow = all(value == 0 or _MIN_DIVISOR <= value <= _MAX_DIVISOR for value in divisors)
 
     def run(self, scores: Scores, text: Text) -> Scores:
         if not self._rows:
@@ -72,8 +76,10 @@ class _Chain:
 class Sampler:
     """Chooses tokens for the rows of a batch.
 
-    Every row draws from a generator of its own, so that its text does not depend on its neighbours. The rows
-    here are those from `first` on of all that were asked for.
+    A draw is the best of score + Gumbel noise, which is a draw from the softmax. The noise of a token is a
+    function of the seed, the row and the position alone (docs/reference/operators.md), so that a text does
+    not depend on its neighbours, nor on what computes it. The rows here are those from `first` on of all
+    that were asked for.
     """
 
     def __init__(self, options: GenerationOptions, rows: int, first: int = 0) -> None:
@@ -81,15 +87,15 @@ class Sampler:
         self._chain, self._all_but_top_p = _Chain(options), _Chain(options, without=("top_p",))
         self._first = first
         self._prompts: dict[int, int] = {}
-        seeds = np.random.SeedSequence(options.seed).spawn(first + rows)[first:]
-        self._generators = [np.random.default_rng(seed) for seed in seeds]
+        self.seed = secrets.randbits(64) if options.seed is None else options.seed & _SEED_BITS
 
     def choose(self, row: int, logits: Scores, seen: Sequence[int], left: int | None = None) -> int:
         """The next token of `row`; the lowest id among equals where decoding is greedy. `seen` are the ids
         before it, at the first call the prompt's; `left`: how many tokens may come yet, this one included.
 
         Raises:
-            DogeExportError: a logit is NaN or infinite, or no token is left.
+            NoNumbersError: a logit is NaN or infinite.
+            DogeExportError: no token is left.
         """
         scores: Scores = logits.astype(np.float32, copy=False)
         options = self._options
@@ -106,16 +112,19 @@ class Sampler:
             )
         if options.greedy:
             return int(np.argmax(scores))
-        return self._draw(row, scores)
+        return self._draw(row, len(seen), np.arange(scores.size), scores)
 
-    def choose_among(self, row: int, token_ids: npt.NDArray[np.int64], token_logits: Scores) -> int | None:
-        """The token that `choose` would take from all logits, from the best ones [count], best first.
+    def choose_among(
+        self, row: int, token_ids: npt.NDArray[np.int64], token_logits: Scores, position: int
+    ) -> int | None:
+        """The token that `choose` would take from all logits, from the best ones [count], best first, where
+        `position` tokens are before it.
 
-        Needs `options.candidates` of them. None where it cannot be known: equals of the k-th best may go on
+        Needs `best_tokens_needed` of them. None where it cannot be known: equals of the k-th best may go on
         behind the last one. Nothing was drawn then.
 
         Raises:
-            DogeExportError: the best logit is NaN or infinite.
+            NoNumbersError: the best logit is NaN or infinite.
         """
         options = self._options
         check_logits(self._first + row, token_logits, best_alone=True)
@@ -127,35 +136,37 @@ class Sampler:
             return None
         if options.top_p < 1.0:
             scores = top_p(scores, options.top_p)
-        return int(token_ids[order[self._draw(row, scores)]])
+        return self._draw(row, position, token_ids[order], scores)
 
-    def _draw(self, row: int, scores: Scores) -> int:
+    def _draw(self, row: int, position: int, token_ids: npt.NDArray[np.int64], scores: Scores) -> int:
+        """The token with the largest score + noise, of equal ones the lowest id; `token_ids` ascend."""
         kept = np.flatnonzero(scores > -np.inf)
-        total = np.cumsum(softmax(scores[kept]), dtype=np.float64)
-        drawn = self._generators[row].random() * total[-1]
-        # Rounding may draw the sum itself, which is the last token's that has a probability.
-        last = np.searchsorted(total, total[-1])
-        return int(kept[min(np.searchsorted(total, drawn, side="right"), last)])
+        ids, left = token_ids[kept], scores[kept]
+        if left.dtype != np.float32:  # what float64 cannot hold is relative to the best
+            left = np.maximum(left - left.max(), np.finfo(np.float64).min)
+        words, left = token_words(self.seed, self._first + row, position, ids), left.astype(np.float64)
+        sums = left + gumbel(words)
+        near = np.flatnonzero(sums >= sums.max() - _SAME_LOGARITHM)
+        exact = [float(left[at]) + exact_gumbel(int(words[at])) for at in near]
+        return int(ids[near[int(np.argmax(exact))]])
 
 
 def check_logits(row: int, logits: Scores, best_alone: bool = False) -> None:
-    """That the logits, of all tokens or of the best alone, are numbers. -inf says that a token cannot come,
-    and may be among them; the kernels say it of NaN, too.
+    """Check that the logits, of all tokens or of the best alone, are numbers. -inf says that a token cannot
+    come, and may be among them; the kernels say it of NaN, too.
 
     Raises:
-        DogeExportError: what there is instead.
+        NoNumbersError: what there is instead.
     """
     if np.isfinite(best := logits.max()):
         return
     if best_alone:
-        found = f"the best logit of the next token is {best}, and no number"
+        description = f"the best logit of the next token is {best}, and no number"
     else:
         wrong = ~np.isfinite(logits) if best == -np.inf else ~(logits < np.inf)
         first = int(wrong.argmax())
-        found = f"{int(wrong.sum())} of {logits.size} logits of the next token are no numbers; the first is "
-        found += f"{logits[first]}, of token {first}"
-    raise DogeExportError(
-        f"Row {row}: {found}.",
-        "The model overflows, as float16 does beyond 65504, or its weights are not finite: export it with "
-        "--dtype float32 or bfloat16, and see what doge-export validate says.",
-    )
+        description = (
+            f"{int(wrong.sum())} of {logits.size} logits of the next token are no numbers; the first is "
+        )
+        description += f"{logits[first]}, of token {first}"
+    raise NoNumbersError(f"Row {row}: {description}.")

@@ -1,24 +1,28 @@
 """A bundle or an engine, loaded and run step by step: what onnxruntime and TensorRT have in common."""
 
-__all__ = ["Session", "checked_call", "open_folder"]
+__all__ = ["Session", "checked_call"]
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from doge_export.bundle import ENGINE_MANIFEST, Bundle
-from doge_export.errors import DogeExportError
+from doge_export.core.bundle import Bundle
+from doge_export.core.errors import DogeExportError
 from doge_export.runtime.cache import Cache
 from doge_export.runtime.decoder import TokenDecoder
+from doge_export.runtime.slot_pool import SlotPool
 
 
 class Session(ABC):
-    """What is loaded from `bundle`, which is an engine's folder too."""
+    """A loaded bundle, or a loaded engine: `bundle` is the folder of either."""
 
     bundle: Bundle
+    #: What `open` does. doge_export.runtime.opening sets it, which knows the implementations of this class.
+    opener: "ClassVar[Callable[[Bundle | Path | str, int | None, bool], Session]]"
 
     @classmethod
     def open(cls, bundle: Bundle | Path | str, threads: int | None = None, native: bool = True) -> "Session":
@@ -33,21 +37,12 @@ class Session(ABC):
                 not the graph that the manifest describes (where the bundle has two, `load` and the first step
                 raise it); or the engine cannot run here.
         """
-        opened = bundle if isinstance(bundle, Bundle) else open_folder(bundle)
-        if opened.compiled:
-            from doge_export.runtime.tensorrt import TensorRTSession
-            from doge_export.tensorrt.folder import Engine
-
-            assert isinstance(opened, Engine)
-            return TensorRTSession.load_engine(opened)
-        from doge_export.runtime.onnx_session import OnnxSession
-
-        return OnnxSession.open(opened, threads, native)
+        return cls.opener(bundle, threads, native)
 
     @property
     @abstractmethod
     def versions(self) -> Mapping[str, str]:
-        """Of what runs it."""
+        """The versions of the runtime: name -> version."""
 
     @property
     def max_batch(self) -> int | None:
@@ -58,6 +53,11 @@ class Session(ABC):
     def candidates(self) -> int:
         """How many of the best tokens a `decoder` gives; 0 where there is none."""
         return 0
+
+    @property
+    def draws(self) -> bool:
+        """Whether a `decoder` can draw tokens."""
+        return False
 
     @property
     def library(self) -> Path | None:
@@ -84,6 +84,20 @@ class Session(ABC):
 
         Raises:
             DogeExportError: there is no such graph.
+        """
+        raise DogeExportError("The bundle has no graph that gives tokens.", "Export the model again.")
+
+    @property
+    def pools(self) -> bool:
+        """Whether there is a `pool`."""
+        return False
+
+    def pool(self, slots: int = 4) -> SlotPool:
+        """An empty pool of rows that come and go, on the graph that gives the best tokens alone.
+
+        Raises:
+            DogeExportError: there is no such graph, it takes no ragged batch, or its router mixes the tokens
+                of a call, so that a row would not be what it is alone.
         """
         raise DogeExportError("The bundle has no graph that gives tokens.", "Export the model again.")
 
@@ -115,19 +129,6 @@ class Session(ABC):
         Raises:
             DogeExportError: the tokens do not fit in the cache.
         """
-
-
-def open_folder(path: Path | str) -> Bundle:
-    """A bundle that `export` wrote, or an engine that `build-engine` wrote.
-
-    Raises:
-        DogeExportError: it is neither, or damaged.
-    """
-    if not (Path(path) / ENGINE_MANIFEST).is_file():
-        return Bundle.open(path)
-    from doge_export.tensorrt.folder import Engine
-
-    return Engine.open(path)
 
 
 def checked_call(

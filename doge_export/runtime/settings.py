@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from doge_export.token_ids import is_whole, read_ids, read_special_ids
+from doge_export.core.token_ids import is_whole, read_ids, read_special_ids
 
 HONOURED = "honoured"
 HARMLESS = "harmless"
@@ -26,15 +26,15 @@ _CACHES = (
     "offloaded_hybrid",
     "offloaded_hybrid_chunked",
 )
-_MOST_SHOWN = 80  # letters
+_MAX_SHOWN = 80  # letters
 _LONGEST = 2**63 - 1  # of a text, in tokens
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One key. `option` is the field of GenerationOptions that it sets, where that has another name, and
-    `sampled` whether it is only for where tokens are drawn. `read` makes the option's value of the file's,
-    and raises ValueError where there is none.
+    """A key of GenerationConfig. `option` is the field of GenerationOptions that it sets, where that has
+    another name, and `sampled` whether it is only for where tokens are drawn. `read` makes the option's value
+    of the file's, and raises ValueError where there is none.
 
     `off`: values that ask for nothing, beside null. `ids`: the token ids in a value that was read;
     `needs_tokens`: whether transformers fails where one of them is no token.
@@ -50,9 +50,9 @@ class Setting:
 
 
 def shown(value: Any) -> str:
-    """The value as a message says it: a file may hold lists of any length."""
+    """The value as a message shows it, cut: a file may hold lists of any length."""
     text = repr(value)
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _number(value: Any) -> float:
@@ -92,7 +92,7 @@ def _top_h(value: Any) -> float:
 
 
 def _below_1(value: Any) -> float:
-    """A share; transformers does nothing from 1 on."""
+    """Read a share; transformers does nothing from 1 on."""
     return _share(min(_number(value), 1.0))
 
 
@@ -103,7 +103,7 @@ def _typical(value: Any) -> float:
 
 
 def _cutoff(value: Any) -> float:
-    """A probability; transformers does nothing from 1 on and up to 0."""
+    """Read a probability; transformers does nothing from 1 on and up to 0."""
     return result if 0 < (result := _number(value)) < 1 else 0.0
 
 
@@ -114,7 +114,7 @@ def _whole(value: Any) -> int:
 
 
 def _count(value: Any) -> int:
-    """Tokens; fewer than none are none, and transformers reckons with 12.0 as with 12."""
+    """Read a number of tokens; a negative one is 0, and transformers takes 12.0 for 12."""
     whole = int(value) if isinstance(value, float) and value.is_integer() else _whole(value)
     return min(max(whole, 0), _LONGEST)
 
@@ -126,15 +126,15 @@ def _top_k(value: Any) -> int:
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    found = [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or not all(isinstance(text, str) and text for text in found):
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
         raise ValueError("neither a text nor a list of texts")
-    return tuple(found)
+    return tuple(texts)
 
 
 def _forced(value: Any) -> tuple[int, ...]:
     if not (ids := read_ids(value)):
-        raise ValueError("no token id")
+        raise ValueError("a list without a token id")
     return ids
 
 
@@ -294,12 +294,12 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_flat(value: Any) -> bool:
-    """What can be gone through, and its parts told apart: a list of numbers, and a text too."""
+    """Whether a value is a text, or a list or object that holds no other."""
     return isinstance(value, list | str | dict) and not any(isinstance(item, list | dict) for item in value)
 
 
 def _is_watermark(value: Any) -> bool:
-    """An object with transformers' keys, and with values that it takes."""
+    """Whether a value is an object with transformers' keys, and with values that it takes."""
     if not isinstance(value, dict) or not set(value) <= set(_WATERMARK):
         return False
     ratio, width = value.get("greenlist_ratio", 0.25), value.get("context_width", 1)
@@ -325,21 +325,21 @@ _AT_LOAD: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def refused_at_load(given: Mapping[str, Any]) -> str | None:
-    """Why transformers does not load a model with these settings at all; None where it does."""
+def refused_at_load(settings: Mapping[str, Any]) -> str | None:
+    """Return why transformers does not load a model with these settings; None where it does."""
     for key, (takes, wanted) in _AT_LOAD.items():
-        if given.get(key) is not None and not takes(given[key]):
-            return f"{key} is {shown(given[key])}, and transformers wants {wanted}"
-    if arguments := [key for key in _ARGUMENTS if key in given]:
+        if settings.get(key) is not None and not takes(settings[key]):
+            return f"{key} is {shown(settings[key])}, and transformers wants {wanted}"
+    if arguments := [key for key in _ARGUMENTS if key in settings]:
         return f"{arguments[0]} is an argument of transformers' generate, and no setting"
-    copies, beams = given.get("num_return_sequences") or 1, given.get("num_beams")
-    if copies > 1 and beams in (None, 1) and not given.get("do_sample"):
+    copies, beams = settings.get("num_return_sequences") or 1, settings.get("num_beams")
+    if copies > 1 and beams in (None, 1) and not settings.get("do_sample"):
         return f"num_return_sequences is {copies}, and transformers wants 1 without do_sample"
     if copies > 1 and beams not in (None, 1) and not (_is_number(beams) and copies <= beams):
         return f"num_return_sequences is {copies}, and transformers wants no more than num_beams"
     for key in ("forced_bos_token_id", "forced_eos_token_id"):
-        ids, forbidden = given.get(key), given.get("suppress_tokens") or ()
+        ids, forbidden = settings.get(key), settings.get("suppress_tokens") or ()
         ids = [ids] if is_whole(ids) else ids
         if ids and isinstance(ids, list) and all(token in forbidden for token in ids):
-            return f"{key} is {shown(given[key])}, and suppress_tokens forbids it"
+            return f"{key} is {shown(settings[key])}, and suppress_tokens forbids it"
     return None

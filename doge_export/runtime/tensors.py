@@ -33,6 +33,7 @@ ELEMENT_TYPES: dict[str, tuple[int, int]] = {
     "float16": (10, 2),
     "bfloat16": (16, 2),
     "int64": (7, 8),
+    "float64": (11, 8),
 }
 
 #: What holds the bits of a type: numpy has no bfloat16.
@@ -45,7 +46,7 @@ _STORAGE: dict[str, npt.DTypeLike] = {
 
 
 def filled(dtype: str, shape: Sequence[int], number: int = 0) -> Any:
-    """A tensor of one number, which the type has as its bits say."""
+    """A tensor filled with one number of the type, given by its bits."""
     array = np.full(shape, number, _STORAGE[dtype])
     tensor = capi.OrtValue.ortvalue_from_shape_and_onnx_type(array.shape, ELEMENT_TYPES[dtype][0], _CPU)
     tensor.update_inplace(array)
@@ -96,7 +97,7 @@ def bind(method: Callable[..., None], name: str, dtype: str, array: npt.NDArray[
 
 @contextlib.contextmanager
 def memory_errors() -> Generator[None]:
-    """What onnxruntime says of a failed allocation as MemoryError."""
+    """Raise MemoryError for what onnxruntime says of a failed allocation."""
     try:
         yield
     except Exception as error:

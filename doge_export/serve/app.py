@@ -1,4 +1,5 @@
-"""The routes: OpenAI's completions and chat, the model's name, and whether the server is there."""
+"""The routes: OpenAI's completions and chat, the model's name, their description, and whether the server is
+there."""
 
 __all__ = ["build_app"]
 
@@ -15,12 +16,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from doge_export.errors import DogeExportError
-from doge_export.json_file import parse_json
+from doge_export import __version__
+from doge_export.core.errors import DogeExportError, NoNumbersError
+from doge_export.core.json_file import parse_json
 from doge_export.runtime import Event
-from doge_export.serve.answers import Answer, failure, models
+from doge_export.serve.openapi import description
 from doge_export.serve.requests import RequestReader, TextRequest
-from doge_export.serve.service import Busy, Ended, TextRun, TextService
+from doge_export.serve.responses import CompletionResponse, failure, models
+from doge_export.serve.service import Busy, Ended, GenerationTask, TextService
 
 _LARGEST_BODY = 32 << 20  # bytes
 _ENDING = "The server is ending."
@@ -32,18 +35,21 @@ def build_app(service: TextService, reader: RequestReader) -> Starlette:
     started = int(time.time())
     page = (resources.files("doge_export.serve") / "page.html").read_text(encoding="utf-8")
 
-    def answering(chat: bool) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
+    def route(chat: bool) -> Callable[[Request], Awaitable[Response]]:
+        async def respond(request: Request) -> Response:
             wanted = await _read(request, reader, chat)
-            return await _answered(request, wanted, service, reader.name)
+            return await _generate(request, wanted, service, reader.name)
 
-        return answer
+        return respond
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def listed(request: Request) -> Response:
         return JSONResponse(models(reader.name, started))
+
+    async def described(request: Request) -> Response:
+        return JSONResponse(description(__version__))
 
     async def front(request: Request) -> Response:
         return HTMLResponse(page)
@@ -52,12 +58,14 @@ def build_app(service: TextService, reader: RequestReader) -> Starlette:
         routes=[
             Route("/", front),
             Route("/health", health),
+            Route("/openapi.json", described),
             Route("/v1/models", listed),
-            Route("/v1/completions", answering(chat=False), methods=["POST"]),
-            Route("/v1/chat/completions", answering(chat=True), methods=["POST"]),
+            Route("/v1/completions", route(chat=False), methods=["POST"]),
+            Route("/v1/chat/completions", route(chat=True), methods=["POST"]),
         ],
         exception_handlers={
             DogeExportError: _wrong,
+            NoNumbersError: _no_numbers,
             Busy: _busy,
             Ended: _ended,
             ClientDisconnect: _left,
@@ -83,46 +91,46 @@ async def _read(request: Request, reader: RequestReader, chat: bool) -> TextRequ
     return await asyncio.to_thread(reader.read, decoded, chat)  # a long text takes its time to tokenize
 
 
-async def _answered(request: Request, wanted: TextRequest, service: TextService, name: str) -> Response:
-    run = service.start(wanted)
-    answer, events = Answer(wanted, name), run.events()
+async def _generate(request: Request, wanted: TextRequest, service: TextService, name: str) -> Response:
+    task = service.start(wanted)
+    response, events = CompletionResponse(wanted, name), task.events()
     # What is wrong with a request shows before its first token, while the status can still say so.
-    listening = asyncio.ensure_future(_until_gone(request, run))
+    listening = asyncio.ensure_future(_until_gone(request, task))
     try:
         first = await anext(events)
         if wanted.stream:
-            body = _stream(answer, first, events)
+            body = _stream(response, first, events)
             return StreamingResponse(
                 body, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
             )
-        answer.add(first)
-        async for found in events:
-            answer.add(found)
+        response.add(first)
+        async for batch in events:
+            response.add(batch)
     finally:
         listening.cancel()
-    return JSONResponse(answer.whole())
+    return JSONResponse(response.whole())
 
 
-async def _until_gone(request: Request, run: TextRun) -> None:
+async def _until_gone(request: Request, task: GenerationTask) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    run.cancel()
+    task.cancel()
 
 
 async def _stream(
-    answer: Answer, first: list[Event], events: AsyncGenerator[list[Event]]
+    response: CompletionResponse, first: list[Event], events: AsyncGenerator[list[Event]]
 ) -> AsyncGenerator[str]:
-    """Server-sent events. The generation ends with the iteration, however that ends."""
+    """Yield server-sent events. The generation ends with the iteration, however that ends."""
     try:
-        for chunk in answer.add(first):
+        for chunk in response.add(first):
             yield _sent(chunk)
-        async for found in events:
-            for chunk in answer.add(found):
+        async for batch in events:
+            for chunk in response.add(batch):
                 yield _sent(chunk)
-        for chunk in answer.last():
+        for chunk in response.last():
             yield _sent(chunk)
     except DogeExportError as error:
-        yield _sent(failure(str(error)))
+        yield _sent(_failed(error))
     except Ended:
         yield _sent(failure(_ENDING, "server_error"))
     finally:
@@ -134,8 +142,17 @@ def _sent(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
+def _failed(error: DogeExportError) -> dict[str, Any]:
+    kind = "server_error" if isinstance(error, NoNumbersError) else "invalid_request_error"
+    return failure(str(error), kind)
+
+
 async def _wrong(request: Request, error: Exception) -> Response:
     return JSONResponse(failure(str(error)), 400)
+
+
+async def _no_numbers(request: Request, error: Exception) -> Response:
+    return JSONResponse(failure(str(error), "server_error"), 500)
 
 
 async def _busy(request: Request, error: Exception) -> Response:

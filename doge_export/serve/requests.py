@@ -6,46 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from doge_export.bundle import Bundle
-from doge_export.errors import DogeExportError
+from doge_export.core.bundle import Bundle
+from doge_export.core.errors import DogeExportError
+from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import GenerationDefaults, GenerationOptions
-from doge_export.tokenizer import Tokenizer
+from doge_export.serve.fields import MAX_CHOICES, OPTIONS, UNSUPPORTED
 
-_MOST_CHOICES = 64
-
-#: Field of a body -> the option it sets, and its type. Those after `seed` are not OpenAI's.
-_OPTIONS: Mapping[str, tuple[str, type]] = {
-    "max_tokens": ("max_new_tokens", int),
-    "max_completion_tokens": ("max_new_tokens", int),
-    "temperature": ("temperature", float),
-    "top_p": ("top_p", float),
-    "seed": ("seed", int),
-    "top_k": ("top_k", int),
-    "min_p": ("min_p", float),
-    "repetition_penalty": ("repetition_penalty", float),
-}
-
-#: Fields that would change the text or add to the answer, and are not done here -> what means "off".
-_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "audio": (),
-    "best_of": (1,),
-    "echo": (False,),
-    "frequency_penalty": (0,),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "presence_penalty": (0,),
-    "response_format": ({"type": "text"},),
-    "suffix": ("",),
-    "tools": ([],),
-    "top_logprobs": (0,),
-}
 _TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 @dataclass(frozen=True)
 class TextRequest:
-    """One choice a prompt, in their order; `copies` choices of each prompt stand side by side."""
+    """A request: one choice a prompt, in their order; `copies` choices of each prompt stand side by side."""
 
     prompts: tuple[tuple[int, ...], ...]
     options: GenerationOptions
@@ -56,7 +28,7 @@ class TextRequest:
 
     @property
     def prompt_tokens(self) -> int:
-        """Each prompt counts once, however many choices it has."""
+        """The number of tokens of all prompts; each counts once, however many choices it has."""
         return sum(map(len, self.prompts)) // self.copies
 
 
@@ -76,12 +48,12 @@ class RequestReader:
         """
         if not isinstance(body, dict):
             raise DogeExportError("The body is not a JSON object.")
-        for field, off in _UNSUPPORTED.items():
+        for field, off in UNSUPPORTED.items():
             if body.get(field) is not None and body[field] not in off:
                 raise DogeExportError(f"{field} is not supported.", "Leave it out.")
         changes = {
-            option: _taken(body, field, kind)
-            for field, (option, kind) in _OPTIONS.items()
+            each.option: _taken(body, field, each.kind)
+            for field, each in OPTIONS.items()
             if body.get(field) is not None
         }
         options = self._defaults.changed(**changes, stop=_texts(body.get("stop"), "stop"))
@@ -89,9 +61,9 @@ class RequestReader:
         copies = _taken(body, "n", int) if body.get("n") is not None else 1
         if copies < 1:
             raise DogeExportError(f"n is {copies}; it must be 1 or more.")
-        if (choices := len(prompts) * copies) > _MOST_CHOICES:
+        if (choices := len(prompts) * copies) > MAX_CHOICES:
             raise DogeExportError(
-                f"The request asks for {choices} choices at once, and {_MOST_CHOICES} are the most.",
+                f"The request asks for {choices} choices at once, and {MAX_CHOICES} are the most.",
                 "Send several requests.",
             )
         streams = body.get("stream_options")
@@ -104,14 +76,14 @@ class RequestReader:
             include_usage=isinstance(streams, dict) and bool(streams.get("include_usage")),
         )
 
-    def _prompts(self, given: Any) -> list[list[int]]:
-        if given is None:
+    def _prompts(self, prompt: Any) -> list[list[int]]:
+        if prompt is None:
             raise DogeExportError("The request has no prompt.")
-        if _is_ids(given):
-            return [given]
-        if isinstance(given, list) and given and all(map(_is_ids, given)):
-            return given
-        texts = _texts(given, "prompt")
+        if _is_ids(prompt):
+            return [prompt]
+        if isinstance(prompt, list) and prompt and all(map(_is_ids, prompt)):
+            return prompt
+        texts = _texts(prompt, "prompt")
         if not texts:
             raise DogeExportError("The request has no prompt.")
         return [self._tokenizer.encode(text) for text in texts]
@@ -124,10 +96,10 @@ class RequestReader:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
 
-def _message(given: Any) -> dict[str, Any]:
-    if not isinstance(given, dict) or not isinstance(given.get("role"), str):
+def _message(message: Any) -> dict[str, Any]:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise DogeExportError("A message is not an object with a role and a content.")
-    content = given.get("content")
+    content = message.get("content")
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
         texts = [part for part in parts if isinstance(part, str)]
@@ -136,7 +108,7 @@ def _message(given: Any) -> dict[str, Any]:
         content = "".join(texts)
     if not isinstance(content, str):
         raise DogeExportError("A message has no content.")
-    return {"role": given["role"], "content": content}
+    return {"role": message["role"], "content": content}
 
 
 def _taken(body: Mapping[str, Any], field: str, kind: type) -> Any:
@@ -151,16 +123,16 @@ def _taken(body: Mapping[str, Any], field: str, kind: type) -> Any:
     return value
 
 
-def _texts(given: Any, field: str) -> tuple[str, ...]:
-    found = () if given is None else given if isinstance(given, list) else [given]
-    if not all(isinstance(text, str) for text in found):
+def _texts(value: Any, field: str) -> tuple[str, ...]:
+    texts = () if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
         raise DogeExportError(f"{field} is neither a text nor a list of texts.")
-    return tuple(found)
+    return tuple(texts)
 
 
-def _is_ids(given: Any) -> bool:
+def _is_ids(value: Any) -> bool:
     return (
-        isinstance(given, list)
-        and bool(given)
-        and all(isinstance(token, int) and not isinstance(token, bool) for token in given)
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(token, int) and not isinstance(token, bool) for token in value)
     )

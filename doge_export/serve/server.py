@@ -8,13 +8,13 @@ import signal
 import socket
 from collections.abc import Callable, Generator
 
-from doge_export.bundle import Bundle
-from doge_export.errors import DogeExportError
+from doge_export.core.bundle import MODEL, Bundle
+from doge_export.core.errors import DogeExportError
+from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import Session
-from doge_export.tokenizer import Tokenizer
 
 _MISSING = "It needs starlette and uvicorn: pip install 'doge-export[serve]'."
-_PATIENCE = 5  # seconds that answers under way have to end
+_PATIENCE = 5  # seconds that responses under way have to end
 
 
 class Server:
@@ -49,22 +49,24 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it listens; the port is the real one where 0 was asked for."""
+        """The address on which it listens; the port is the real one where 0 was asked for."""
         host, port = self._socket.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     @property
     def name(self) -> str:
-        """What clients call the model."""
+        """The name by which clients call the model."""
         return self._name
 
     @property
     def description(self) -> str:
         """The model, its precision and its cache, in a few words."""
         manifest = self._bundle.manifest
-        cache = (manifest.decode if manifest.decode and self._session.candidates else manifest).cache
-        precision = manifest.options.get("precision") or manifest.options.get("dtype")
-        return f"Serving {self._name} ({precision}, {cache.kind} cache)"
+        decode = manifest.decode if self._session.candidates else None
+        cache = f"{(decode or manifest).cache.kind} cache"
+        if manifest.decode is not None:
+            cache += f" of {MODEL if decode is None else decode.file}"
+        return f"Serving {self._name} ({manifest.options.label}, {cache})"
 
     def run(self, on_ready: Callable[[], None] | None = None) -> None:
         """Answer until Ctrl-C or SIGTERM."""
@@ -75,7 +77,7 @@ class Server:
         from doge_export.serve.service import TextService
 
         class Ending(uvicorn.Server):
-            """Ctrl-C is how a server ends, not an error. The first signal gives the answers under way some
+            """Ctrl-C is how a server ends, not an error. The first signal gives the responses under way some
             seconds, the second none, and the third does not wait for a prompt that is being read."""
 
             _hurry: asyncio.Event

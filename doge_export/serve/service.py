@@ -1,6 +1,6 @@
 """Generation for several clients at once: threads that generate, and an event loop that listens."""
 
-__all__ = ["Busy", "Ended", "TextRun", "TextService"]
+__all__ = ["Busy", "Ended", "GenerationTask", "TextService"]
 
 import asyncio
 import collections
@@ -10,18 +10,18 @@ import time
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 
+from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import Event, Session, Statistics, stream
 from doge_export.serve.requests import TextRequest
-from doge_export.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
-_AHEAD = 1024  # events that may wait for a slow client before its generation pauses
+_MAX_EVENTS = 1024  # events that may wait for a slow client before its generation pauses
 _LOOK = 0.2  # seconds after which a paused generation looks whether its client is still there
 
 
 class Busy(Exception):
-    """As many requests wait as may."""
+    """The queue of waiting requests is full."""
 
 
 class Ended(Exception):
@@ -29,43 +29,44 @@ class Ended(Exception):
 
 
 class TextService:
-    """One session, `parallel` requests at once; up to `waiting` more wait for their turn.
+    """Generates text for `parallel` requests at once on one session; up to `waiting` more wait for their
+    turn.
 
     Every request has a cache of its own; the session and its weights are shared.
     """
 
     def __init__(self, session: Session, tokenizer: Tokenizer, parallel: int = 4, waiting: int = 64) -> None:
         self.session, self.tokenizer = session, tokenizer
-        self._most = parallel + waiting
+        self._max_tasks = parallel + waiting
         self._threads = ThreadPoolExecutor(parallel, thread_name_prefix="generate")
-        self._runs: set[TextRun] = set()
+        self._tasks: set[GenerationTask] = set()
 
-    def start(self, request: TextRequest) -> "TextRun":
+    def start(self, request: TextRequest) -> "GenerationTask":
         """Begin, or take a place among those that wait. In the event loop's thread.
 
         Raises:
             Busy: there is no place.
         """
-        if len(self._runs) >= self._most:
+        if len(self._tasks) >= self._max_tasks:
             raise Busy
-        run = TextRun(self.session, self.tokenizer, request)
-        self._runs.add(run)
-        future = self._threads.submit(run.generate)
-        asyncio.wrap_future(future).add_done_callback(lambda _: self._runs.discard(run))
-        return run
+        task = GenerationTask(self.session, self.tokenizer, request)
+        self._tasks.add(task)
+        future = self._threads.submit(task.generate)
+        asyncio.wrap_future(future).add_done_callback(lambda _: self._tasks.discard(task))
+        return task
 
     def cancel(self) -> None:
         """End every generation after its next token, those that wait too."""
-        for run in list(self._runs):
-            run.cancel()
+        for task in list(self._tasks):
+            task.cancel()
 
     def close(self) -> None:
-        """`cancel`, and end the threads."""
+        """Cancel every generation, and end the threads."""
         self.cancel()
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 
-class TextRun:
+class GenerationTask:
     """One request's generation, between the thread that makes its tokens and the client's coroutine."""
 
     def __init__(self, session: Session, tokenizer: Tokenizer, request: TextRequest) -> None:
@@ -73,9 +74,9 @@ class TextRun:
         self.statistics = Statistics()
         self._loop, self._ready = asyncio.get_running_loop(), asyncio.Event()
         self._events: collections.deque[Event] = collections.deque()
-        self._room = threading.Semaphore(_AHEAD)
+        self._room = threading.Semaphore(_MAX_EVENTS)
         self._gone = threading.Event()
-        self._over = False
+        self._over = self._waking = False
         self._error: BaseException | None = None
 
     def cancel(self) -> None:
@@ -97,23 +98,24 @@ class TextRun:
                     self._check()
                 self._events.append(event)
                 self._wake()
-        except BaseException as error:  # it is the coroutine's to answer
+        except BaseException as error:  # the coroutine raises it
             self._error = error
         self._over = True
         self._wake()
-        found, note = self.statistics, " (not whole: cancelled)" if isinstance(self._error, Ended) else ""
+        statistics = self.statistics
+        note = " (not whole: cancelled)" if isinstance(self._error, Ended) else ""
         _log.info(
             "%d prompt tokens at %.0f/s, %d more at %.0f/s, %.2f s%s",
-            found.prefill_tokens,
-            found.prefill_tokens_per_second,
-            found.decode_tokens,
-            found.decode_tokens_per_second,
+            statistics.prefill_tokens,
+            statistics.prefill_tokens_per_second,
+            statistics.decode_tokens,
+            statistics.decode_tokens_per_second,
             time.perf_counter() - started,
             note,
         )
 
     async def events(self) -> AsyncGenerator[list[Event]]:
-        """The tokens as they come, all that are there at once; the generation ends with the iteration.
+        """Yield the tokens as they come, all that are there at once; the generation ends with the iteration.
 
         Raises:
             DogeExportError: see `doge_export.runtime.stream`.
@@ -124,10 +126,10 @@ class TextRun:
                 await self._ready.wait()
                 self._ready.clear()
                 over = self._over  # read first: what came before it is in the queue
-                found = [self._events.popleft() for _ in range(len(self._events))]
-                if found:
-                    self._room.release(len(found))
-                    yield found
+                batch = [self._events.popleft() for _ in range(len(self._events))]
+                if batch:
+                    self._room.release(len(batch))
+                    yield batch
                 if over and not self._events:
                     if self._error is not None:
                         raise self._error
@@ -140,6 +142,12 @@ class TextRun:
             raise Ended
 
     def _wake(self) -> None:
-        # The loop may have been closed under a generation that ends late.
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._ready.set)
+        # Once until the loop has looked: each call writes a byte to the pipe that wakes it, and signals write
+        # to the same. The loop may have been closed under a generation that ends late.
+        if not self._waking and not self._loop.is_closed():
+            self._waking = True
+            self._loop.call_soon_threadsafe(self._woken)
+
+    def _woken(self) -> None:
+        self._waking = False  # first: what comes from here on wakes the loop again
+        self._ready.set()

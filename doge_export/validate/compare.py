@@ -1,43 +1,45 @@
-"""Run every schedule on both sides and turn the differences into checks."""
+"""Run every schedule on the reference and on a bundle's backends, and turn the differences into checks."""
 
 import gc
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
-from doge_export.bundle import Bundle
-from doge_export.checkpoint import Checkpoint
-from doge_export.errors import DogeExportError
-from doge_export.memory import release_memory
-from doge_export.quantize import METHODS, PRECISIONS, Precision, named_precision
-from doge_export.tokenizer import Tokenizer, has_tokenizer
-from doge_export.validate.candidate import Candidate
-from doge_export.validate.cause import with_weights
+from doge_export.core.bundle import Bundle
+from doge_export.core.checkpoint.folder import Checkpoint
+from doge_export.core.errors import DogeExportError
+from doge_export.core.memory import release_memory
+from doge_export.core.progress import Progress, silent
+from doge_export.core.tokenizer import Tokenizer, has_tokenizer
+from doge_export.validate.backends.decode_graph import DecodeGraph
+from doge_export.validate.backends.function_bodies import FunctionBodies
+from doge_export.validate.backends.kernels import Kernels
 from doge_export.validate.consistency import consistency
-from doge_export.validate.decode import Decoding
-from doge_export.validate.figures import compare_logits
-from doge_export.validate.full import add_weights, judge_alone, judge_decode, judge_greedy, note_blind_heads
-from doge_export.validate.kernels import Kernels
-from doge_export.validate.limits import Limits, limits_for
-from doge_export.validate.locate import (
-    Call,
-    drift_limit,
-    locate_decode,
-    locate_graph,
-    locate_kernels,
-    simplest,
+from doge_export.validate.diagnosis.bundle_weights import stored_activations, stored_weights
+from doge_export.validate.diagnosis.explain import add_drift, explain
+from doge_export.validate.full import (
+    add_weights,
+    judge_greedy,
+    judge_multi_step,
+    note_fully_masked_heads,
 )
-from doge_export.validate.near_ties import MOST_SETTLED
-from doge_export.validate.reference import Reference, Run
+from doge_export.validate.judging import Judge, JudgedBackend, judged_backends
+from doge_export.validate.limits import MOST_SETTLED, Limits, limits_for
 from doge_export.validate.report import Check, Report
-from doge_export.validate.schedules import Schedule, draw_tokens, narrowest, plan
-from doge_export.validate.sides import Side, judge, nearer, selection_of, sides
-from doge_export.validate.stored import stored_activations, stored_weights
+from doge_export.validate.rounding_cost import RANDOM, rounding_cost, text_calls
+from doge_export.validate.run import Run
+from doge_export.validate.schedules import Call, Schedule, draw_tokens, narrowest, plan
 from doge_export.validate.tokenizers import SAMPLES, compare_tokenizers
+from doge_export.weights import METHODS, Matrices, Precision, precision_of
 
-__all__ = ["check_same_model", "limits_of", "precision_of", "prompt_of", "validate"]
+if TYPE_CHECKING:
+    from doge_export.validate.backends.reference import Reference
+
+__all__ = ["check_same_model", "draw_calls", "limits_of", "prompt_of", "validate"]
 
 _ENOUGH = 32  # tokens
 
@@ -51,122 +53,196 @@ def validate(
     tolerance: float | None = None,
     limits: Mapping[str, float] | None = None,
     text: str | None = None,
-    advance: Callable[[int, str], None] = lambda steps, name: None,
+    progress: Progress = silent,
 ) -> Report:
     """Compare `bundle` with transformers' model of the checkpoint it was exported from: its graph in plain
     onnxruntime, and the same on the native kernels where they are built.
 
     Where the bundle's weights are rounded to fewer bits, so are the reference's: the graph is judged for what
-    it computes with them, and what the rounding costs is a figure without a limit. Rounding to nearest is
+    it computes with them. What the rounding costs is another figure, without a limit, against the reference
+    as it is, on `text` or on the one that comes with the package. Rounding to nearest is
     done again; of weights that were rounded with a text the reference gets what the bundle stores. Where
     activations are rounded too, the reference rounds them with the same scales.
 
     `limits` replaces what the figures of doge_export.validate.limits.FIGURES are held to, and `tolerance`
     the largest absolute difference of float32 logits. The tokenizers are compared on `text`, or on samples.
     `quick` leaves out what would take the reference more than seconds, and says so in `omitted`, and all that
-    is not a schedule. Where something fails, `cause` says where it starts. `advance` is told of every
-    finished schedule.
+    is not a schedule. Where something fails, `cause` says where it starts. `progress` gets finished
+    schedules.
 
     Raises:
         DogeExportError: the bundle is damaged, the reference is another model than it was made from, or there
             is no such limit.
     """
     bundle.verify()
-    manifest = bundle.manifest
-    dtype, precision = str(manifest.options["dtype"]), precision_of(bundle)
     allowed = limits_of(bundle, tolerance, limits)
-    per_token = manifest.options["routing"] == "per-token"
-    generation = bundle.config.generation
     check_same_model(bundle, reference_folder)
-    schedules, omitted = plan(bundle.config, manifest.cache.max_length, quick)
-    window = narrowest(bundle.config)
-    calls = [
-        (schedule, draw_tokens(schedule, bundle.config.vocab_size, seed, window)) for schedule in schedules
-    ]
-    stored, activations = _stored(bundle, precision)
+    schedules, omitted = plan(bundle.config, bundle.manifest.cache.max_length, quick)
+    calls = draw_calls(bundle, schedules, seed)
+    options = bundle.manifest.options.to_dict()
+    subject = {"reference": reference_folder.name, "options": options, "seed": seed}
+    report = Report(omitted=omitted, subject=subject, limits_from=allowed.why)
+    task = _Validation(bundle, _Opener.of(bundle, reference_folder), calls, allowed, report, progress)
+    judged = judged_backends(bundle, allowed, omitted, quick)
+    if quick:
+        task.run_quick(judged)
+    else:
+        task.run_in_full(judged, seed, text)
+    _note_settled(report)
+    if task.opener.precision.rounds:
+        task.add_rounding_cost(None if quick else text_calls(bundle, text))
+    return report
 
-    def open_reference() -> Reference:
-        return Reference(reference_folder, dtype, per_token, precision, stored, activations, generation)
 
-    report = Report(
-        omitted=omitted,
-        subject={"reference": reference_folder.name, "options": dict(manifest.options), "seed": seed},
-    )
-    ways = sides(bundle, allowed, omitted, quick)
-    missed: dict[str, list[Call]] = {"graph": [], "kernels": [], "decode": [], "alone": []}
-    reference = open_reference()
-    if quick:  # what it runs is small: keep it, and have one model in memory at a time
-        expected = [[reference.run(*call)] for call in calls]
-        del reference
-        for side in ways:
+@dataclass(frozen=True)
+class _Opener:
+    """Opens the reference that a bundle is held to. `weights`: those that only the bundle has, and
+    `activations`: the scales that it rounds with."""
+
+    folder: Path
+    dtype: str
+    per_token: bool
+    precision: Precision
+    generation: str
+    weights: Matrices | None
+    activations: Mapping[str, float]
+
+    @classmethod
+    def of(cls, bundle: Bundle, folder: Path) -> "_Opener":
+        """What the manifest of `bundle` says of it."""
+        options, precision = bundle.manifest.options, precision_of(bundle)
+        weights, activations = _stored(bundle, precision)
+        dtype, generation = options.float_dtype, bundle.config.generation
+        return cls(folder, dtype, options.per_token, precision, generation, weights, activations)
+
+    def open(self) -> "Reference":
+        """The reference with the weights that the bundle has."""
+        from doge_export.validate.backends.reference import Reference  # late: it brings torch
+
+        return Reference(
+            self.folder,
+            self.dtype,
+            self.per_token,
+            self.precision,
+            self.weights,
+            self.activations,
+            self.generation,
+        )
+
+    def open_unrounded(self) -> "Reference":
+        """The reference with the checkpoint's own weights."""
+        from doge_export.validate.backends.reference import Reference
+
+        return Reference(self.folder, self.dtype, self.per_token, generation=self.generation)
+
+
+@dataclass(frozen=True)
+class _Validation:
+    """One validation under way: what is compared, and the report that it fills."""
+
+    bundle: Bundle
+    opener: _Opener
+    calls: list[Call]
+    limits: Limits
+    report: Report
+    progress: Progress
+
+    def run_quick(self, judged: list[JudgedBackend]) -> None:
+        """The schedules alone. What the reference gives is small: it is kept, and one model is in memory at a
+        time."""
+        expected = self._reference_runs()
+        for one in judged:
             _release()
-            opened = side.open()
-            runs: Iterable[Run] = (opened.run(*call) for call in calls)
-            if isinstance(opened, Kernels):
-                runs = list(runs)  # before its other graph is asked for the first time
-            for call, judges, got in zip(calls, expected, runs, strict=True):
-                before = len(report.checks)
-                release_memory()  # what onnxruntime took for a long call, before as much is taken to compare
-                _judge(report, side, opened, call, judges, got, open_reference, allowed)
-                _note(missed, report, before, call)
-                advance(1, call[0].name + side.suffix)
-            del opened, runs, judges, got
-        if report.passed:
-            del expected
-        else:
-            _release()
-            reference = open_reference()
-            weights = add_weights(report, bundle, reference)
-            _locate(report, bundle, reference, missed, weights, precision.rounds)
-    else:  # the logits of all schedules would be more than the models
-        both = [side.open() for side in ways]
-        decoding = Decoding(bundle) if bundle.decode_path is not None else None
-        for call in calls:
-            judges = [reference.run(*call)]
-            if bundle.config.sees_whole_call:
-                note_blind_heads(report, judges[0])
-            for side, opened in zip(ways, both, strict=True):
-                before = len(report.checks)
-                got = opened.run(*call)
-                _judge(report, side, opened, call, judges, got, lambda: reference, allowed)
-                if decoding is not None and isinstance(opened, Candidate) and len(call[0].steps) > 1:
-                    judge_decode(report, decoding, *call, got, allowed)
-                _note(missed, report, before, call)
-                advance(1, call[0].name + side.suffix)
-        if decoding is not None:
-            kernels = next((opened for opened in both if isinstance(opened, Kernels)), None)
-            before = len(report.checks)
-            _note(missed, report, before, judge_alone(report, decoding, kernels, seed))
-        prompt = prompt_of(bundle, seed)
-        judge_greedy(report, reference, next(side for side in both if isinstance(side, Candidate)), prompt)
-        del both, decoding, opened
+            self._judge_alone(one, expected)
+        if self.report.passed:
+            return
+        del expected
+        _release()
+        reference = self.opener.open()
+        weights = add_weights(self.report, self.bundle, reference)
+        rounded = self.opener.precision.rounds
+        explain(self.report, self.bundle, reference, self.calls, weights, rounded)
+
+    def _reference_runs(self) -> list[list[Run]]:
+        reference = self.opener.open()
+        return [[reference.run(*call)] for call in self.calls]
+
+    def _judge_alone(self, judged: JudgedBackend, expected: list[list[Run]]) -> None:
+        backend, judge = judged.open(), self._judge(self.opener.open)
+        runs: Iterable[Run] = (backend.run(*call) for call in self.calls)
+        if isinstance(backend, Kernels):
+            runs = list(runs)  # before its other graph is asked for the first time
+        for call, references, got in zip(self.calls, expected, runs, strict=True):
+            release_memory()  # what onnxruntime took for a long call, before as much is taken to compare
+            judge.judge(backend, judged.limits, call, references, got)
+            self.progress(1, call[0].name + backend.suffix)
+
+    def run_in_full(self, judged: list[JudgedBackend], seed: int, text: str | None) -> None:
+        """The schedules, call by call on all backends, since the logits of all would be more than the models;
+        then what a whole certificate has beside them."""
+        report, bundle = self.report, self.bundle
+        reference = self.opener.open()
+        self._judge_together(judged, reference, seed)
         _release()
         weights = add_weights(report, bundle, reference)
-        checks, report.tokenizer = compare_tokenizers(bundle.path, reference_folder, text)
+        checks, report.tokenizer = compare_tokenizers(bundle.path, self.opener.folder, text)
         report.checks += checks
-        report.reference = consistency(reference, per_token, dtype, seed)
-        advance(1, "the parts of the model")
-        _locate(report, bundle, reference, missed, weights, precision.rounds)
+        report.reference = consistency(reference, self.opener.per_token, self.opener.dtype, seed)
+        self.progress(1, "the parts of the model")
+        explain(report, bundle, reference, self.calls, weights, self.opener.precision.rounds)
         if not report.drift:
-            _drift(report, bundle, reference, calls)
+            add_drift(report, bundle, reference, _cheap(self.calls))
+
+    def _judge_together(self, judged: list[JudgedBackend], reference: "Reference", seed: int) -> None:
+        report, bundle = self.report, self.bundle
+        opened = [(one.open(), one.limits) for one in judged]
+        decode = DecodeGraph(bundle) if bundle.decode_path is not None else None
+        judge = self._judge(lambda: reference)
+        for call in self.calls:
+            references = [reference.run(*call)]
+            if bundle.config.sees_whole_call:
+                note_fully_masked_heads(report, references[0])
+            for backend, limits in opened:
+                got = backend.run(*call)
+                judge.judge(backend, limits, call, references, got)
+                if decode is not None and isinstance(backend, FunctionBodies) and len(call[0].steps) > 1:
+                    judge.judge_decode(decode, call, got)
+                self.progress(1, call[0].name + backend.suffix)
+        kernels = [backend.decode for backend, _ in opened if isinstance(backend, Kernels)]
+        if decode is not None:
+            judge_multi_step(report, bundle, [decode, *(each for each in kernels if each)], seed)
+        bodies = next(backend for backend, _ in opened if isinstance(backend, FunctionBodies))
+        judge_greedy(report, reference, bodies, prompt_of(bundle, seed))
+
+    def add_rounding_cost(self, read: tuple[str, list[Call]] | None) -> None:
+        """Measure what rounding costs on calls that `read` a text, behind its name; without, on the shortest
+        schedule that says enough, which is of random tokens."""
+        _release()
+        name, calls = read or (RANDOM, [_cheap(self.calls)])
+        bodies = FunctionBodies(self.bundle, selection=False)
+        self.report.rounding = rounding_cost(self.opener.open_unrounded(), bodies, calls, name, self.progress)
+
+    def _judge(self, reference: "Callable[[], Reference]") -> Judge:
+        return Judge(self.report, self.limits, self.bundle.manifest.cache.dtype, reference)
+
+
+def _note_settled(report: Report) -> None:
+    """Let the report miss where rounding is said to decide more than it can."""
     for what, settled, rows in (
         ("rows whose keys", report.settled_rows, report.boundary_rows),
         ("tokens whose experts", report.settled_experts, sum(report.margins.get("experts", ()))),
     ):
         if settled:
             report.checks.append(Check(f"{what} rounding decides", settled / rows, MOST_SETTLED))
-    if precision.rounds:
-        report.rounding = _rounding(Reference(reference_folder, dtype, per_token), Candidate(bundle), calls)
-    return report
 
 
 def limits_of(bundle: Bundle, tolerance: float | None, limits: Mapping[str, float] | None) -> Limits:
     """What a bundle is held to; `tolerance` and `limits` are those of `validate`."""
-    dtype, precision = str(bundle.manifest.options["dtype"]), precision_of(bundle)
-    given = dict(limits or {})
+    dtype, precision = bundle.manifest.options.float_dtype, precision_of(bundle)
+    overrides = dict(limits or {})
     if tolerance is not None and dtype == "float32" and not precision.static:
-        given["max_abs_diff"] = tolerance
-    return limits_for(dtype, precision, given)
+        overrides["max_abs_diff"] = tolerance
+    return limits_for(dtype, precision, overrides)
 
 
 def check_same_model(bundle: Bundle, reference_folder: Path) -> None:
@@ -178,115 +254,32 @@ def check_same_model(bundle: Bundle, reference_folder: Path) -> None:
         )
 
 
-def _stored(bundle: Bundle, precision: Precision) -> tuple[Mapping[str, Any] | None, Mapping[str, float]]:
+def _stored(bundle: Bundle, precision: Precision) -> tuple[Matrices | None, Mapping[str, float]]:
     """The weights that only the bundle has, if any, and the scales of its activations."""
     options = bundle.manifest.options
     if precision.static:
-        return stored_weights(bundle, folded=options.get("smooth") is not None), stored_activations(bundle)
-    named = {str(options.get("rounding", "nearest")), *options.get("roundings", {}).values()}
-    if named == {"nearest"}:
+        return stored_weights(bundle, folded=options.smooth is not None), stored_activations(bundle)
+    if options.nearest:
         return None, {}
+    named = {options.rounding, *options.roundings.values()}
     methods = [METHODS[each] for each in named & set(METHODS)]
-    folded, tuned = any(each.scales_channels for each in methods), any(each.tunes for each in methods)
+    folded, tuned = any(each.scales_channels for each in methods), any(each.tuned for each in methods)
     return stored_weights(bundle, folded, tuned), {}
 
 
-def _judge(
-    report: Report,
-    side: Side,
-    opened: Candidate | Kernels,
-    call: Call,
-    judges: list[Run],
-    got: Run,
-    reference: Callable[[], Reference],
-    limits: Limits,
-) -> None:
-    """Judge `got` by the nearest of `judges`: the reference's run, and one with the graph's choices, which
-    is added where it is the graph that is judged and only rounding is between them. Of a graph that shows
-    what it chose, that one is nearest whose choices are the most alike: two keys may be so alike that the
-    logits hardly tell which was taken."""
-    selection = selection_of(opened, call, judges[0], got)
-    if selection is not None and "selection" in side.limits and selection.share < 1:
-        run = reference().run(*call, follow=got)
-        report.settled_rows += run.settled.rows
-        report.settled_experts += run.settled.experts
-        report.widest_settled = max(report.widest_settled, run.settled.widest)
-        if run.settled.rows or run.settled.experts:
-            judges.append(run)
-    alike = judges
-    if selection is not None and len(judges) > 1:
-        found = [selection_of(opened, call, run, got) for run in judges]
-        shares = [each.share for each in found if each is not None]
-        alike = [run for run, share in zip(judges, shares, strict=True) if share == max(shares)]
-    nearest = nearer(call, got, alike)
-    if nearest is not judges[0]:
-        selection = selection_of(opened, call, nearest, got)
-    judge(report, side, opened, *call, nearest, got, limits, selection)
-
-
-def _note(missed: dict[str, list[Call]], report: Report, before: int, call: Call) -> None:
-    """File the call under what missed since there were `before` checks."""
-    for check in report.checks[before:]:
-        if not check.passed:
-            kind = "kernels" if ", kernels" in check.name else "graph"
-            if "decode.onnx" in check.name:
-                kind = "alone" if "one call" in check.name else "decode"
-            missed[kind].append(call)
-
-
-def _locate(
-    report: Report,
-    bundle: Bundle,
-    reference: Reference,
-    missed: Mapping[str, list[Call]],
-    weights: Mapping[str, list[Any]],
-    rounded: bool,
-) -> None:
-    """The one sentence: of the graph if that misses, else of what is built upon it."""
-    model = weights[bundle.model_path.name]
-    sentence = None
-    if missed["graph"]:
-        call = simplest(missed["graph"])
-        sentence, table = locate_graph(bundle, reference, call)
-        report.drift = _as_drift(table, call, bundle)
-    elif missed["kernels"] and not model:
-        sentence = locate_kernels(bundle, reference, simplest(missed["kernels"]), rounded)
-    elif missed["decode"] and not model:
-        several = [call for call in missed["decode"] if len(call[0].steps) > 1]
-        sentence = locate_decode(bundle, reference, simplest(several or missed["decode"]), rounded)
-    elif missed["alone"]:
-        sentence = (
-            "decode.onnx only (model.onnx agrees): how it goes on by itself, for the tokens that it makes in "
-            "one call are not those that it makes call by call"
-        )
-    if model:
-        sentence = with_weights(sentence, model)
-    elif others := [weight for found in weights.values() for weight in found]:
-        sentence = f"decode.onnx only (model.onnx agrees): {with_weights(None, others)}"
-    if sentence is None and not report.passed:
-        failed = next(check for check in report.checks if not check.passed)
-        sentence = failed.name
-    report.cause = sentence
-
-
-def _drift(report: Report, bundle: Bundle, reference: Reference, calls: list[Call]) -> None:
-    """The table of a graph that agrees, on a schedule that is cheap."""
-    call = _cheap(calls)
-    _, table = locate_graph(bundle, reference, call)
-    report.drift = _as_drift(table, call, bundle)
-
-
-def _as_drift(table: Mapping[str, float], call: Call, bundle: Bundle) -> dict[str, Any]:
-    return {"schedule": call[0].name, "limit": drift_limit(bundle), "parts": dict(table)}
-
-
-def prompt_of(bundle: Bundle, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """[1, n]: a text where the bundle has a tokenizer, random tokens where not."""
+def prompt_of(bundle: Bundle, seed: int) -> npt.NDArray[np.int64]:
+    """Token ids [1, n]: of a text where the bundle has a tokenizer, random ones where not."""
     if has_tokenizer(bundle.path):
         ids = Tokenizer.load(bundle.path).encode(SAMPLES[0])
         if ids and max(ids) < bundle.config.vocab_size:
             return np.array([ids], np.int64)
     return draw_tokens(Schedule("prompt", (8,)), bundle.config.vocab_size, seed).input_ids
+
+
+def draw_calls(bundle: Bundle, schedules: list[Schedule], seed: int) -> list[Call]:
+    """Each schedule with its tokens."""
+    vocab_size, window = bundle.config.vocab_size, narrowest(bundle.config)
+    return [(schedule, draw_tokens(schedule, vocab_size, seed, window)) for schedule in schedules]
 
 
 def _cheap(calls: list[Call]) -> Call:
@@ -295,32 +288,7 @@ def _cheap(calls: list[Call]) -> Call:
     return calls[next((at for length, at in lengths if length >= _ENOUGH), lengths[-1][1])]
 
 
-def precision_of(bundle: Bundle) -> Precision:
-    """How the bundle stores its weights.
-
-    Raises:
-        DogeExportError: in a way that this version does not know.
-    """
-    precision = str(bundle.manifest.options.get("precision", "fp32"))
-    precision = {"none": "fp32"}.get(precision, precision)  # as older bundles call it
-    if precision not in PRECISIONS:
-        raise DogeExportError(
-            f"{bundle.path} has the precision {precision!r}, which this version does not know.",
-            "Use the doge-export that wrote it.",
-        )
-    return named_precision(precision, bundle.manifest.options.get("types"))
-
-
 def _release() -> None:
     """Give back the model before: it refers to itself by its hooks."""
     gc.collect()
     release_memory()
-
-
-def _rounding(reference: Reference, candidate: Candidate, calls: list[Call]) -> Mapping[str, Any]:
-    """What the rounding of the weights costs, on the shortest schedule that says enough."""
-    schedule, tokens = _cheap(calls)
-    expected, got = reference.run(schedule, tokens, record=False), candidate.run(schedule, tokens)
-    figures = compare_logits(expected, got, schedule.compared(tokens))
-    del figures["max_abs_diff"]
-    return {"schedule": schedule.name, **figures}

@@ -1,11 +1,13 @@
 """The reference against itself: what a difference cannot be blamed on the export for."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from doge_export.validate.reference import Reference
 from doge_export.validate.schedules import Schedule, Tokens, draw_tokens
+
+if TYPE_CHECKING:
+    from doge_export.validate.backends.reference import Reference
 
 __all__ = ["CONSISTENCY_LIMITS", "consistency"]
 
@@ -25,7 +27,7 @@ _DISAGREES = "the reference disagrees with itself here: such a difference is not
 
 
 def consistency(
-    reference: Reference, per_token: bool, dtype: str, seed: int, limit: float | None = None
+    reference: "Reference", per_token: bool, dtype: str, seed: int, limit: float | None = None
 ) -> list[dict[str, Any]]:
     """Three comparisons of the pinned judge with itself: each `name`, `max_abs_diff`, `limit` (None: not
     judged) and `note`. The texts stay below the rope's boundary, beyond which one call and several differ."""
@@ -49,15 +51,15 @@ def consistency(
     batch = logits(tokens, (length,), (0, padding))
     second = logits(other, (length - padding,))
     apart = max(_difference(single, batch[:1]), _difference(second, batch[1:, padding:]))
-    found = [
+    comparisons = [
         _entry("prefill and decode", _difference(single, stepped), allowed, why_not),
         _entry("batch (left padding) and single rows", apart, allowed, why_not),
     ]
-    if not reference.current:  # one implementation
-        return found
+    if reference.is_legacy:  # one implementation
+        return comparisons
     with reference.attention("sdpa"):
-        found.append(_entry("eager and sdpa", _difference(single, logits(one, (length,))), allowed, ""))
-    return found
+        comparisons.append(_entry("eager and sdpa", _difference(single, logits(one, (length,))), allowed, ""))
+    return comparisons
 
 
 def _entry(name: str, difference: float, limit: float, why_not: str) -> dict[str, Any]:

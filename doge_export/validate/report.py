@@ -6,22 +6,45 @@ from typing import Any
 
 import numpy as np
 
+from doge_export.validate.backends.base import BackendName
+from doge_export.validate.run import Ties
+
 __all__ = ["Check", "Report"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One figure against its limit. `at_least` turns the comparison round."""
+    """One figure against its limit. `at_least` turns the comparison round.
+
+    `name` is for people. What the figure is: of which `backend`, on the schedule of which name, by which
+    `metric` (doge_export.validate.limits.FIGURES has those of schedules). None where it is of no backend, as
+    the tokenizers, or of no schedule, as the weights."""
 
     name: str
     value: float
     limit: float
     at_least: bool = False
+    backend: BackendName | None = None
+    schedule: str | None = None
+    metric: str | None = None
 
     @property
     def passed(self) -> bool:
         """NaN passes no check."""
         return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    def to_dict(self) -> dict[str, Any]:
+        """The check as JSON has it."""
+        return {
+            "name": self.name,
+            "value": self.value,
+            "limit": self.limit,
+            "passed": self.passed,
+            "at_least": self.at_least,
+            "backend": self.backend,
+            "schedule": self.schedule,
+            "metric": self.metric,
+        }
 
 
 @dataclass
@@ -33,15 +56,17 @@ class Report:
     rounding, of keys at most `widest_settled` apart, and the reference was given their choice; in
     `settled_experts` tokens of a layer it was so with experts. `kernels`
     has the worst `max_abs_diff`, `kl_divergence` and `top1_agreement` of the native kernels against the
-    reference; the figures beside it are of the graph in plain onnxruntime. `rounding` says what a
-    precision costs, without a limit: on one `schedule`, the `kl_divergence` and `top1_agreement` of the
-    candidate with the model before its weights were rounded.
+    reference; the figures beside it are of the graph in plain onnxruntime. All these are against a reference
+    with the same weights, rounded ones too. `rounding` says what rounding costs, without a limit: the
+    `kl_divergence` and `top1_agreement` with the model before its weights were rounded, each with its
+    standard error (`..._stderr`), over `tokens` of a `text`. `limits_from`: where the limits come from.
 
     `cause`: one sentence, where a check fails. `drift`: part -> how far its result is from the reference's,
     on one `schedule`. `schedules`: all figures of every schedule. `margins`: rows by the distance at the
     boundary of the window (`keys`) and of the experts, in `bins`. `reference`: how far the reference is from
-    itself. `greedy`: how long the greedy continuations agree. `tokenizer`: what was compared. `blind_heads`:
-    heads that masked every key for every query of all schedules, as some of generations 1 and 2 do."""
+    itself. `greedy`: how long the greedy continuations agree. `tokenizer`: what was compared.
+    `fully_masked_heads`, "blind_heads" in JSON: heads that masked every key for every query of all schedules,
+    as some of generations 1 and 2 do."""
 
     checks: list[Check] = field(default_factory=list)
     max_abs_diff: float = 0.0
@@ -57,6 +82,7 @@ class Report:
     widest_settled: float = 0.0
     kernels: dict[str, float] = field(default_factory=dict)
     rounding: Mapping[str, Any] = field(default_factory=dict)
+    limits_from: str = ""
     cause: str | None = None
     drift: Mapping[str, Any] = field(default_factory=dict)
     schedules: list[dict[str, Any]] = field(default_factory=list)
@@ -64,7 +90,7 @@ class Report:
     reference: list[dict[str, Any]] = field(default_factory=list)
     greedy: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
-    blind_heads: list[str] | None = None
+    fully_masked_heads: list[str] | None = None
     omitted: list[str] = field(default_factory=list)
     subject: Mapping[str, Any] = field(default_factory=dict)
 
@@ -79,6 +105,12 @@ class Report:
         self.kl_divergence = float(np.maximum(self.kl_divergence, figures["kl_divergence"]))
         self.top1_agreement = min(self.top1_agreement, figures["top1_agreement"])
 
+    def add_ties(self, ties: Ties) -> None:
+        """Count one run's ties at the window's boundary in."""
+        self.boundary_rows += ties.rows
+        self.tie_rows += ties.tied
+        self.nearest_margin = min(self.nearest_margin, ties.nearest)
+
     def add_margins(self, bins: Sequence[str], keys: Sequence[int], experts: Sequence[int]) -> None:
         """Count one run's margins in."""
         for name, counts in (("keys", keys), ("experts", experts)):
@@ -90,9 +122,7 @@ class Report:
         """The report as JSON has it."""
         return {
             "passed": self.passed,
-            "checks": [
-                {"name": c.name, "value": c.value, "limit": c.limit, "passed": c.passed} for c in self.checks
-            ],
+            "checks": [check.to_dict() for check in self.checks],
             "max_abs_diff": self.max_abs_diff,
             "kl_divergence": self.kl_divergence,
             "top1_agreement": self.top1_agreement,
@@ -113,9 +143,10 @@ class Report:
             "reference": self.reference,
             "greedy": dict(self.greedy),
             "tokenizer": dict(self.tokenizer),
-            "blind_heads": self.blind_heads or [],
+            "blind_heads": self.fully_masked_heads or [],
             "kernels": dict(self.kernels),
             "rounding": dict(self.rounding),
+            "limits_from": self.limits_from,
             "omitted": self.omitted,
             "subject": dict(self.subject),
         }

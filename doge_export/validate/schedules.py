@@ -1,14 +1,15 @@
 """Which calls a validation makes: lengths around the window, decode across it, batches, chunks."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 
-from doge_export.config import DogeConfig
-from doge_export.shapes import parameter_count
+from doge_export.core.config import DogeConfig
+from doge_export.core.tensor_shapes import parameter_count
 
-__all__ = ["Schedule", "Tokens", "draw_tokens", "narrowest", "plan"]
+__all__ = ["Call", "Schedule", "Tokens", "draw_tokens", "narrowest", "plan"]
 
 #: Multiply-adds that one schedule of a quick validation may cost the reference: a few seconds.
 _QUICK_COST = 1.5e11
@@ -36,6 +37,12 @@ class Schedule:
         """Tokens in all, padding included."""
         return sum(self.steps)
 
+    @property
+    def parts(self) -> list[slice]:
+        """Which tokens each call reads."""
+        ends = list(accumulate(self.steps))
+        return [slice(start, end) for start, end in zip((0, *ends), ends, strict=False)]
+
     def kept(self, count: int) -> npt.NDArray[np.int64]:
         """The positions, within a call of `count` tokens, whose logits are compared."""
         if self.sample is None or count <= self.sample:
@@ -45,8 +52,8 @@ class Schedule:
     def compared(self, tokens: "Tokens") -> npt.NDArray[np.bool_]:
         """bool [batch, compared positions]: False on padding."""
         starts = np.cumsum((0, *self.steps[:-1]))
-        places = [start + self.kept(count) for start, count in zip(starts, self.steps, strict=True)]
-        return tokens.real[:, np.concatenate(places)]
+        positions = [start + self.kept(count) for start, count in zip(starts, self.steps, strict=True)]
+        return tokens.real[:, np.concatenate(positions)]
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,10 @@ class Tokens:
     def real(self) -> npt.NDArray[np.bool_]:
         """True where a real token stands."""
         return self.attention_mask.astype(bool)
+
+
+#: A schedule, and the tokens that it is made with.
+Call = tuple[Schedule, Tokens]
 
 
 def narrowest(config: DogeConfig) -> int | None:
@@ -96,11 +107,11 @@ def draw_tokens(schedule: Schedule, vocab_size: int, seed: int, window: int | No
 def _thin(ids: npt.NDArray[np.int64], vocab_size: int, window: int) -> None:
     """Put other tokens in the place of copies that are too many, in a row without its padding."""
     unused = [token for token in range(vocab_size) if token not in set(ids.tolist())]
-    for place in range(1, len(ids)):
-        before = ids[:place].tolist()
-        again = before.count(ids[place])
-        if unused and (again >= max(window - 1, 2) or (window == 2 and ids[place] == ids[0])):
-            ids[place] = unused.pop(0)
+    for position in range(1, len(ids)):
+        before = ids[:position].tolist()
+        again = before.count(ids[position])
+        if unused and (again >= max(window - 1, 2) or (window == 2 and ids[position] == ids[0])):
+            ids[position] = unused.pop(0)
 
 
 def plan(config: DogeConfig, max_length: int | None, quick: bool) -> tuple[list[Schedule], list[str]]:

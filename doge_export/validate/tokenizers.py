@@ -1,13 +1,14 @@
 """The bundle's tokenizer against transformers' of the reference: ids, text again, and chats."""
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from doge_export.tokenizer import Tokenizer, has_tokenizer
-from doge_export.tokenizer.files import VOCABULARY_FILES
-from doge_export.tokenizer.samples import SAMPLES
+from doge_export.core.json_file import is_there
+from doge_export.core.quiet import quiet_transformers
+from doge_export.core.tokenizer import Tokenizer, has_tokenizer
+from doge_export.core.tokenizer.files import VOCABULARY_FILES
+from doge_export.core.tokenizer.samples import SAMPLES
 from doge_export.validate.report import Check
 
 __all__ = ["SAMPLES", "compare_tokenizers", "conversations"]
@@ -50,21 +51,23 @@ def compare_tokenizers(bundle: Path, reference: Path, text: str | None) -> tuple
         return [], {"skipped": "the checkpoint has no tokenizer that can be read (tokenizer.json)"}
     from transformers import AutoTokenizer
 
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     ours = Tokenizer.load(bundle)
     try:
-        theirs: Any = AutoTokenizer.from_pretrained(reference, local_files_only=True, trust_remote_code=False)
-        theirs("a")  # some settings are looked at only then
+        with quiet_transformers():
+            theirs: Any = AutoTokenizer.from_pretrained(
+                reference, local_files_only=True, trust_remote_code=False
+            )
+            theirs("a")  # some settings are looked at only then
     except Exception as error:  # whatever transformers raises for files that it cannot read
         reason = " ".join(str(error).split())[:200]
         return [], {"skipped": f"transformers cannot load the checkpoint's tokenizer ({reason})"}
     checks, compared = _texts(ours, theirs, text)
-    chats, made = _chats(ours, theirs)
-    return [*checks, *chats], {**compared, "chats": made}
+    chats, chat_count = _chats(ours, theirs)
+    return [*checks, *chats], {**compared, "chats": chat_count}
 
 
 def _can_be_read(folder: Path) -> bool:
-    return has_tokenizer(folder) or any((folder / name).is_file() for name in VOCABULARY_FILES)
+    return has_tokenizer(folder) or any(is_there(folder / name) for name in VOCABULARY_FILES)
 
 
 def _texts(ours: Tokenizer, theirs: Any, text: str | None) -> tuple[list[Check], dict[str, Any]]:
@@ -76,12 +79,12 @@ def _texts(ours: Tokenizer, theirs: Any, text: str | None) -> tuple[list[Check],
     for one in texts:
         for added in (True, False):
             expected = theirs(one, add_special_tokens=added, verbose=False)["input_ids"]
-            given = ours.encode(one, add_special_tokens=added)
-            tokens += len(given)
-            ids_apart += given != expected
+            ids = ours.encode(one, add_special_tokens=added)
+            tokens += len(ids)
+            ids_apart += ids != expected
             for skip in (True, False):
-                decoded = ours.decode(given, skip_special_tokens=skip)
-                wanted = theirs.decode(given, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+                decoded = ours.decode(ids, skip_special_tokens=skip)
+                wanted = theirs.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
                 text_apart += decoded != wanted
             if first is None and (ids_apart or text_apart):
                 first = one[:80]
@@ -93,9 +96,9 @@ def _texts(ours: Tokenizer, theirs: Any, text: str | None) -> tuple[list[Check],
 
 
 def _chats(ours: Tokenizer, theirs: Any) -> tuple[list[Check], int]:
-    """A chat that a template refuses must be refused by both."""
-    given = theirs.chat_template
-    names = sorted(given) if isinstance(given, dict) else ["default"] * (given is not None)
+    """Compare the chats of both; one that a template refuses must be refused by both."""
+    templates = theirs.chat_template
+    names = sorted(templates) if isinstance(templates, dict) else ["default"] * (templates is not None)
     if not names and not ours.chat_templates:
         return [], 0
     apart = float(names != sorted(ours.chat_templates))
@@ -103,9 +106,9 @@ def _chats(ours: Tokenizer, theirs: Any) -> tuple[list[Check], int]:
     for name in names:
         for messages in chats:
             for prompted in (True, False):
-                mine = _made(ours.apply_chat_template, messages, prompted, template=name)
-                named = name if isinstance(given, dict) else None
-                wanted = _made(
+                mine = _applied(ours.apply_chat_template, messages, prompted, template=name)
+                named = name if isinstance(templates, dict) else None
+                wanted = _applied(
                     theirs.apply_chat_template,
                     messages,
                     chat_template=named,
@@ -113,13 +116,13 @@ def _chats(ours: Tokenizer, theirs: Any) -> tuple[list[Check], int]:
                     tokenize=False,
                 )
                 apart += mine != wanted
-    made = 2 * len(names) * len(chats)
-    return [Check("tokenizer: chats with another text", apart, 0.0)], made
+    count = 2 * len(names) * len(chats)
+    return [Check("tokenizer: chats with another text", apart, 0.0)], count
 
 
-def _made(apply: Callable[..., str], *given: Any, **options: Any) -> str | None:
-    """The text; None where the messages are refused."""
+def _applied(apply: Callable[..., str], *arguments: Any, **options: Any) -> str | None:
+    """The text of the chat; None where the messages are refused."""
     try:
-        return apply(*given, **options)
+        return apply(*arguments, **options)
     except Exception:  # the template's own: what it raises is anything
         return None

@@ -2,11 +2,11 @@
 #include <algorithm>
 #include <functional>
 
-#include "attention.h"
+#include "attention_cached.h"
 
 namespace doge {
 
-void AttentionJob::limit(int64_t b, int64_t g) const {
+void CachedAttention::limit(int64_t b, int64_t g) const {
   if (parts_.config.sliding_window)
     limit_sliding(b, g);
   else
@@ -14,7 +14,7 @@ void AttentionJob::limit(int64_t b, int64_t g) const {
 }
 
 // The thresholds of all queries of a head: running, the worst key kept on top of a heap.
-void AttentionJob::limit_running(int64_t b, int64_t g) const {
+void CachedAttention::limit_running(int64_t b, int64_t g) const {
   struct Key {
     float dt;
     int64_t position;
@@ -54,7 +54,7 @@ void AttentionJob::limit_running(int64_t b, int64_t g) const {
 }
 
 // With a sliding window keys leave, so every query counts anew.
-void AttentionJob::limit_sliding(int64_t b, int64_t g) const {
+void CachedAttention::limit_sliding(int64_t b, int64_t g) const {
   thread_local std::vector<float> seen;
   const int64_t pair = b * kv_heads_ + g;
   const float* dt = weights_ + pair * row_;
@@ -83,7 +83,11 @@ void AttentionJob::limit_sliding(int64_t b, int64_t g) const {
   }
 }
 
-void AttentionJob::write_keep(int64_t b, int64_t g) const {
+void CachedAttention::write_keeps(Team::Worker& worker) const {
+  if (io_.keep) worker.phase(pairs(), [&](int64_t c) { write_keep(c / kv_heads_, c % kv_heads_); });
+}
+
+void CachedAttention::write_keep(int64_t b, int64_t g) const {
   const int64_t pair = b * kv_heads_ + g, sliding = parts_.config.sliding_window;
   const int64_t origin = io_.cache_position ? 0 : start(b), reach = row_ - origin;
   for (int64_t s = 0; s < length_; s++) {

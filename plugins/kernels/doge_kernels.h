@@ -76,10 +76,19 @@ int64_t used_slots(const int64_t* positions, int64_t slots);
 // `mask` has past + sequence entries a row. Static cache: past_* and present_* have `past` slots, may be
 // the same memory, and `mask` has `past` entries a row. With `bounded`, past_* have `past` slots and present_*
 // `slots`, and may be the same memory; `mask` and `positions` are those of the new tokens.
-// doge_export/ops/bounded_mask_attention.py says what it holds.
+// doge_export/graph/operators/bounded_mask_attention.py says what it holds.
+//
+// Of a ragged call the rows lie one after another: row b has the `rows[b].count` tokens from `rows[b].first` on, of
+// `tokens` in all, and its cache is number `rows[b].slot` of the pool that past_* and present_* are, the same memory.
+// It is static or bounded, and has no mask; what is [batch, sequence, ...] below is [tokens, ...] then.
+struct CallRow {
+  int64_t first = 0, count = 0, slot = 0;
+};
 struct AttentionIO {
   Dtype dtype = Dtype::float32;
   int64_t batch = 0, sequence = 0, past = 0;
+  const CallRow* rows = nullptr;            // ragged: [batch]
+  int64_t tokens() const { return rows ? rows[batch - 1].first + rows[batch - 1].count : batch * sequence; }
   const int64_t* mask = nullptr;            // [batch, past + sequence], [batch, slots] or [batch, sequence]
   const void *cos = nullptr, *sin = nullptr;  // [batch, sequence, head_dim / 2]
   const void *past_key = nullptr, *past_value = nullptr;  // [batch, kv_heads, past, head_dim]
@@ -95,7 +104,7 @@ struct AttentionIO {
   bool* keep = nullptr;                     // null, or [batch, kv_heads, sequence, keys in reach]
 };
 
-// The operator doge::DynamicMaskAttention; its specification is doge_export/ops/dynamic_mask_attention.py.
+// The operator doge::DynamicMaskAttention; its specification is doge_export/graph/operators/dynamic_mask_attention.py.
 // query [batch, sequence, heads * head_dim], key and value [batch, sequence, kv_heads * head_dim], output
 // as query, all of io.dtype.
 void dynamic_mask_attention(const AttentionConfig& config, const AttentionWeights& weights,
@@ -158,10 +167,10 @@ class Head {
   int64_t vocab_size() const;
   // hidden [rows, hidden] -> logits [rows, vocab], both of `dtype`.
   void logits(Dtype dtype, int64_t rows, const void* hidden, void* logits, Threads& threads) const;
-  // The `count` best tokens of the last position of each row, best first, ties by the lower id.
-  // hidden [batch, sequence, hidden] of `dtype` -> ids, values [batch, count].
+  // The `count` best tokens of the last position of each row, or of the tokens whose numbers are in `wanted` [batch],
+  // best first, ties by the lower id. hidden [batch, sequence, hidden] of `dtype` -> ids, values [batch, count].
   void top_tokens(Dtype dtype, int64_t batch, int64_t sequence, const void* hidden, int64_t count,
-                  int64_t* ids, float* values, Threads& threads) const;
+                  int64_t* ids, float* values, Threads& threads, const int64_t* wanted = nullptr) const;
 
   struct Parts;
   const Parts& parts() const { return *parts_; }
@@ -172,16 +181,39 @@ class Head {
 
 class RotaryAngles;
 
+// How the tokens of one row are drawn: docs/reference/operators.md has the mathematics. What overflows float32 on the
+// way counts as infinite.
+struct Draw {
+  float temperature = 0;  // 0: the best token is taken, and top_k, top_p and min_p do nothing
+  int64_t top_k = 0;      // 0: off
+  double top_p = 1, min_p = 0;
+  float repetition_penalty = 1;
+  uint64_t seed = 0, row = 0;
+  const float* bias = nullptr;         // null, or [vocab]: added to the logits; -inf forbids
+  const uint64_t* allowed = nullptr;   // null, or a bit for each token
+  std::vector<int64_t> seen;           // for the penalty
+};
+
 // The operator doge::DecodeTokens: embedding, angles, layers and head for `steps` tokens, each the best one after the
 // last. The first step takes ids and positions [batch, sequence]; every other takes one token a row, one position
-// and one slot on, and finds its past in present_*. io: one a layer, alike but for the caches, without cos, sin and
-// positions; there must be slots for all. rope_length: as of RotaryAngles. token_ids, token_logits: [batch, steps, count].
+// and place on, and finds its past in present_*. io: one a layer, alike but for the caches, without cos, sin and
+// positions; there must be places for all. rope_length: as of RotaryAngles. token_ids, token_logits: [batch, steps, count].
+//
+// A ragged call has io.rows, and ids and positions [tokens]; every step after the first takes one token of each row.
+// `wanted`, of one step: the tokens [wanted_count] whose best are looked for in the place of each row's last.
+// rope_lengths [rows], or null: of each row.
+//
+// With `draws`, one a row or a wanted token, the next token is drawn, and count is 1; token_logits are those of the
+// drawn tokens as the head gave them, -inf where no token was left or no logit was a number.
 struct DecodeCall {
   std::vector<AttentionIO> io;
   const int64_t *ids = nullptr, *positions = nullptr;
   int64_t steps = 1, count = 1, rope_length = 0;
+  const int64_t *wanted = nullptr, *rope_lengths = nullptr;
+  int64_t wanted_count = 0;
   int64_t* token_ids = nullptr;
   float* token_logits = nullptr;
+  std::vector<Draw> draws;
 };
 void decode_tokens(const Matrix& table, const RotaryAngles& angles, const DecoderLayers& layers, const Head& head,
                    const DecodeCall& call, Threads& threads);
@@ -216,7 +248,8 @@ class RotaryAngles {
   Vector frequencies_, long_, exponents_;
 };
 
-// The instruction set that the kernels use on this processor: "amx", "avx512", "avx2" or "generic".
+// The instruction set that the kernels use on this processor: "amx", "avx512", "avx2" or "generic"; on ARM "i8mm",
+// "dotprod", "neon" or "generic".
 const char* instruction_set();
 
 }  // namespace doge

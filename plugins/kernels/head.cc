@@ -26,8 +26,9 @@ Head::Head(const Vector& norm, float epsilon, const Matrix& weight, bool only_to
   parts_->norm = norm;
   parts_->epsilon = epsilon;
   parts_->original = weight;
-  if (only_top_tokens) parts_->screen = Screen(weight);
+  if (only_top_tokens) parts_->screen = LogitScreen(weight);
   if (parts_->screen.empty() || weight.dtype == Dtype::int8) parts_->weight = Packed(weight);
+  if (only_top_tokens && parts_->weight.quantized()) parts_->rough = LogitScreen(weight, parts_->weight);
 }
 Head::~Head() = default;
 int64_t Head::hidden_size() const { return parts_->original.k; }

@@ -1,7 +1,7 @@
 // The inner loops, compiled once for each instruction set, and the choice among them at run time.
 //
 // All of them share one layout of weights: panels of 64 outputs. Float panels are [k][64]; int8 panels
-// [k / 4][64][4] of q + 128; int4 panels [k / 8][64][4], a byte holding k (low nibble) and k + 4 (high), as
+// [k / 4][64][4] of q + 128 (of q, where Isa::flip is 0); int4 panels [k / 8][64][4], a byte holding k (low nibble) and k + 4 (high), as
 // q + 8. Scales of a panel are float16 [k / block][64].
 //
 // A row of activations meets quantized weights as 16-bit integers, so that the result is the float product
@@ -30,7 +30,8 @@ struct Isa {
                   const uint16_t* scales, float* y, int64_t ldy);
   void (*gemm_i4)(int64_t rows, int64_t k, int64_t block, const uint8_t* x, size_t stride, const uint8_t* panel,
                   const uint16_t* scales, float* y, int64_t ldy);
-  // One row: [float scale][int32 sum of each block][digits], q = round(x / scale), |q| <= 127 * 256.
+  // One row: [float scale][int32 sum of each block][int32 sum of each block's high bytes][digits], q = round(x / scale),
+  // |q| <= 127 * 256. The third is there for rough_i8 and rough_i4 alone.
   void (*quantize_row)(const float* x, int64_t k, int64_t block, uint8_t* row);
   // y = x / sqrt(mean(x^2) + epsilon) * weight; x and y may be the same.
   void (*rms_norm)(const float* x, const float* weight, float* y, int64_t n, float epsilon);
@@ -39,9 +40,12 @@ struct Isa {
   // scores[r][j] = q[r] . k[j] * scale for rows q of `d` and keys k of `d`.
   void (*dots)(int64_t rows, int64_t keys, int64_t d, const float* q, int64_t ldq, const float* k, float scale,
                float* scores, int64_t lds);
-  // out[r][0..d) += sum over j < keys of p[r][j] * v[j][0..d).
-  void (*weighted_sum)(int64_t rows, int64_t keys, int64_t d, const float* p, int64_t ldp, const float* v,
-                       int64_t ldv, float* out, int64_t ldo);
+  // The same of 64 keys that lie as a panel [d][64], to the bit.
+  void (*dots_panel)(int64_t rows, int64_t d, const float* q, int64_t ldq, const float* panel, float scale,
+                     float* scores, int64_t lds);
+  // out[r][0..d) += factors[r] * (sum over j < keys of p[r][j] * v[j][0..d)), summed from 0 on in the order of j.
+  void (*weighted_sum)(int64_t rows, int64_t keys, int64_t d, const float* p, int64_t ldp, const float* factors,
+                       const float* v, int64_t ldv, float* out, int64_t ldo);
   // scores[j] += dt[j] where dt[j] > threshold, or equal to it and j <= last; -inf elsewhere. Returns the max.
   float (*apply_mask)(int64_t n, float* scores, const float* dt, float threshold, int64_t last);
   // p[j] = exp(p[j] - shift); returns the sum.
@@ -72,11 +76,24 @@ struct Isa {
   // The same for int8 rows with scales[k / block], x one row of quantize_row: the bits of gemm_i8.
   void (*in_order_i8)(int64_t rows, int64_t k, int64_t block, const uint8_t* x, const int8_t* const* row,
                       const uint16_t* const* scales, float* y);
+  // A random word for each token of a panel: words[64], of counters [first, first + 16), rest[3] and key[2].
+  void (*random_words)(uint32_t first, const uint32_t* rest, const uint32_t* key, uint32_t* words);
+  // Of a panel with logits x, `most` at most: scores[i] = x[i] / temperature, -inf for NaN; highest[i]: an upper bound
+  // of the score, which is the score where x and `most` are the same; upper[i]: one of score + noise of words[i], or
+  // highest[i] where words is null. Returns bit i where upper[i] is not below floor.
+  uint64_t (*draw_bounds)(const float* x, const float* most, float temperature, const uint32_t* words, float floor,
+                          float* scores, float* highest, float* upper);
+  // The sum of e^(score - best) of a panel, and of those whose score is above the limit; to a few 10^-6.
+  float (*probabilities)(const float* scores, float best, float limit, float* above);
+  uint8_t flip = 0x80;  // int8 panels hold q ^ flip: q + 128, or, where the loops want it signed, q itself
+  // gemm_i8 and gemm_i4 up to what the low bytes of the digits give, for LogitScreen; null where that is no faster. Where
+  // it is not, digits are int8 high[k], low[k], and q = 256 * high + low.
+  decltype(gemm_i8) rough_i8 = nullptr, rough_i4 = nullptr;
 };
 
 // Bytes of a row of quantize_row, and where its digits begin; a multiple of 64 each.
 inline size_t quantized_digits(int64_t k, int64_t block) {
-  return (sizeof(float) + sizeof(int32_t) * static_cast<size_t>(k / block) + 63) / 64 * 64;
+  return (sizeof(float) + 2 * sizeof(int32_t) * static_cast<size_t>(k / block) + 63) / 64 * 64;
 }
 inline size_t quantized_bytes(int64_t k, int64_t block) {
   return quantized_digits(k, block) + (static_cast<size_t>(k) * 2 + 63) / 64 * 64;
@@ -90,9 +107,14 @@ extern const Isa isa_avx512;
 const Isa& isa_amx();
 bool amx_allowed();  // asks the system, which gives tiles only to a process that asked
 #endif
+#elif defined(__aarch64__)
+extern const Isa isa_neon;
+extern const Isa isa_dotprod;
+extern const Isa isa_i8mm;
 #endif
 
-// The best one that this processor has; DOGE_EXPORT_ISA=generic|avx2|avx512|amx asks for less.
+// The best one that this processor has; DOGE_EXPORT_ISA=generic|avx2|avx512|amx asks for less, on ARM
+// generic|neon|dotprod|i8mm.
 const Isa& isa();
 
 }  // namespace doge

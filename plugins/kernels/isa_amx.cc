@@ -168,6 +168,17 @@ void gemm_i4(int64_t rows, int64_t k, int64_t block, const uint8_t* x, size_t st
   multiply_rows(rows, k, block, x, stride, bytes, 8, scales, y, ldy);
 }
 
+// With tiles both bytes take less than one without.
+void rough_i8(int64_t rows, int64_t k, int64_t block, const uint8_t* x, size_t stride, const uint8_t* panel,
+              const uint16_t* scales, float* y, int64_t ldy) {
+  (pays(rows, k, block) ? gemm_i8 : isa_avx512.rough_i8)(rows, k, block, x, stride, panel, scales, y, ldy);
+}
+
+void rough_i4(int64_t rows, int64_t k, int64_t block, const uint8_t* x, size_t stride, const uint8_t* panel,
+              const uint16_t* scales, float* y, int64_t ldy) {
+  (pays(rows, k, block) ? gemm_i4 : isa_avx512.rough_i4)(rows, k, block, x, stride, panel, scales, y, ldy);
+}
+
 }  // namespace
 
 bool amx_allowed() {
@@ -181,6 +192,8 @@ const Isa& isa_amx() {
     isa.name = "amx";
     isa.gemm_i8 = gemm_i8;
     isa.gemm_i4 = gemm_i4;
+    isa.rough_i8 = rough_i8;
+    isa.rough_i4 = rough_i4;
     return isa;
   }();
   return table;

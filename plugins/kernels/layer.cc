@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kTileRows = 48;  // rows that meet a panel at once: they stay in the nearest cache
 constexpr int64_t kNormRows = 8;
 constexpr int64_t kExpertTokens = 4;
+constexpr int64_t kFewToMix = 2;  // rows whose experts one worker takes beside the others
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -61,7 +62,7 @@ LayerParts::LayerParts(const LayerConfig& c, const LayerWeights& w)
 }
 
 LayerJob::LayerJob(const LayerParts& parts, const AttentionIO& io, const void* hidden, void* output, Arena& arena)
-    : p_(parts), rows_(io.batch * io.sequence), dtype_(io.dtype), in_(hidden), out_(output) {
+    : p_(parts), rows_(io.tokens()), dtype_(io.dtype), in_(hidden), out_(output) {
   const AttentionConfig& a = p_.config.attention;
   width_ = a.num_heads * a.head_dim;
   kv_width_ = a.num_kv_heads * a.head_dim;
@@ -76,7 +77,7 @@ LayerJob::LayerJob(const LayerParts& parts, const AttentionIO& io, const void* h
   if (rows_ > kFew) {  // one kind of digits at a time is alive, so they share the memory
     const size_t bytes = std::max(std::max(input, attention), std::max(post, down)) * static_cast<size_t>(rows_);
     auto* digits = reinterpret_cast<uint8_t*>(arena.take(static_cast<int64_t>(bytes / 4)));
-    for (Rows* each : {&input_, &attention_, &post_, &down_}) each->place(digits, rows_);
+    for (ActivationRows* each : {&input_, &attention_, &post_, &down_}) each->place(digits, rows_);
   }
   indices_ = reinterpret_cast<int64_t*>(arena.take(2 * chosen_ * rows_));
   mixing_ = arena.take(chosen_ * rows_);
@@ -92,7 +93,7 @@ LayerJob::LayerJob(const LayerParts& parts, const AttentionIO& io, const void* h
   wide_ = direct ? nullptr : arena.take(p_.hidden * rows_);
   hidden_ = direct ? static_cast<const float*>(in_) : wide_;
   result_ = direct ? static_cast<float*>(out_) : arena.take(p_.hidden * rows_);
-  job_ = std::make_unique<AttentionJob>(p_.attention, io, q_, k_, v_, attended_, arena);
+  job_ = make_attention_job(p_.attention, io, {q_, k_, v_, attended_}, arena);
 }
 
 size_t LayerJob::width() const {
@@ -100,7 +101,7 @@ size_t LayerJob::width() const {
 }
 
 // The order of panels here is that of the phases in `run`.
-void LayerJob::announce(const LayerParts& p, const Team::Worker& worker, Ahead* ahead) {
+void LayerJob::announce(const LayerParts& p, const Team::Worker& worker, PrefetchQueue* queue) {
   const auto share = [&](std::initializer_list<const Packed*> matrices) {
     int64_t panels = 0;
     for (const Packed* m : matrices) panels += m->panels();
@@ -108,10 +109,10 @@ void LayerJob::announce(const LayerParts& p, const Team::Worker& worker, Ahead* 
     for (const Packed* m : matrices) {
       const int64_t first = std::max(worker.first(panels), before) - before;
       const int64_t end = std::min(worker.end(panels), before + m->panels()) - before;
-      for (int64_t panel = first; panel < end; panel++) m->announce(panel, ahead);
+      for (int64_t panel = first; panel < end; panel++) m->announce(panel, queue);
       before += m->panels();
     }
-    ahead->mark();
+    queue->mark();
   };
   share({&p.q.weight, &p.k.weight, &p.v.weight});
   share({&p.o.weight});
@@ -119,20 +120,20 @@ void LayerJob::announce(const LayerParts& p, const Team::Worker& worker, Ahead* 
   for (int64_t chunk = worker.first(all); chunk < worker.end(all); chunk++) {
     const int64_t panel = chunk - (all - gates);
     if (panel < 0) {
-      for (int64_t i = 0; i < p.router.panels(); i++) p.router.announce(i, ahead);
+      for (int64_t i = 0; i < p.router.panels(); i++) p.router.announce(i, queue);
       continue;
     }
-    p.gate.weight.announce(panel, ahead);
-    p.up.weight.announce(panel, ahead);
+    p.gate.weight.announce(panel, queue);
+    p.up.weight.announce(panel, queue);
   }
-  ahead->mark();
+  queue->mark();
   share({&p.down.weight});
 }
 
 template <class F>
 void LayerJob::tiles(Team::Worker& worker, size_t mark, int64_t panels, F&& tile) const {
   const int64_t parts = ceil_div(rows_, kTileRows), strip = ceil_div(parts, worker.width()) * panels;
-  if (worker.ahead) worker.ahead->reached(first_mark + mark);
+  if (worker.prefetch) worker.prefetch->reached(first_mark + mark);
   // Each worker has rows of its own, as in the other phases: what it reads it wrote itself. Of these it takes all
   // for one panel before the next.
   worker.phase(panels * parts, [&](int64_t c) {
@@ -142,8 +143,9 @@ void LayerJob::tiles(Team::Worker& worker, size_t mark, int64_t panels, F&& tile
   });
 }
 
-Rows LayerJob::prepare(Team::Worker& worker, const Rows& planned, const float* from, const float* norm, float* normed) {
-  Rows rows = planned;
+ActivationRows LayerJob::prepare(Team::Worker& worker, const ActivationRows& planned, const float* from,
+                                 const float* norm, float* normed) {
+  ActivationRows rows = planned;
   const int64_t k = planned.k;
   if (rows_ <= kFew) {
     if (norm) {
@@ -169,7 +171,7 @@ Rows LayerJob::prepare(Team::Worker& worker, const Rows& planned, const float* f
   return rows;
 }
 
-void LayerJob::write(const PackedLinear& linear, const Rows& x, int64_t panel, int64_t first, int64_t count,
+void LayerJob::write(const PackedLinear& linear, const ActivationRows& x, int64_t panel, int64_t first, int64_t count,
                      float* to) const {
   const int64_t n = linear.weight.n(), at = panel * kPanel, width = std::min(kPanel, n - at);
   float* tile = scratch(kTile).get(2 * kTileRows * kPanel);
@@ -183,7 +185,7 @@ void LayerJob::write(const PackedLinear& linear, const Rows& x, int64_t panel, i
 }
 
 // to = residual * before + linear(x) (+ what the experts add)
-void LayerJob::add(const PackedLinear& linear, const Rows& x, int64_t panel, int64_t first, int64_t count,
+void LayerJob::add(const PackedLinear& linear, const ActivationRows& x, int64_t panel, int64_t first, int64_t count,
                    const float* before, const Vector& residual, float* to, bool experts) const {
   const int64_t n = linear.weight.n(), at = panel * kPanel, width = std::min(kPanel, n - at);
   float* tile = scratch(kTile).get(2 * kTileRows * kPanel);
@@ -202,7 +204,7 @@ void LayerJob::add(const PackedLinear& linear, const Rows& x, int64_t panel, int
   }
 }
 
-void LayerJob::gate_up(const Rows& x, int64_t panel, int64_t first, int64_t count) const {
+void LayerJob::gate_up(const ActivationRows& x, int64_t panel, int64_t first, int64_t count) const {
   const int64_t n = p_.inner, at = panel * kPanel, width = std::min(kPanel, n - at);
   float* gate = scratch(kTile).get(2 * kTileRows * kPanel);
   float* up = gate + kTileRows * kPanel;
@@ -217,7 +219,7 @@ void LayerJob::gate_up(const Rows& x, int64_t panel, int64_t first, int64_t coun
   }
 }
 
-void LayerJob::router_logits(const Rows& x, int64_t panel, int64_t first, int64_t count) const {
+void LayerJob::router_logits(const ActivationRows& x, int64_t panel, int64_t first, int64_t count) const {
   const int64_t n = 2 * keys_, at = panel * kPanel;
   float* tile = scratch(kTile).get(2 * kTileRows * kPanel);
   x.multiply(p_.router, panel, first, count, tile, kPanel);
@@ -225,7 +227,7 @@ void LayerJob::router_logits(const Rows& x, int64_t panel, int64_t first, int64_
     std::memcpy(logits_ + (first + r) * n + at, tile + r * kPanel, static_cast<size_t>(std::min(kPanel, n - at)) * 4);
 }
 
-void LayerJob::mix(const Rows& x, int64_t first, int64_t count) const {
+void LayerJob::mix(const ActivationRows& x, int64_t first, int64_t count) const {
   for (int64_t t = first; t < first + count; t++) {
     int64_t* indices = indices_ + t * chosen_;
     float* mixing = mixing_ + t * chosen_;
@@ -241,13 +243,13 @@ void LayerJob::mix(const Rows& x, int64_t first, int64_t count) const {
 bool LayerJob::mixes_early(const Team::Worker& worker) const {
   const auto bytes = [](const Packed& m) { return static_cast<size_t>(m.panels()) * m.panel_bytes(); };
   const size_t router = bytes(p_.router), all = router + bytes(p_.gate.weight) + bytes(p_.up.weight);
-  return keys_ > 0 && rows_ <= kFew && router * static_cast<size_t>(worker.width()) <= all;
+  return keys_ > 0 && rows_ <= kFewToMix && router * static_cast<size_t>(worker.width()) <= all;
 }
 
 void LayerJob::run(Team::Worker& worker) {
   if (dtype_ != Dtype::float32)
     worker.phase(1, [&](int64_t) { read_floats(dtype_, in_, 0, rows_ * p_.hidden, wide_); });
-  const Rows x = prepare(worker, input_, hidden_, p_.input_norm.data(), normed_);
+  const ActivationRows x = prepare(worker, input_, hidden_, p_.input_norm.data(), normed_);
   const int64_t q_panels = p_.q.weight.panels(), kv_panels = p_.k.weight.panels();
   tiles(worker, 0, q_panels + 2 * kv_panels, [&](int64_t panel, int64_t first, int64_t count) {
     if (panel < q_panels)
@@ -259,17 +261,17 @@ void LayerJob::run(Team::Worker& worker) {
   });
   job_->run(worker);
   const float* heads = attended_;
-  if (job_->in_parts()) {
+  if (job_->in_parts(worker.width())) {
     float* own = scratch(kOwnHeads).get(static_cast<size_t>(width_ * rows_));
-    job_->merge_all(own);
+    job_->merge_all(worker.width(), own);
     heads = own;
   }
-  const Rows attended = prepare(worker, attention_, heads, nullptr, nullptr);
+  const ActivationRows attended = prepare(worker, attention_, heads, nullptr, nullptr);
   tiles(worker, 1, p_.o.weight.panels(), [&](int64_t panel, int64_t first, int64_t count) {
     if (panel == 0 && first == 0) job_->commit();
     add(p_.o, attended, panel, first, count, hidden_, p_.input_residual, middle_, false);
   });
-  const Rows y = prepare(worker, post_, middle_, p_.post_norm.data(), normed_);
+  const ActivationRows y = prepare(worker, post_, middle_, p_.post_norm.data(), normed_);
   const int64_t gates = p_.gate.weight.panels(), routers = p_.router.panels();
   if (mixes_early(worker)) {
     tiles(worker, 2, 1 + gates, [&](int64_t chunk, int64_t first, int64_t count) {
@@ -296,7 +298,7 @@ void LayerJob::run(Team::Worker& worker) {
         mix(y, c * kExpertTokens, std::min(kExpertTokens, rows_ - c * kExpertTokens));
       });
   }
-  const Rows inner = prepare(worker, down_, inner_, nullptr, nullptr);
+  const ActivationRows inner = prepare(worker, down_, inner_, nullptr, nullptr);
   tiles(worker, 3, p_.down.weight.panels(), [&](int64_t panel, int64_t first, int64_t count) {
     add(p_.down, inner, panel, first, count, middle_, p_.post_residual, result_, keys_ > 0);
   });

@@ -3,8 +3,8 @@
 
 #include <memory>
 
+#include "activation_rows.h"
 #include "attention.h"
-#include "rows.h"
 
 namespace doge {
 
@@ -35,7 +35,7 @@ struct DecoderLayers::Parts {
 
 class LayerJob {
  public:
-  static constexpr int64_t kFew = 2;  // so few rows are prepared by every worker for itself
+  static constexpr int64_t kFew = 8;  // so few rows are prepared by every worker for itself
 
   // `hidden` need not be there before the first worker runs. Memory is `arena`'s, and lasts as long.
   LayerJob(const LayerParts& parts, const AttentionIO& io, const void* hidden, void* output, Arena& arena);
@@ -44,22 +44,24 @@ class LayerJob {
   size_t width() const;
   // What `worker` reads in one call of `run` on few rows, a mark a phase.
   static constexpr size_t kMarks = 4;
-  static void announce(const LayerParts& parts, const Team::Worker& worker, Ahead* ahead);
+  static void announce(const LayerParts& parts, const Team::Worker& worker, PrefetchQueue* queue);
   size_t first_mark = 0;  // of this layer, where several follow each other
 
  private:
   // All rows, normalised (where there is a norm) and quantized; a few rows by every worker, in memory of its own.
-  Rows prepare(Team::Worker& worker, const Rows& planned, const float* from, const float* norm, float* normed);
+  ActivationRows prepare(Team::Worker& worker, const ActivationRows& planned, const float* from, const float* norm,
+                         float* normed);
   // tile(panel, first, count) for every tile of rows of every panel; `mark` counts these phases.
   template <class F>
   void tiles(Team::Worker& worker, size_t mark, int64_t panels, F&& tile) const;
-  void write(const PackedLinear& linear, const Rows& x, int64_t panel, int64_t first, int64_t count, float* to) const;
-  void add(const PackedLinear& linear, const Rows& x, int64_t panel, int64_t first, int64_t count, const float* before,
-           const Vector& residual, float* to, bool experts) const;
-  void gate_up(const Rows& x, int64_t panel, int64_t first, int64_t count) const;
-  void router_logits(const Rows& x, int64_t panel, int64_t first, int64_t count) const;
+  void write(const PackedLinear& linear, const ActivationRows& x, int64_t panel, int64_t first, int64_t count,
+             float* to) const;
+  void add(const PackedLinear& linear, const ActivationRows& x, int64_t panel, int64_t first, int64_t count,
+           const float* before, const Vector& residual, float* to, bool experts) const;
+  void gate_up(const ActivationRows& x, int64_t panel, int64_t first, int64_t count) const;
+  void router_logits(const ActivationRows& x, int64_t panel, int64_t first, int64_t count) const;
   // Chooses the experts of tokens [first, first + count) from the logits, and computes what they give.
-  void mix(const Rows& x, int64_t first, int64_t count) const;
+  void mix(const ActivationRows& x, int64_t first, int64_t count) const;
   // Whether one worker takes router and experts as a whole, while the others are at the MLP.
   bool mixes_early(const Team::Worker& worker) const;
 
@@ -71,7 +73,7 @@ class LayerJob {
   const float* hidden_;
   float *wide_, *normed_, *q_, *k_, *v_, *attended_, *middle_, *inner_, *logits_, *result_, *mixing_;
   int64_t* indices_;
-  Rows input_, attention_, post_, down_;
+  ActivationRows input_, attention_, post_, down_;
   std::unique_ptr<AttentionJob> job_;
 };
 

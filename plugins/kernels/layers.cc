@@ -18,7 +18,7 @@ size_t DecoderLayers::count() const { return parts_->layers.size(); }
 int64_t DecoderLayers::hidden_size() const { return parts_->layers.front()->hidden; }
 
 void DecoderLayers::run(const AttentionIO* io, const void* hidden, void* output, Threads& threads) const {
-  const int64_t rows = io->batch * io->sequence;
+  const int64_t rows = io->batch ? io->tokens() : 0;
   if (rows == 0) return;
   const size_t layers = count();
   thread_local Arena arena, own;  // what lies between layers, and what is of one layer: all of them share it
@@ -30,11 +30,11 @@ void DecoderLayers::run(const AttentionIO* io, const void* hidden, void* output,
     void* to = i + 1 == layers ? output : between[i % 2];
     LayerJob job(*parts_->layers[i], io[i], hidden, to, own);
     auto body = [&](Team::Worker& worker) {
-      thread_local Ahead ahead;
-      ahead.clear();
+      thread_local PrefetchQueue prefetch;
+      prefetch.clear();
       if (rows <= LayerJob::kFew && worker.width() > 1) {
-        LayerJob::announce(*parts_->layers[i], worker, &ahead);
-        worker.ahead = &ahead;
+        LayerJob::announce(*parts_->layers[i], worker, &prefetch);
+        worker.prefetch = &prefetch;
       }
       job.run(worker);
     };

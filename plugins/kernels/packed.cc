@@ -79,7 +79,7 @@ Packed::Packed(const Matrix& m) : dtype_(m.dtype), n_(m.n), k_(m.k) {
         const uint8_t* source = static_cast<const uint8_t*>(m.data) + row * k_;
         for (int64_t i = 0; i < k_; i += 4) {
           uint8_t* target = panel + (i / 4 * kPanel + o) * 4;
-          for (int64_t j = 0; j < 4; j++) target[j] = static_cast<uint8_t>(source[i + j] ^ 0x80);  // q + 128
+          for (int64_t j = 0; j < 4; j++) target[j] = static_cast<uint8_t>(source[i + j] ^ isa().flip);
         }
         break;
       }
@@ -124,9 +124,15 @@ void Packed::multiply(int64_t p, int64_t rows, const void* x, int64_t ldx, float
   }
 }
 
-void Packed::announce(int64_t p, Ahead* ahead) const {
-  if (quantized()) ahead->add(scales_ + static_cast<size_t>(p) * scale_count_, scale_count_ * 2);
-  ahead->add(data_ + static_cast<size_t>(p) * panel_bytes_, panel_bytes_);
+void Packed::multiply_roughly(int64_t p, int64_t rows, const void* x, int64_t ldx, float* out, int64_t ldo) const {
+  const auto loop = dtype_ == Dtype::int8 ? isa().rough_i8 : isa().rough_i4;
+  loop(rows, k_, block_, static_cast<const uint8_t*>(x), static_cast<size_t>(ldx), data_ + static_cast<size_t>(p) * panel_bytes_,
+       scales_ + static_cast<size_t>(p) * scale_count_, out, ldo);
+}
+
+void Packed::announce(int64_t p, PrefetchQueue* queue) const {
+  if (quantized()) queue->add(scales_ + static_cast<size_t>(p) * scale_count_, scale_count_ * 2);
+  queue->add(data_ + static_cast<size_t>(p) * panel_bytes_, panel_bytes_);
 }
 
 }  // namespace doge

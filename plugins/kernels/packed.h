@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "ahead.h"
+#include "prefetch_queue.h"
 #include "doge_kernels.h"
 #include "isa.h"
 
@@ -26,8 +26,11 @@ class Packed {
   // of quantize_row `ldx` bytes apart. Outputs beyond n are 0.
   void multiply(int64_t p, int64_t rows, const void* x, int64_t ldx, float* out, int64_t ldo) const;
 
+  // The same up to the low bytes of x, where quantized() and the loops have rough_i8 and rough_i4.
+  void multiply_roughly(int64_t p, int64_t rows, const void* x, int64_t ldx, float* out, int64_t ldo) const;
+
   // Panel p is read next.
-  void announce(int64_t p, Ahead* ahead) const;
+  void announce(int64_t p, PrefetchQueue* queue) const;
 
  private:
   Dtype dtype_ = Dtype::none;

@@ -13,7 +13,7 @@
 #include <thread>
 #include <vector>
 
-#include "ahead.h"
+#include "prefetch_queue.h"
 #include "doge_kernels.h"
 #include "memory.h"
 
@@ -33,7 +33,7 @@ class Team {
     int64_t width() const { return team_.width_; }
     size_t index() const { return static_cast<size_t>(index_); }
     uint64_t next_phase() const { return phase_ + 1; }  // its number: the same for all who are at the same place
-    Ahead* ahead = nullptr;  // what to fetch while waiting
+    PrefetchQueue* prefetch = nullptr;  // what to fetch while waiting
     template <class F>
     void phase(int64_t chunks, F&& chunk) {
       const int64_t width = team_.width_;
@@ -88,13 +88,15 @@ class Team {
     template <class Done>
     void wait(Done&& done) {
       for (int spins = 0; !done(); spins++) {
-        if (ahead != nullptr && ahead->step()) continue;
+        if (prefetch != nullptr && prefetch->step()) continue;
         if (spins >= 20000) {
           std::this_thread::yield();  // its thread may be waiting for this processor
           continue;
         }
 #if defined(__x86_64__)
         __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        __asm__ volatile("isb" ::: "memory");  // most processors take `yield` for nothing at all
 #endif
       }
     }

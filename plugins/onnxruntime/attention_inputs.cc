@@ -89,7 +89,7 @@ AttentionIO attention_io(const AttentionConfig& config, ElementType element, int
 
 int64_t keys_in_reach(const AttentionConfig& config, const AttentionIO& io) {
   if (io.cache_position != nullptr) return io.past;
-  // What no later query can see is forgotten: the torch twin says the same.
+  // What no later query can see is forgotten: the torch implementation says the same.
   const int64_t kept =
       config.sliding_window > 0 ? std::min(io.past, config.sliding_window - 1) : io.past;
   return kept + io.sequence;

@@ -136,7 +136,7 @@ Tensor Node::weight(const std::string& role) const {
 
 Vector Node::vector(const std::string& role, const Shape& shape) const {
   const Tensor tensor = weight(role);
-  if (!is_float(tensor.type)) throw Error(role + " is " + type_name(tensor.type) + ", not floating point.");
+  if (!is_float(tensor.type)) throw Error(role + " is " + type_name(tensor.type) + ", not float32, float16 or bfloat16.");
   tensor.expect(role.c_str(), tensor.type, shape);
   return widened(tensor);
 }

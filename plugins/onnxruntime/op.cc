@@ -61,7 +61,7 @@ Status* compute(void* kernel, KernelContext* context) {
 struct Guarded {
   void (*task)(void*, size_t);
   void* argument;
-  std::atomic<bool> failed{false};
+  std::atomic<int> failed{0};  // a bool would take a library of its own on RISC-V
   std::exception_ptr error;
 
   static void run(void* self, size_t i) {
@@ -69,7 +69,7 @@ struct Guarded {
     try {
       guard.task(guard.argument, i);
     } catch (...) {
-      if (!guard.failed.exchange(true)) guard.error = std::current_exception();
+      if (!guard.failed.exchange(1)) guard.error = std::current_exception();
     }
   }
 };

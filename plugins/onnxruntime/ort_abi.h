@@ -33,6 +33,7 @@ enum ElementType : int {
   kInt64 = 7,
   kBool = 9,
   kFloat16 = 10,
+  kDouble = 11,
   kBfloat16 = 16,
   kInt4 = 22,
 };

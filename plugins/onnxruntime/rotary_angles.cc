@@ -27,7 +27,7 @@ class Angles final : public Kernel {
     told_ = node.has("rope_length");
     if (told_) length_ = node.place("rope_length");
     element_ = node.output_type(0);  // no input tells it
-    if (!is_float(element_)) throw Error(std::string("cos is ") + type_name(element_) + ", not floating point.");
+    if (!is_float(element_)) throw Error(std::string("cos is ") + type_name(element_) + ", not float32, float16 or bfloat16.");
     angles_ = std::make_unique<RotaryAngles>(read_rotary(node));
     half_ = angles_->size();
   }

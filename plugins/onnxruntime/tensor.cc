@@ -79,6 +79,7 @@ const char* type_name(ElementType type) {
     case kFloat: return "float32";
     case kInt8: return "int8";
     case kInt64: return "int64";
+    case kDouble: return "float64";
     case kBool: return "bool";
     case kFloat16: return "float16";
     case kBfloat16: return "bfloat16";
@@ -129,7 +130,7 @@ Vector widened(const Tensor& tensor) {
       case kFloat: result[i] = tensor.as<float>()[i]; break;
       case kFloat16: result[i] = half_to_float(halves[i]); break;
       case kBfloat16: result[i] = from_bits(static_cast<uint32_t>(halves[i]) << 16); break;
-      default: throw Error(std::string("A weight is ") + type_name(tensor.type) + ", not floating point.");
+      default: throw Error(std::string("A weight is ") + type_name(tensor.type) + ", not float32, float16 or bfloat16.");
     }
   }
   return result;

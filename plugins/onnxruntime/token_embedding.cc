@@ -13,7 +13,7 @@ class Embedding final : public Kernel {
     // No input tells the type of the output: it is the one that the graph declares.
     element_ = node.output_type(0);
     if (!is_float(element_))
-      throw Error(std::string("hidden_states is ") + type_name(element_) + ", not floating point.");
+      throw Error(std::string("hidden_states is ") + type_name(element_) + ", not float32, float16 or bfloat16.");
     const Tensor table = node.weight("table");
     table_ = node.matrix("table", 0, table.shape.rank() == 2 ? table.shape[1] : 0);
   }

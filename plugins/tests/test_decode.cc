@@ -34,7 +34,7 @@ struct Cache {
   std::vector<int64_t> mask, slot, position;
   Cache(int64_t batch, int64_t slots, bool bounded)
       : bounded(bounded), key(OwnLayers::count * batch * OwnLayers::kv_heads * slots * OwnLayers::d), value(key.size()),
-        dt(key.size() / OwnLayers::d), mask(batch * slots, 1), slot(batch), position(dt.size(), -1) {}
+        dt(key.size() / OwnLayers::d), mask(batch * (slots + 100), 1), slot(batch), position(dt.size(), -1) {}
   std::vector<doge::AttentionIO> io(int64_t batch, int64_t sequence, int64_t slots) {
     std::vector<doge::AttentionIO> io(OwnLayers::count);
     for (size_t layer = 0; layer < io.size(); layer++) {
@@ -57,17 +57,35 @@ struct Cache {
   }
 };
 
+// A random model, and what it is made of.
+struct Model {
+  OwnLayers own;
+  doge::Matrix table;
+  doge::DecoderLayers layers;
+  doge::Head head;
+  Floats frequencies;
+  doge::RotaryAngles angles;
+
+  Model(Random& random, Dtype dtype, int64_t vocab, int64_t block)
+      : own(random, dtype, block), table(own.matrix(random, dtype, vocab, OwnLayers::hidden, block)),
+        layers(own.config, own.weights),
+        head(random.normal(OwnLayers::hidden), 1e-6f, own.matrix(random, dtype, vocab, OwnLayers::hidden, block), true),
+        frequencies(turning()), angles({}, frequencies, {}, {}) {}
+
+ private:
+  static Floats turning() {
+    Floats frequencies(OwnLayers::d / 2);
+    for (size_t i = 0; i < frequencies.size(); i++) frequencies[i] = std::pow(1e4f, -static_cast<float>(i) / frequencies.size());
+    return frequencies;
+  }
+};
+
 void run(Dtype dtype, int64_t block, int64_t batch, int64_t sequence, doge::Threads& threads, bool bounded = false) {
   constexpr int64_t vocab = 700, steps = 80, hidden = OwnLayers::hidden;  // beyond the window of 60
   const int64_t slots = bounded ? 60 : 90;
   Random random(static_cast<unsigned>(7 + batch));
-  OwnLayers own(random, dtype, block);
-  const doge::Matrix table = own.matrix(random, dtype, vocab, hidden, block);
-  const doge::DecoderLayers layers(own.config, own.weights);
-  const doge::Head head(random.normal(hidden), 1e-6f, own.matrix(random, dtype, vocab, hidden, block), true);
-  Floats frequencies(OwnLayers::d / 2);
-  for (size_t i = 0; i < frequencies.size(); i++) frequencies[i] = std::pow(1e4f, -static_cast<float>(i) / frequencies.size());
-  const doge::RotaryAngles angles({}, frequencies, {}, {});
+  const Model model(random, dtype, vocab, block);
+  const auto& [own, table, layers, head, frequencies, angles] = model;
   std::vector<int64_t> ids(static_cast<size_t>(batch * sequence)), positions(ids.size());
   for (size_t i = 0; i < ids.size(); i++) {
     ids[i] = random.below(vocab);
@@ -118,6 +136,65 @@ void run(Dtype dtype, int64_t block, int64_t batch, int64_t sequence, doge::Thre
   expect(cache.key == other.key && cache.value == other.value && cache.dt == other.dt && cache.position == other.position, name + ": another cache");
 }
 
+// Rows of a ragged call, each in a slot of a pool, against each alone, for several steps.
+void run_ragged(Dtype dtype, int64_t block, const std::vector<int64_t>& counts, doge::Threads& threads, bool bounded) {
+  constexpr int64_t vocab = 300, steps = 4, slots = 7;
+  const int64_t places = bounded ? 60 : 120;  // beyond the window of 60
+  Random random(static_cast<unsigned>(counts.size()) + 11);
+  const Model model(random, dtype, vocab, block);
+  const auto& [own, table, layers, head, frequencies, angles] = model;
+  std::vector<doge::CallRow> rows;
+  std::vector<int64_t> ids, positions;
+  for (size_t r = 0; r < counts.size(); r++) {
+    rows.push_back({static_cast<int64_t>(ids.size()), counts[r], slots - 1 - 2 * static_cast<int64_t>(r)});
+    for (int64_t s = 0; s < counts[r]; s++) {
+      ids.push_back(random.below(vocab));
+      positions.push_back(s);
+    }
+  }
+  const auto batch = static_cast<int64_t>(rows.size());
+  std::vector<int64_t> tokens(static_cast<size_t>(batch * steps));
+  Floats logits(tokens.size());
+  Cache pool(slots, places, bounded);
+  doge::DecodeCall call;
+  call.io = pool.io(batch, counts[0], places);
+  for (doge::AttentionIO& io : call.io) {
+    io.rows = rows.data();
+    io.mask = nullptr;
+  }
+  call.ids = ids.data();
+  call.positions = positions.data();
+  call.steps = steps;
+  call.token_ids = tokens.data();
+  call.token_logits = logits.data();
+  doge::decode_tokens(table, angles, layers, head, call, threads);
+
+  const std::string name = "ragged, dtype " + std::to_string(static_cast<int>(dtype)) + ", " + std::to_string(batch) + " rows, " +
+                           std::to_string(threads.count()) + " threads" + (bounded ? ", bounded" : "");
+  Pool one(1);
+  for (size_t r = 0; r < rows.size(); r++) {
+    Cache alone(1, places, bounded);
+    std::vector<int64_t> best(steps);
+    Floats values(steps);
+    call.io = alone.io(1, counts[r], places);
+    call.ids = &ids[static_cast<size_t>(rows[r].first)];
+    call.positions = &positions[static_cast<size_t>(rows[r].first)];
+    call.token_ids = best.data();
+    call.token_logits = values.data();
+    doge::decode_tokens(table, angles, layers, head, call, one);
+    expect(std::equal(best.begin(), best.end(), &tokens[r * steps]) && std::equal(values.begin(), values.end(), &logits[r * steps]),
+           name + ": row " + std::to_string(r) + " is not what it is alone");
+    const size_t each = alone.dt.size() / OwnLayers::count;  // places of a slot in a layer
+    for (size_t layer = 0; layer < OwnLayers::count; layer++) {
+      const size_t at = (layer * slots + static_cast<size_t>(rows[r].slot)) * each;
+      expect(std::equal(&pool.key[at * OwnLayers::d], &pool.key[at * OwnLayers::d] + each * OwnLayers::d, &alone.key[layer * each * OwnLayers::d]) &&
+                 std::equal(&pool.dt[at], &pool.dt[at] + each, &alone.dt[layer * each]) &&
+                 std::equal(&pool.position[at], &pool.position[at] + each, &alone.position[layer * each]),
+             name + ": row " + std::to_string(r) + " has another cache");
+    }
+  }
+}
+
 // No position comes after the last one that an integer holds.
 void run_at_the_last_position() {
   constexpr int64_t slots = 60, steps = 3, last = std::numeric_limits<int64_t>::max();
@@ -156,6 +233,11 @@ int main() {
     for (int64_t batch : {1, 2, 3})
       for (int64_t sequence : {1, 2, 7})
         for (bool bounded : {false, true}) run(Dtype::float32, 0, batch, sequence, pool, bounded);
+    for (bool bounded : {false, true}) {
+      run_ragged(Dtype::float32, 0, {1, 7, 70}, pool, bounded);  // the last one drops keys of a bounded cache
+      run_ragged(Dtype::int8, 64, {2, 1}, pool, bounded);
+      run_ragged(Dtype::int8, 64, {1, 1, 1, 1}, pool, bounded);
+    }
     run(Dtype::int8, 64, 1, 5, pool);
     run(Dtype::int4, 32, 2, 1, pool);
   }

@@ -1,6 +1,9 @@
 // The head: logits against float64, and the best tokens against a sort of the logits, screened or not, with ties.
 #include "oracle.h"
 
+#include "../kernels/isa.h"
+#include "../kernels/logit_screen.h"
+
 using namespace oracle;
 using doge::Dtype;
 
@@ -25,7 +28,7 @@ void run(Dtype dtype, int64_t vocab, int64_t hidden, int64_t block, int64_t batc
       const double far = distance(logits, linear(h, batch * sequence, w));
       expect(far <= (block ? 1e-3 : 1e-5), "logits: " + std::to_string(far));
     }
-    for (int64_t count : {int64_t{1}, std::min<int64_t>(64, vocab), vocab}) {
+    for (int64_t count : {int64_t{1}, std::min<int64_t>(7, vocab), std::min<int64_t>(64, vocab), vocab}) {
       std::vector<int64_t> ids(static_cast<size_t>(batch * count)), quick_ids(ids.size());
       Floats values(ids.size()), quick_values(ids.size());
       full.top_tokens(Dtype::float32, batch, sequence, x.data(), count, ids.data(), values.data(), pool);
@@ -47,9 +50,54 @@ void run(Dtype dtype, int64_t vocab, int64_t hidden, int64_t block, int64_t batc
   }
 }
 
+// Every logit lies within the bounds of the rough products, which are not much too wide.
+void rough_bounds(Dtype dtype, int64_t k, int64_t block) {
+  Random random(static_cast<unsigned>(k + block));
+  OwnMatrix w;
+  w.draw(random, dtype, 640, k, block, 0.05f);
+  const doge::Packed packed(w.matrix);
+  const doge::LogitScreen screen(w.matrix, packed);
+  if (screen.empty()) return;  // the processor has none
+  const auto stride = static_cast<int64_t>(doge::quantized_bytes(k, block));
+  for (int64_t rows : {1, 2, 3, 5, 6, 7, 17}) {
+    Floats x = random.normal(rows * k);
+    x[0] *= 40;  // most digits of this row are small, so that low bytes are much of them
+    std::vector<uint8_t> digits(static_cast<size_t>(rows * stride) + 64);
+    uint8_t* at = digits.data() + 64 - reinterpret_cast<uintptr_t>(digits.data()) % 64;
+    for (int64_t r = 0; r < rows; r++) doge::isa().quantize_row(x.data() + r * k, k, block, at + r * stride);
+    Floats rough(static_cast<size_t>(rows * doge::kPanel)), exact(rough.size()), upper(static_cast<size_t>(doge::kPanel));
+    double farthest = 0;
+    for (int64_t p = 0; p < packed.panels(); p++) {
+      screen.multiply(p, rows, at, stride, rough.data(), doge::kPanel);
+      packed.multiply(p, rows, at, stride, exact.data(), doge::kPanel);
+      for (int64_t r = 0; r < rows; r++) {
+        float *value = rough.data() + r * doge::kPanel, reach = screen.reach(x.data() + r * k, at + r * stride);
+        screen.upper(p, reach, value, upper.data());
+        Floats lower(value, value + doge::kPanel);
+        screen.lower(p, reach, lower.data());
+        for (int64_t o = 0; o < doge::kPanel; o++) {
+          const auto i = static_cast<size_t>(o);
+          const float real = exact[static_cast<size_t>(r * doge::kPanel + o)];
+          expect(lower[i] <= real && real <= upper[i], "a logit is outside its bounds");
+          const double room = static_cast<double>(upper[i]) - static_cast<double>(lower[i]);
+          const double used = 2 * std::fabs(static_cast<double>(real) - static_cast<double>(value[o])) / room;
+          farthest = std::max(farthest, used);
+        }
+      }
+    }
+    const bool tiles = std::string(doge::instruction_set()) == "amx";  // which multiply both bytes
+    expect(tiles || farthest > 0.05, "the bounds are " + std::to_string(1 / farthest) + " times too wide");
+  }
+}
+
 }  // namespace
 
 int main() {
+  rough_bounds(Dtype::int8, 256, 128);
+  rough_bounds(Dtype::int8, 60, 12);
+  rough_bounds(Dtype::int8, 768, 128);
+  rough_bounds(Dtype::int4, 256, 32);
+  rough_bounds(Dtype::int4, 80, 40);
   for (int64_t batch : {1, 3, 50}) {
     run(Dtype::float32, 1000, 64, 0, batch, 2, false);
     run(Dtype::float32, 1000, 64, 0, batch, 1, true);
@@ -61,6 +109,12 @@ int main() {
   run(Dtype::int8, 257, 96, 24, 50, 1, false);
   run(Dtype::int8, 300, 100, 20, 1, 1, false);  // not screened: no block of int4
   run(Dtype::int4, 257, 96, 32, 2, 1, false);
+  for (int64_t batch : {1, 3, 4, 7, 50}) {  // of several rows the high bytes decide what is computed
+    run(Dtype::int8, 3000, 256, 128, batch, 1, false);
+    run(Dtype::int8, 1000, 60, 12, batch, 2, false);
+    run(Dtype::int4, 3000, 256, 32, batch, 1, false);
+    run(Dtype::int4, 1001, 80, 40, batch, 1, false);
+  }
   run(Dtype::float32, 10, 3, 0, 1, 1, false);  // no block fits: not screened
   Random random(3);
   OwnMatrix w;

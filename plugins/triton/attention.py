@@ -7,7 +7,7 @@ programs (flash decoding); `attention_plugins` says how many.
 
 import triton
 import triton.language as tl
-from doge_export.triton.parts import order_of, seen, there, turned, weight_bits
+from doge_export.triton.parts import causal_mask, is_real, norm_rope, order_of, weight_bits
 
 __all__ = ["combine_splits", "split_attention"]
 
@@ -21,7 +21,7 @@ def split_attention(
     key,  # [batch, KV_HEADS, keys, HEAD_DIM]
     value,
     dt,  # [batch, KV_HEADS, keys]
-    marks,  # as of mask_threshold
+    key_positions,  # as of mask_threshold
     first,
     threshold,
     last,
@@ -29,9 +29,9 @@ def split_attention(
     keys,
     splits,
     chunk,  # keys a split: a multiple of BLOCK_N
-    places,  # >= length * splits
-    partial,  # float32 [batch, HEADS, places, HEAD_DIM]: row token * splits + split, not normalised
-    stats,  # float32 [batch, HEADS, places, 2]: the largest score, the sum of exp(score - largest)
+    partial_rows,  # >= length * splits
+    partial,  # float32 [batch, HEADS, partial_rows, HEAD_DIM]: row token * splits + split, not normalised
+    stats,  # float32 [batch, HEADS, partial_rows, 2]: the largest score, the sum of exp(score - largest)
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -58,15 +58,15 @@ def split_attention(
     query_slot = start + token
 
     line_at = batch * length + token
-    q1, q2 = turned(
+    q1, q2 = norm_rope(
         query, (line_at * HEADS + head) * HEAD_DIM, cos, sin, line_at * (HEAD_DIM // 2), q_norm, ok,
         HEAD_DIM, HALF, EPSILON,
     )  # fmt: skip
     dtype = query.dtype.element_ty
     q1, q2 = q1.to(dtype), q2.to(dtype)
-    cut = tl.load(threshold + row * length + token, mask=ok, other=0)
-    end_place = tl.load(last + row * length + token, mask=ok, other=0)
-    blind = end_place < 0
+    row_threshold = tl.load(threshold + row * length + token, mask=ok, other=0)
+    row_last = tl.load(last + row * length + token, mask=ok, other=0)
+    blind = row_last < 0
 
     # A row that sees no key averages over all that exist, later ones too.
     blind_rows = tl.max((blind & ok).to(tl.int32))
@@ -81,9 +81,9 @@ def split_attention(
 
     dt += row * keys
     if BOUNDED:
-        marks += row * keys
+        key_positions += row * keys
     else:
-        marks += batch * keys
+        key_positions += batch * keys
     half, wide = tl.arange(0, HALF), tl.arange(0, WIDTH)
     in_half, in_head = half < HEAD_DIM // 2, wide < HEAD_DIM
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -92,13 +92,15 @@ def split_attention(
     for at in range(begin, end, BLOCK_N):
         slot = at + tl.arange(0, BLOCK_N)
         inside = slot < exist
-        mark = tl.load(marks + slot, mask=inside, other=-1)
-        real = inside & there(mark, BOUNDED)
+        key_position = tl.load(key_positions + slot, mask=inside, other=-1)
+        real = inside & is_real(key_position, BOUNDED)
         weight = tl.load(dt + slot, mask=real, other=0.0).to(tl.float32)
         bits = weight_bits(weight)[None, :]
-        order = order_of(slot, mark, BOUNDED)[None, :]
-        kept = (bits > cut[:, None]) | ((bits == cut[:, None]) & (order <= end_place[:, None]))
-        kept = kept & seen(slot, query_slot, SLIDING) & real[None, :]
+        order = order_of(slot, key_position, BOUNDED)[None, :]
+        kept = (bits > row_threshold[:, None]) | (
+            (bits == row_threshold[:, None]) & (order <= row_last[:, None])
+        )
+        kept = kept & causal_mask(slot, query_slot, SLIDING) & real[None, :]
         exists = inside
         if SLIDING > 0:
             exists = exists & (slot > start - SLIDING)
@@ -123,20 +125,20 @@ def split_attention(
         new_largest = tl.maximum(largest, tl.max(scores, 1))
         base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
         share = tl.exp(scores - base[:, None])
-        fade = tl.exp(largest - base)
-        total = total * fade + tl.sum(share, 1)
+        alpha = tl.exp(largest - base)
+        total = total * alpha + tl.sum(share, 1)
         share = share.to(dtype)
-        mixed = mixed * fade[:, None]
+        mixed = mixed * alpha[:, None]
         if WIDE_DOT:
             mixed += tl.dot(share.to(tl.float32), v.to(tl.float32), input_precision="ieee")
         else:
             mixed += tl.dot(share, v, input_precision="ieee")
         largest = new_largest
 
-    place = (batch * HEADS + head) * places + token * splits + split
-    tl.store(partial + place[:, None] * HEAD_DIM + wide[None, :], mixed, mask=ok[:, None] & in_head[None, :])
-    tl.store(stats + place * 2, largest, mask=ok)
-    tl.store(stats + place * 2 + 1, total, mask=ok)
+    index = (batch * HEADS + head) * partial_rows + token * splits + split
+    tl.store(partial + index[:, None] * HEAD_DIM + wide[None, :], mixed, mask=ok[:, None] & in_head[None, :])
+    tl.store(stats + index * 2, largest, mask=ok)
+    tl.store(stats + index * 2 + 1, total, mask=ok)
 
 
 @triton.jit
@@ -147,7 +149,7 @@ def combine_splits(
     stats,
     length,
     splits,
-    places,
+    partial_rows,
     output,  # [batch, length, HEADS * HEAD_DIM]
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -160,20 +162,20 @@ def combine_splits(
     ok = token < length
     wide = tl.arange(0, WIDTH)
     mask = ok[:, None] & (wide < HEAD_DIM)[None, :]
-    row = (batch * HEADS + head) * places + token * splits
+    row = (batch * HEADS + head) * partial_rows + token * splits
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     mixed = tl.zeros([BLOCK_M, WIDTH], tl.float32)
     for split in range(splits):
-        place = row + split
-        part_largest = tl.load(stats + place * 2, mask=ok, other=0.0)
-        part_total = tl.load(stats + place * 2 + 1, mask=ok, other=1.0)
-        part = tl.load(partial + place[:, None] * HEAD_DIM + wide[None, :], mask=mask, other=0.0)
+        index = row + split
+        part_largest = tl.load(stats + index * 2, mask=ok, other=0.0)
+        part_total = tl.load(stats + index * 2 + 1, mask=ok, other=1.0)
+        part = tl.load(partial + index[:, None] * HEAD_DIM + wide[None, :], mask=mask, other=0.0)
         new_largest = tl.maximum(largest, part_largest)
         base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
-        fade, share = tl.exp(largest - base), tl.exp(part_largest - base)
-        total = total * fade + part_total * share
-        mixed = mixed * fade[:, None] + part * share[:, None]
+        alpha, share = tl.exp(largest - base), tl.exp(part_largest - base)
+        total = total * alpha + part_total * share
+        mixed = mixed * alpha[:, None] + part * share[:, None]
         largest = new_largest
     result = mixed / total[:, None]
     at = ((batch * length + token) * HEADS + head) * HEAD_DIM

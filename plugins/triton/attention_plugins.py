@@ -18,16 +18,18 @@ from doge_export.triton.plugin import (
     power_of_two,
 )
 
-__all__ = ["ATTENTION_PLUGINS", "PLACES"]
+__all__ = ["ATTENTION_PLUGINS", "MIN_PARTIAL_ROWS"]
 
 #: Rows of partial results a head has at least: so many programs may share the keys of a single token.
-PLACES = 64
+MIN_PARTIAL_ROWS = 64
 #: Keys that a program has at least.
 CHUNK = 64
 
 _ANGLES = ("cos", "sin", "k_norm", "dt_weight", "dt_bias", "A")
-_MARKED = ("marks", "first")
-_INTEGERS = dict.fromkeys(("marks", "first", "attention_mask", "position_ids", "past_position"), "int64")
+_POSITIONED = ("key_positions", "first")
+_INTEGERS = dict.fromkeys(
+    ("key_positions", "first", "attention_mask", "position_ids", "past_position"), "int64"
+)
 
 
 def _key_constants(shapes: Shapes, attributes: Attributes, tactic: Mapping[str, int]) -> dict[str, Any]:
@@ -95,20 +97,20 @@ def _launch_threshold(shapes: Shapes, attributes: Attributes, tactic: Mapping[st
     return Launch(threshold.mask_threshold, grid, (length, slots), constants)
 
 
-def _places(length: Dim) -> Dim:
+def _partial_rows(length: Dim) -> Dim:
     """Rows of partial results a head has: never fewer for a longer call, so that the longest needs most."""
-    return maximum(length, PLACES)
+    return maximum(length, MIN_PARTIAL_ROWS)
 
 
 def _splits(length: Dim, slots: Dim) -> Dim:
-    """Programs that share a token's keys: length * splits fits into `_places`."""
-    return minimum(maximum(floor_div(PLACES, length), 1), ceil_div(slots, CHUNK))
+    """Programs that share a token's keys: length * splits fits into `_partial_rows`."""
+    return minimum(maximum(floor_div(MIN_PARTIAL_ROWS, length), 1), ceil_div(slots, CHUNK))
 
 
 def _partials(shapes: Shapes, attributes: Attributes) -> Sequence[Sequence[Dim]]:
     batch, _, _, dim = shapes["present_key"]
-    places = _places(shapes["query"][1])
-    return (batch, attributes["num_heads"], places, dim), (batch, attributes["num_heads"], places, 2)
+    rows = _partial_rows(shapes["query"][1])
+    return (batch, attributes["num_heads"], rows, dim), (batch, attributes["num_heads"], rows, 2)
 
 
 def _launch_split(shapes: Shapes, attributes: Attributes, tactic: Mapping[str, int]) -> Launch:
@@ -133,7 +135,7 @@ def _launch_split(shapes: Shapes, attributes: Attributes, tactic: Mapping[str, i
         "WIDE_DOT": False,
     }
     grid = (ceil_div(length * group, tactic["BLOCK_M"]), batch * kv_heads, splits)
-    scalars = (length, slots, splits, chunk, _places(length))
+    scalars = (length, slots, splits, chunk, _partial_rows(length))
     return Launch(attention.split_attention, grid, scalars, constants, tactic["warps"], tactic["stages"])
 
 
@@ -146,7 +148,7 @@ def _launch_combine(shapes: Shapes, attributes: Attributes, tactic: Mapping[str,
     heads, dim = constant(shapes["partial"][1]), constant(shapes["partial"][3])
     constants = {"HEADS": heads, "HEAD_DIM": dim, "WIDTH": power_of_two(dim), **tactic}
     grid = (ceil_div(length, tactic["BLOCK_M"]), heads, batch)
-    scalars = (length, _splits(length, shapes["dt"][2]), _places(length))
+    scalars = (length, _splits(length, shapes["dt"][2]), _partial_rows(length))
     return Launch(attention.combine_splits, grid, scalars, constants)
 
 
@@ -209,7 +211,7 @@ ATTENTION_PLUGINS = (
     ),
     Plugin(
         name="MaskThreshold",
-        inputs=("query", "dt", *_MARKED),
+        inputs=("query", "dt", *_POSITIONED),
         outputs=("threshold", "last"),
         attributes={"keep_window_size": int, "sliding_window": int, "bounded": int},
         shapes=_rows,
@@ -220,7 +222,7 @@ ATTENTION_PLUGINS = (
     Plugin(
         name="SplitAttention",
         inputs=(
-            *("query", "cos", "sin", "q_norm", "present_key", "present_value", "dt", *_MARKED),
+            *("query", "cos", "sin", "q_norm", "present_key", "present_value", "dt", *_POSITIONED),
             *("threshold", "last"),
         ),
         outputs=("partial", "stats"),

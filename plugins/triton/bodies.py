@@ -1,4 +1,4 @@
-"""ONNX functions: an operator as a chain of plugins, in the place of its body of standard operators.
+"""ONNX functions: an operator as a chain of TensorRT plugins, in the place of its body of standard operators.
 
 TensorRT's parser inlines a function whose name no plugin has, and takes a node for a plugin by its name and
 its attribute `plugin_namespace`.
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from doge_export.ops import DOMAIN, VERSION, BodyOptions
-from doge_export.ops.bounded_mask_attention import OPERATOR as BOUNDED
-from doge_export.ops.dynamic_mask_attention import OPERATOR as DYNAMIC
-from doge_export.ops.function import BodyBuilder
+from doge_export.graph.operators import DOMAIN, VERSION, BodyOptions
+from doge_export.graph.operators.bounded_mask_attention import OPERATOR as BOUNDED
+from doge_export.graph.operators.dynamic_mask_attention import OPERATOR as DYNAMIC
+from doge_export.graph.operators.function import BodyBuilder
 from doge_export.triton.table import NAMESPACE, PLUGINS
 
 __all__ = ["PLUGIN_BODIES", "attach_plugins", "plugin_node"]
@@ -22,12 +22,12 @@ _KINDS = {int: ir.AttributeType.INT, float: ir.AttributeType.FLOAT, str: ir.Attr
 
 
 #: What makes TensorRT's parser take a node for a plugin of ours, compiled ahead of time.
-_MARKS: dict[str, Any] = {"plugin_namespace": NAMESPACE, "plugin_version": "1", "aot": 1}
+_PLUGIN_ATTRIBUTES: dict[str, Any] = {"plugin_namespace": NAMESPACE, "plugin_version": "1", "aot": 1}
 
 
 def plugin_node(name: str, inputs: list[ir.Value], attributes: dict[str, Any]) -> ir.Node:
-    """The node that TensorRT's parser takes for `doge::<name>`."""
-    attributes = {**attributes, **_MARKS}
+    """Return the node that TensorRT's parser takes for the plugin `doge::<name>`."""
+    attributes = {**attributes, **_PLUGIN_ATTRIBUTES}
     attrs = [
         value if isinstance(value, ir.Attr) else ir.convenience.convert_attribute(key, value)
         for key, value in attributes.items()
@@ -43,7 +43,7 @@ class _Chain:
         self.values: dict[str, ir.Value] = dict(self.b.inputs)
 
     def add(self, name: str, **constants: int) -> None:
-        """One plugin; attributes that `constants` lacks are the operator's own."""
+        """Add the node of one plugin; attributes that `constants` lacks are the operator's own."""
         plugin, b = PLUGINS[name], self.b
         attributes = {
             key: constants[key] if key in constants else b.attribute(key, _KINDS[kind], key)
@@ -56,7 +56,7 @@ class _Chain:
             self.values[key] = output
 
     def attend(self, **constants: int) -> None:
-        """From keys in the cache to the output."""
+        """Add the plugins that lead from keys in the cache to the output."""
         for name in ("MaskThreshold", "SplitAttention", "CombineSplits"):
             self.add(name, **constants)
 
@@ -66,16 +66,17 @@ class _Chain:
         return function
 
     def every_row(self, value: ir.Value) -> ir.Value:
-        """int64 [1] -> [batch]"""
+        """Repeat an int64 [1] for each row: [batch]."""
         result: ir.Value = self.b.Expand(value, self.b.Shape(self.values["query"], start=0, end=1))
         return result
 
 
 def _dynamic(options: BodyOptions) -> ir.Function:
-    """All outputs but `keep`. The static cache is written in place: past_* and present_* are one buffer."""
-    chain = _Chain(DYNAMIC.inputs)
+    """The function of a growing or static cache, made of plugins, with all outputs but `keep`. The static
+    cache is written in place: past_* and present_* are one buffer."""
+    chain = _Chain(DYNAMIC.input_names)
     values, b = chain.values, chain.b
-    values["marks"] = values["attention_mask"]
+    values["key_positions"] = values["attention_mask"]
     if options.static:
         values["first"] = values["cache_position"]
         chain.add("StoreKeys")
@@ -96,16 +97,16 @@ def _dynamic(options: BodyOptions) -> ir.Function:
 
 
 def _bounded(options: BodyOptions) -> ir.Function:
-    """All outputs but `keep`."""
-    chain = _Chain(BOUNDED.inputs)
+    """The function of a bounded cache, made of plugins, with all outputs but `keep`."""
+    chain = _Chain(BOUNDED.input_names)
     values = chain.values
     values["first"] = chain.every_row(chain.b.Shape(values["past_key"], start=2, end=3))
     chain.add("StageKeys")
     values["present_key"], values["present_value"] = values["all_key"], values["all_value"]
-    values["dt"], values["marks"] = values["all_dt"], values["all_position"]
+    values["dt"], values["key_positions"] = values["all_dt"], values["all_position"]
     chain.attend(bounded=1, sliding_window=0)
     chain.add("EvictKeys")
-    return chain.function(BOUNDED.name, BOUNDED.outputs[:5], options.opset)
+    return chain.function(BOUNDED.name, BOUNDED.output_names[:5], options.opset)
 
 
 #: Operator -> its function of plugins. ExpertRouting is a plugin itself.
@@ -126,7 +127,7 @@ def attach_plugins(model: ir.Model, options: BodyOptions) -> None:
             continue
         if node.op_type in PLUGINS:
             model.functions.pop((DOMAIN, node.op_type, ""), None)
-            for name, value in _MARKS.items():
+            for name, value in _PLUGIN_ATTRIBUTES.items():
                 node.attributes[name] = ir.convenience.convert_attribute(name, value)
         elif node.op_type in PLUGIN_BODIES:
             function = PLUGIN_BODIES[node.op_type](options)

@@ -1,7 +1,7 @@
 """A bounded cache after a call: the keys that the last query keeps, the others forgotten.
 
 What the last new token's query keeps is what the cache holds from then on: it sees every key there is, and a
-key outside the window never returns (docs/bounded-cache.md).
+key outside the window never returns (docs/explanation/bounded-cache.md).
 """
 
 import triton
@@ -12,11 +12,11 @@ __all__ = ["evict_keys"]
 
 
 @triton.jit
-def _held(dt, positions, slot, ok, cut, end_place):
+def _held(dt, positions, slot, ok, threshold, last):
     """bool [keys]: which keys at `slot` stay, by the threshold of one row (`mask_threshold`)."""
     position = tl.load(positions + slot, mask=ok, other=-1)
     bits = weight_bits(tl.load(dt + slot, mask=ok, other=0.0))
-    kept = (bits > cut) | ((bits == cut) & (position.to(tl.int32) <= end_place))
+    kept = (bits > threshold) | ((bits == threshold) & (position.to(tl.int32) <= last))
     return kept & (position >= 0)
 
 
@@ -33,8 +33,8 @@ def evict_keys(
     """Kept keys close up, in the order they stand in; what is left over is empty and last. Grid: blocks of
     BLOCK_N keys, batch * KV_HEADS."""
     row = tl.program_id(1).to(tl.int64)
-    cut = tl.load(threshold + row * length + length - 1)
-    end_place = tl.load(last + row * length + length - 1)
+    row_threshold = tl.load(threshold + row * length + length - 1)
+    row_last = tl.load(last + row * length + length - 1)
     all_dt += row * keys
     all_position += row * keys
     step = tl.arange(0, BLOCK_N)
@@ -43,14 +43,14 @@ def evict_keys(
     before = tl.zeros([BLOCK_N], tl.int32)
     total = tl.zeros([BLOCK_N], tl.int32)
     for at in range(0, keys, BLOCK_N):
-        held = _held(all_dt, all_position, at + step, at + step < keys, cut, end_place).to(tl.int32)
+        held = _held(all_dt, all_position, at + step, at + step < keys, row_threshold, row_last).to(tl.int32)
         before += tl.where(at < mine, held, 0)
         total += held
     slot = mine + step
-    held = _held(all_dt, all_position, slot, slot < keys, cut, end_place)
+    held = _held(all_dt, all_position, slot, slot < keys, row_threshold, row_last)
     rising = tl.cumsum(held.to(tl.int32), 0)
-    place = tl.sum(before) + rising - 1
-    source, target = row * keys + slot, row * slots + place
+    target_slot = tl.sum(before) + rising - 1
+    source, target = row * keys + slot, row * slots + target_slot
 
     wide = tl.arange(0, WIDTH)
     mask = held[:, None] & (wide < HEAD_DIM)[None, :]

@@ -7,9 +7,9 @@ __all__ = ["expert_mix", "expert_routing"]
 
 
 @triton.jit
-def _ahead(other, other_place, mine, place):
-    """bool [mine, other]: which others come first, by the larger number and then by the lower place."""
-    tie = (other[None, :] == mine[:, None]) & (other_place[None, :] < place[:, None])
+def _ahead(other, other_index, mine, index):
+    """bool [mine, other]: which others come first, by the larger number and then by the lower index."""
+    tie = (other[None, :] == mine[:, None]) & (other_index[None, :] < index[:, None])
     return (other[None, :] > mine[:, None]) | tie
 
 
@@ -95,7 +95,7 @@ def expert_routing(
 
 @triton.jit
 def _activate(x, ACTIVATION: tl.constexpr):
-    """The functions of doge_export.config.ACTIVATIONS."""
+    """The functions of doge_export.core.config.ACTIVATIONS."""
     if ACTIVATION == "silu" or ACTIVATION == "swish":
         return x / (1.0 + tl.exp(-x))
     elif ACTIVATION == "gelu":
@@ -138,9 +138,9 @@ def expert_mix(
     inside = out < HIDDEN
     mixed = tl.zeros([BLOCK_O], tl.float32)
     for at in range(0, TOP, BLOCK_K):
-        place = at + tl.arange(0, BLOCK_K)
-        ok = place < TOP
-        expert = tl.load(indices + token * TOP + place, mask=ok, other=0)
+        index = at + tl.arange(0, BLOCK_K)
+        ok = index < TOP
+        expert = tl.load(indices + token * TOP + index, mask=ok, other=0)
         products = tl.zeros([BLOCK_K, BLOCK_C], tl.float32)
         for column_at in range(0, HIDDEN, BLOCK_C):
             column = column_at + tl.arange(0, BLOCK_C)
@@ -148,7 +148,7 @@ def expert_mix(
             mask = ok[:, None] & (column < HIDDEN)[None, :]
             down = tl.load(down_embed + expert[:, None] * HIDDEN + column[None, :], mask=mask, other=0.0)
             products += down.to(tl.float32) * x.to(tl.float32)[None, :]
-        share = tl.load(weights + token * TOP + place, mask=ok, other=0.0).to(tl.float32)
+        share = tl.load(weights + token * TOP + index, mask=ok, other=0.0).to(tl.float32)
         share *= _activate(tl.sum(products, 1), ACTIVATION)
         mask = ok[:, None] & inside[None, :]
         up = tl.load(up_embed + expert[:, None] * HIDDEN + out[None, :], mask=mask, other=0.0)

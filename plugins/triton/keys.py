@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from doge_export.triton.parts import key_weight, turned
+from doge_export.triton.parts import key_weight, norm_rope
 
 __all__ = ["append_keys", "stage_keys", "store_keys"]
 
@@ -80,7 +80,7 @@ def store_keys(
     values = _new_values(value, line, ok, KV_HEADS, HEAD_DIM, VALUES)
     _put_values(present_value, values, row, slots, slot, ok, KV_HEADS, HEAD_DIM, VALUES)
     for head in tl.static_range(KV_HEADS):
-        k1, k2 = turned(
+        k1, k2 = norm_rope(
             key, (line * KV_HEADS + head) * HEAD_DIM, cos, sin, line * (HEAD_DIM // 2), k_norm, ok,
             HEAD_DIM, HALF, EPSILON,
         )  # fmt: skip
@@ -118,7 +118,7 @@ def append_keys(
     values = tl.where(old[:, None], tl.load(past_value + at, mask=mask, other=0.0), values)
     _put_values(present_value, values, row, slots, slot, ok, KV_HEADS, HEAD_DIM, VALUES)
     for head in tl.static_range(KV_HEADS):
-        k1, k2 = turned(
+        k1, k2 = norm_rope(
             key, (line * KV_HEADS + head) * HEAD_DIM, cos, sin, line * (HEAD_DIM // 2), k_norm, new,
             HEAD_DIM, HALF, EPSILON,
         )  # fmt: skip
@@ -152,7 +152,7 @@ def stage_keys(
     real = tl.load(attention_mask + line, mask=new, other=0) != 0
     position = tl.where(real, tl.load(position_ids + line, mask=new, other=0), -1)
     for head in tl.static_range(KV_HEADS):
-        k1, k2 = turned(
+        k1, k2 = norm_rope(
             key, (line * KV_HEADS + head) * HEAD_DIM, cos, sin, line * (HEAD_DIM // 2), k_norm, new,
             HEAD_DIM, HALF, EPSILON,
         )  # fmt: skip

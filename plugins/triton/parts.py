@@ -1,4 +1,4 @@
-"""What the attention kernels share: a state's norm and rotation, a key's weight, and which keys a query sees.
+"""Functions that the attention kernels share: norm and rotation, a key's weight, which keys a query sees.
 
 The functions are Triton's: they run inside a kernel, on tiles.
 """
@@ -6,11 +6,11 @@ The functions are Triton's: they run inside a kernel, on tiles.
 import triton
 import triton.language as tl
 
-__all__ = ["key_weight", "order_of", "rank", "seen", "there", "turned", "weight_bits"]
+__all__ = ["causal_mask", "is_real", "key_weight", "norm_rope", "order_of", "rank", "weight_bits"]
 
 
 @triton.jit
-def turned(
+def norm_rope(
     states,
     offset,
     cos,
@@ -58,31 +58,31 @@ def key_weight(values, dt_weight, dt_bias, A, head, SIZE: tl.constexpr, WIDTH: t
 
 @triton.jit
 def weight_bits(dt):
-    """dt >= 0 as int32 of the same order."""
+    """The bits of dt >= 0 as int32, in the same order."""
     return dt.to(tl.float32).to(tl.int32, bitcast=True)
 
 
 @triton.jit
-def there(mark, BOUNDED: tl.constexpr):
-    """Whether a real key is at the slots whose marks these are: attention_mask, or (BOUNDED) positions."""
+def is_real(key_position, BOUNDED: tl.constexpr):
+    """Whether a slot has a real key, by its attention_mask or, BOUNDED, by its position, -1 where empty."""
     if BOUNDED:
-        return mark >= 0
+        return key_position >= 0
     else:
-        return mark != 0
+        return key_position != 0
 
 
 @triton.jit
-def order_of(slot, mark, BOUNDED: tl.constexpr):
-    """What decides among equal weights, int32 [keys]: the lower is kept first."""
+def order_of(slot, key_position, BOUNDED: tl.constexpr):
+    """The number that decides among equal weights, int32 [keys]: the lower is kept first."""
     if BOUNDED:
-        return mark.to(tl.int32)
+        return key_position.to(tl.int32)
     else:
         return slot
 
 
 @triton.jit
-def seen(slot, query_slot, SLIDING: tl.constexpr):
-    """bool [rows, keys]: causality and the sliding window (0: none)."""
+def causal_mask(slot, query_slot, SLIDING: tl.constexpr):
+    """Whether a query may see a key, bool [rows, keys]: by causality and the sliding window (0: none)."""
     visible = slot[None, :] <= query_slot[:, None]
     if SLIDING > 0:
         visible = visible & (slot[None, :] > query_slot[:, None] - SLIDING)
@@ -90,10 +90,10 @@ def seen(slot, query_slot, SLIDING: tl.constexpr):
 
 
 @triton.jit
-def rank(dt, marks, slot, ok, query_slot, BOUNDED: tl.constexpr, SLIDING: tl.constexpr):
+def rank(dt, key_positions, slot, ok, query_slot, BOUNDED: tl.constexpr, SLIDING: tl.constexpr):
     """`weight_bits` [rows, keys] of the keys at `slot` that each query sees, else -1; and `order_of` them."""
-    mark = tl.load(marks + slot, mask=ok, other=-1)
-    real = ok & there(mark, BOUNDED)
+    key_position = tl.load(key_positions + slot, mask=ok, other=-1)
+    real = ok & is_real(key_position, BOUNDED)
     bits = weight_bits(tl.load(dt + slot, mask=real, other=0.0))
-    visible = seen(slot, query_slot, SLIDING) & real[None, :]
-    return tl.where(visible, bits[None, :], -1), order_of(slot, mark, BOUNDED)
+    visible = causal_mask(slot, query_slot, SLIDING) & real[None, :]
+    return tl.where(visible, bits[None, :], -1), order_of(slot, key_position, BOUNDED)

@@ -1,4 +1,4 @@
-"""What a plugin is, apart from TensorRT: names, types, shapes, and how its kernel is launched.
+"""What describes a TensorRT plugin, without TensorRT: names, types, shapes, and how its kernel is launched.
 
 Dimensions are ints, or TensorRT's symbolic expressions while it builds an engine: the same functions
 compute shapes, grid and arguments in both cases. Arguments are in TensorRT's order for kernels compiled
@@ -61,9 +61,9 @@ def constant(dim: Dim) -> int:
     return dim if isinstance(dim, int) else int(dim.constant_value())
 
 
-def power_of_two(number: int, least: int = 1) -> int:
-    """The smallest power of two that is at least `number` and `least`."""
-    return max(least, 1 << (number - 1).bit_length())
+def power_of_two(number: int, at_least: int = 1) -> int:
+    """The smallest power of two that is at least `number` and `at_least`."""
+    return max(at_least, 1 << (number - 1).bit_length())
 
 
 def _symbolic() -> Any:
@@ -74,7 +74,8 @@ def _symbolic() -> Any:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of `kernel`, a Triton function. `scalars` stand between inputs and outputs."""
+    """One launch of `kernel`, a function in the Triton language. `scalars` stand between its inputs and
+    its outputs."""
 
     kernel: Any
     grid: tuple[Dim, Dim, Dim]
@@ -86,7 +87,9 @@ class Launch:
 
 @dataclass(frozen=True)
 class Plugin:
-    """`doge::<name>`. `types`: of inputs and outputs that are not of the tensors' common type T.
+    """The TensorRT plugin `doge::<name>`.
+
+    `types`: of inputs and outputs that are not of the tensors' common type T.
     `shapes` gives the outputs' shapes from the inputs'; `launch` gets those of both, the attributes and one
     of `tactics`, which are settings of equal results. `aliased`: outputs that are an input's memory."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from types import GenericAlias
 from typing import Any
 
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
 from doge_export.triton import ptx
 from doge_export.triton.plugin import Plugin
 from doge_export.triton.table import NAMESPACE, PLUGINS

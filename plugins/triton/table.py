@@ -1,4 +1,4 @@
-"""All plugins by name."""
+"""All TensorRT plugins by name."""
 
 from doge_export.triton.attention_plugins import ATTENTION_PLUGINS
 from doge_export.triton.expert_plugins import EXPERT_PLUGINS

@@ -19,74 +19,76 @@ LAST: tl.constexpr = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def _last(place, above, ties, WINDOW: tl.constexpr):
-    """`last`, where `place` is the position of the tie that fills the window, if there are too many."""
-    place = tl.where(ties > WINDOW - above, place, LAST)
-    return tl.where(above + ties > 0, place, -1)
+def _last(position, above, ties, WINDOW: tl.constexpr):
+    """`last`, where `position` is that of the tie that fills the window, if there are too many ties."""
+    position = tl.where(ties > WINDOW - above, position, LAST)
+    return tl.where(above + ties > 0, position, -1)
 
 
 @triton.jit
 def _search(ranked, order, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr):
     """`threshold` and `last` [BLOCK_M] of rows [BLOCK_M, BLOCK_N] as `rank` gives them."""
     bits = tl.zeros([BLOCK_M], tl.int32)
-    for turn in range(31):
-        wanted = bits | (1 << (30 - turn))
+    for bit in range(31):
+        wanted = bits | (1 << (30 - bit))
         enough = tl.sum((ranked >= wanted[:, None]).to(tl.int32), 1) >= WINDOW
         bits = tl.where(enough, wanted, bits)
     equal = ranked == bits[:, None]
     above = tl.sum((ranked > bits[:, None]).to(tl.int32), 1)
     ties = tl.sum(equal.to(tl.int32), 1)
     # The tie that fills the window stands at the largest position with too few ties before it.
-    place = tl.zeros([BLOCK_M], tl.int32)
+    position = tl.zeros([BLOCK_M], tl.int32)
     if tl.max(above + ties) > WINDOW:
-        for turn in range(31):
-            wanted = place | (1 << (30 - turn))
+        for bit in range(31):
+            wanted = position | (1 << (30 - bit))
             before = tl.sum((equal & (order[None, :] < wanted[:, None])).to(tl.int32), 1)
-            place = tl.where(above + before < WINDOW, wanted, place)
-    return bits, _last(place, above, ties, WINDOW)
+            position = tl.where(above + before < WINDOW, wanted, position)
+    return bits, _last(position, above, ties, WINDOW)
 
 
 @triton.jit
 def _search_blocks(
-    dt, marks, begin, end, query_slot,
+    dt, key_positions, begin, end, query_slot,
     WINDOW: tl.constexpr, SLIDING: tl.constexpr, BOUNDED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The same for keys that are read block by block, from slot `begin` to `end`."""
     step = tl.arange(0, BLOCK_N)
     bits = tl.zeros([BLOCK_M], tl.int32)
-    for turn in range(31):
-        wanted = bits | (1 << (30 - turn))
+    for bit in range(31):
+        wanted = bits | (1 << (30 - bit))
         count = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
         for at in range(begin, end, BLOCK_N):
-            ranked, _ = rank(dt, marks, at + step, at + step < end, query_slot, BOUNDED, SLIDING)
+            ranked, _ = rank(dt, key_positions, at + step, at + step < end, query_slot, BOUNDED, SLIDING)
             count += (ranked >= wanted[:, None]).to(tl.int32)
         bits = tl.where(tl.sum(count, 1) >= WINDOW, wanted, bits)
     higher = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     equal = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     for at in range(begin, end, BLOCK_N):
-        ranked, _ = rank(dt, marks, at + step, at + step < end, query_slot, BOUNDED, SLIDING)
+        ranked, _ = rank(dt, key_positions, at + step, at + step < end, query_slot, BOUNDED, SLIDING)
         higher += (ranked > bits[:, None]).to(tl.int32)
         equal += (ranked == bits[:, None]).to(tl.int32)
     above, ties = tl.sum(higher, 1), tl.sum(equal, 1)
-    place = tl.zeros([BLOCK_M], tl.int32)
+    position = tl.zeros([BLOCK_M], tl.int32)
     if tl.max(above + ties) > WINDOW:
-        for turn in range(31):
-            wanted = place | (1 << (30 - turn))
+        for bit in range(31):
+            wanted = position | (1 << (30 - bit))
             count = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
             for at in range(begin, end, BLOCK_N):
-                ranked, order = rank(dt, marks, at + step, at + step < end, query_slot, BOUNDED, SLIDING)
+                ranked, order = rank(
+                    dt, key_positions, at + step, at + step < end, query_slot, BOUNDED, SLIDING
+                )
                 before = (ranked == bits[:, None]) & (order[None, :] < wanted[:, None])
                 count += before.to(tl.int32)
-            place = tl.where(above + tl.sum(count, 1) < WINDOW, wanted, place)
-    return bits, _last(place, above, ties, WINDOW)
+            position = tl.where(above + tl.sum(count, 1) < WINDOW, wanted, position)
+    return bits, _last(position, above, ties, WINDOW)
 
 
 @triton.jit
 def mask_threshold(
     query,  # [batch, length, ..]: for its length alone
     dt,  # [batch, KV_HEADS, keys]
-    marks,  # int64: attention_mask [batch, keys]; BOUNDED: positions [batch, KV_HEADS, keys], -1: none
+    key_positions,  # int64: attention_mask [batch, keys], or BOUNDED: [batch, KV_HEADS, keys], -1: none
     first,  # int64 [batch]: the slot of the first new token
     length,
     keys,
@@ -111,17 +113,17 @@ def mask_threshold(
         begin = tl.maximum(0, start + tl.program_id(0) * BLOCK_M - SLIDING + 1)
     dt += row * keys
     if BOUNDED:
-        marks += row * keys
+        key_positions += row * keys
     else:
-        marks += batch * keys
+        key_positions += batch * keys
     if end - begin <= BLOCK_N:
         slot = begin + tl.arange(0, BLOCK_N)
-        ranked, order = rank(dt, marks, slot, slot < end, query_slot, BOUNDED, SLIDING)
-        bits, place = _search(ranked, order, WINDOW, BLOCK_M)
+        ranked, order = rank(dt, key_positions, slot, slot < end, query_slot, BOUNDED, SLIDING)
+        bits, position = _search(ranked, order, WINDOW, BLOCK_M)
     else:
-        bits, place = _search_blocks(
-            dt, marks, begin, end, query_slot, WINDOW, SLIDING, BOUNDED, BLOCK_M, BLOCK_N
+        bits, position = _search_blocks(
+            dt, key_positions, begin, end, query_slot, WINDOW, SLIDING, BOUNDED, BLOCK_M, BLOCK_N
         )
     ok = token < length
     tl.store(threshold + row * length + token, bits, mask=ok)
-    tl.store(last + row * length + token, place, mask=ok)
+    tl.store(last + row * length + token, position, mask=ok)

@@ -8,8 +8,8 @@ import numpy as np
 
 from context.memory import resident_memory
 from doge_export.bench.serve import peak_memory, serve
-from doge_export.bundle import Bundle
-from doge_export.memory import release_memory
+from doge_export.core.bundle import Bundle
+from doge_export.core.memory import release_memory
 from doge_export.runtime import Session
 
 _PIECE = 512  # as the runtime reads a prompt
@@ -33,21 +33,21 @@ class Ours:
         for at in range(0, context, _PIECE):
             positions = np.arange(at, min(at + _PIECE, context))[None]
             ids = draw.integers(0, self._vocab, positions.shape)
-            found, _ = self._decoder.step(ids, positions, rope_length=context)
+            token_ids, _ = self._decoder.step(ids, positions, rope_length=context)
         release_memory()  # as the runtime does
-        self._token, self._at = int(found[0, -1, 0]), context
+        self._token, self._at = int(token_ids[0, -1, 0]), context
         seconds = time.perf_counter() - started
         return {"seconds": seconds, "peak": peak_memory(), "resident": resident_memory()}
 
     def decode(self, calls: int) -> dict[str, Any]:
         """Milliseconds a token of each call."""
-        found = []
+        milliseconds = []
         for _ in range(calls):
             started = time.perf_counter()
             ids, _ = self._decoder.step(np.array([[self._token]]), np.array([[self._at]]), steps=_STEPS)
-            found.append((time.perf_counter() - started) / _STEPS * 1e3)
+            milliseconds.append((time.perf_counter() - started) / _STEPS * 1e3)
             self._token, self._at = int(ids[0, -1, 0]), self._at + _STEPS
-        return {"ms": found, "peak": peak_memory(), "resident": resident_memory()}
+        return {"ms": milliseconds, "peak": peak_memory(), "resident": resident_memory()}
 
 
 if __name__ == "__main__":

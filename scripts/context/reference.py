@@ -39,16 +39,16 @@ class Reference:
         return {"seconds": None, "peak": peak_memory(), "resident": resident_memory()}
 
     def decode(self, calls: int) -> dict[str, Any]:
-        found = []
+        milliseconds = []
         with torch.inference_mode():
             for _ in range(calls):
                 started = time.perf_counter()
                 mask = torch.ones(1, self._at + 1, dtype=torch.int64)
                 ids, positions = torch.tensor([[5]]), torch.tensor([[self._at]])
                 self._model(ids, mask, positions, self._cache, use_cache=True, logits_to_keep=1)
-                found.append((time.perf_counter() - started) * 1e3)
+                milliseconds.append((time.perf_counter() - started) * 1e3)
                 self._at += 1
-        return {"ms": found, "peak": peak_memory(), "resident": resident_memory()}
+        return {"ms": milliseconds, "peak": peak_memory(), "resident": resident_memory()}
 
 
 if __name__ == "__main__":

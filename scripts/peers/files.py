@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from doge_export import presets
-from doge_export.config import DogeConfig
-from doge_export.quantize import stored_bytes
-from doge_export.shapes import tensor_shapes
+from doge_export.core import presets
+from doge_export.core.config import DogeConfig
+from doge_export.core.tensor_shapes import tensor_shapes
+from doge_export.weights import PRECISIONS, stored_bytes
 from peers.base import Shape
 
 #: A bundle's name -> the options it is exported with.
@@ -40,7 +40,7 @@ class Files:
 
     @property
     def shape(self) -> dict[str, Any]:
-        """As peers.base.Shape(**...) takes it."""
+        """The model's shape, as peers.base.Shape(**...) takes it."""
         c = self.config
         return asdict(
             Shape(
@@ -117,4 +117,4 @@ def bytes_per_token(config: DogeConfig, precision: str) -> int:
         elif name.endswith(("down_embed.weight", "up_embed.weight")):
             rows = config.num_experts_per_tok
         shapes[name] = (rows, *rest)
-    return stored_bytes(shapes, precision, config.tie_word_embeddings, 4)
+    return stored_bytes(shapes, PRECISIONS[precision], config.tie_word_embeddings, 4)

@@ -1,79 +1,89 @@
-"""The picture: decode and prefill, every peer's rate over transformers eager, on a logarithmic axis.
+"""The picture of a run: tokens per second of every decoder as bars, a panel a model.
 
-    python -m peers.plot REPORT PICTURE
-
-Runs in the peers' own environment, which has matplotlib.
+python -m peers.plot REPORT PICTURE
 """
+
+__all__ = ["draw", "speed_svg"]
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from doge_export.render.canvas import Canvas, text_width
+from peers.report import peers, rate
+from recorded import save_picture
 
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
-
-from peers.report import BASE, peers, rate
-
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
-_MARKERS = "osD^vP"
+#: What is shown of all that is measured, and the name it has there: float32 first, then 8 bits, then 4.
+SHOWN = {
+    "transformers eager": "transformers, float32",
+    "llama.cpp F32": "llama.cpp, F32",
+    "doge-export fp32": "doge-export, fp32",
+    "onnxruntime contrib int8": "onnxruntime, int8",
+    "llama.cpp Q8_0": "llama.cpp, Q8_0",
+    "doge-export int8": "doge-export, int8",
+    "llama.cpp Q4_0": "llama.cpp, Q4_0",
+    "doge-export int4": "doge-export, int4",
+}
+_LAST_OF_A_KIND = ("doge-export fp32", "doge-export int8")
+_KEPT = ("threads", "model", "peer", "best")
+_WIDTH, _ROW, _BAR = 520, 22, 16
 
 
 def main() -> None:
-    report = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    draw(report, Path(sys.argv[2]))
+    draw(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2]))
 
 
-def draw(report: dict[str, Any], picture: Path) -> None:
-    """Write the picture of the run with the most threads."""
-    plt.rcParams.update({"svg.hashsalt": "doge-export", "font.size": 9, "svg.fonttype": "none"})
+def draw(report: Mapping[str, Any], picture: Path) -> None:
+    """Write the picture, and beside it the figures that it is drawn from (scripts/draw_pictures.py)."""
+    rows = [row for row in report["results"] if row["best"]]
+    save_picture(speed_svg(report), report, rows, _KEPT, picture)
+
+
+def speed_svg(report: Mapping[str, Any]) -> str:
+    """Decoding in the run with the most threads. Bars begin at 0; each panel has a scale of its own."""
     run, results = report["run"], report["results"]
-    threads, models = max(run["threads"]), run["models"]
-    parts = {"decode": f"decode, {run['prompt_tokens']} + {run['new_tokens']} tokens",
-             "prefill": f"prefill of {run['prefill_tokens']} tokens"}  # fmt: skip
-    rows = {part: _rows(results, threads, models, part) for part in parts}
-    tallest = max(len(names) for names in rows.values())
-    figure, panels = plt.subplots(1, 2, figsize=(12, 1.2 + 0.27 * tallest), layout="constrained")
-    for panel, (part, title) in zip(panels, parts.items(), strict=True):
-        names = rows[part]
-        for at, model in enumerate(models):
-            base = rate(results, threads, model, BASE, part)
-            points = [
-                (value / base, -row)
-                for row, name in enumerate(names)
-                if base and (value := rate(results, threads, model, name, part))
-            ]
-            if points:
-                x, y = zip(*points, strict=True)
-                panel.plot(x, y, _MARKERS[at % len(_MARKERS)], ms=5, color=_COLOURS[at % len(_COLOURS)],
-                           label=model, alpha=0.85)  # fmt: skip
-        panel.set_yticks([-row for row in range(len(names))], names)
-        for label, name in zip(panel.get_yticklabels(), names, strict=True):
-            label.set_fontweight("bold" if name.startswith("doge-export") else "normal")
-        panel.set_xscale("log", base=2)
-        panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-        panel.axvline(1, color="#888888", lw=0.8)
-        panel.grid(axis="both", color="#dddddd", lw=0.5)
-        panel.set_axisbelow(True)
-        panel.set_title(title)
-        panel.set_xlabel("times transformers eager")
-    panels[0].legend(loc="lower right", fontsize=8)
-    machine = report["machine"]
-    figure.suptitle(
-        f"{machine['cpu']}, {threads} threads, batch 1, best of {run['rounds']} interleaved rounds; "
-        "llama.cpp and contrib run a Llama of the same shape",
-        fontsize=9,
+    threads = max(run["threads"])
+    names = [name for name in SHOWN if name in peers(results)] or peers(results)
+    rates = {
+        model: {name: value for name in names if (value := rate(results, threads, model, name, "decode"))}
+        for model in run["models"]
+    }
+    about = "Tokens per second in greedy decoding, more is better. " + " ".join(
+        f"{model}: {', '.join(f'{SHOWN.get(name, name)} {value:,.0f}' for name, value in found.items())}."
+        for model, found in rates.items()
     )
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, metadata={"Date": None} if picture.suffix == ".svg" else None)
+    canvas = Canvas(_WIDTH, "Tokens per second of doge-export and of other decoders", about)
+    canvas.text(16, 30, "Tokens per second in decoding (more is better)", bold=True, size=17)
+    y = canvas.note(
+        52,
+        f"{report['machine']['cpu']}, {threads} threads, greedy, one text at a time, {run['prompt_tokens']} "
+        f"tokens of prompt and {run['new_tokens']} new ones, random weights. llama.cpp and onnxruntime run a "
+        "Llama of the same shape. Each model has a scale of its own.",
+    )
+    for model, found in rates.items():
+        y = _panel(canvas, model, found, y + 8)
+    return canvas.svg()
 
 
-def _rows(results: Any, threads: int, models: list[str], part: str) -> list[str]:
-    return [
-        name for name in peers(results) if any(rate(results, threads, model, name, part) for model in models)
-    ]
+def _panel(canvas: Canvas, model: str, rates: Mapping[str, float], y: float) -> float:
+    """One model's bars below `y`; where they end."""
+    if not rates:
+        return y
+    left = 26 + max(text_width(SHOWN.get(name, name), 15, bold=name.startswith("doge")) for name in rates)
+    longest = _WIDTH - 20 - left - text_width(f" {max(rates.values()):,.0f}", 15, bold=True)
+    canvas.text(16, y + 12, model, bold=True, size=16)
+    y += 22
+    for name, value in rates.items():
+        ours = name.startswith("doge-export")
+        bar, ink, label = "ours" if ours else "peer", "ours" if ours else "ink", SHOWN.get(name, name)
+        wide = max(longest * value / max(rates.values()), 1.5)
+        canvas.text(left - 8, y + 13, label, kind=ink, anchor="end", bold=ours)
+        canvas.rect(left, y, wide, _BAR, bar, radius=2, hint=f"{name}: {value:,.0f} tokens per second")
+        canvas.text(left + wide + 6, y + 13, f"{value:,.0f}", kind=ink, bold=ours)
+        y += _ROW + (7 if name in _LAST_OF_A_KIND else 0)
+    return y + 6
 
 
 if __name__ == "__main__":

@@ -95,8 +95,8 @@ def _ours(results: Results, models: Sequence[str], threads: int) -> Iterator[str
 
 def _over(results: Results, threads: int, model: str, name: str, rivals: Sequence[str], part: str) -> str:
     ours = rate(results, threads, model, name, part)
-    found = [value for rival in rivals if (value := rate(results, threads, model, rival, part))]
-    return f"{ours / max(found):.2f}" if ours and found else ""
+    rates = [value for rival in rivals if (value := rate(results, threads, model, rival, part))]
+    return f"{ours / max(rates):.2f}" if ours and rates else ""
 
 
 def _failures(results: Results) -> Iterator[str]:

@@ -83,8 +83,8 @@ def _genai(name: str, bundle: str, library: bool) -> Peer:
     def arguments(files: Files, run: Run) -> dict[str, Any]:
         if library and run.library is None:
             raise RuntimeError("the native library is not built")
-        given = {"library": run.library} if library else {}
-        return {"bundle": str(files.bundle(bundle)), "folder": str(files.folder), **given}
+        extra = {"library": run.library} if library else {}
+        return {"bundle": str(files.bundle(bundle)), "folder": str(files.folder), **extra}
 
     return Peer(name, "peers.genai", arguments, bundle=bundle)
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from doge_export.cli import _shared, app, main
-from doge_export.errors import DogeExportError, ParityError
+from doge_export.core.errors import DogeExportError, ParityError
 
 COMMAND = [sys.executable, "-c", "import sys; from doge_export.cli import main; sys.exit(main())"]
 
@@ -157,7 +157,7 @@ def test_a_bug_in_a_command_passes_through_the_group(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """-v before the command reaches the boundary, which stands outside of the group."""
-    monkeypatch.setattr("doge_export.presets.names", raises(KeyError("k")))
+    monkeypatch.setattr("doge_export.core.presets.names", raises(KeyError("k")))
     assert main(["init", "list"]) == 70
     assert "Traceback" not in capsys.readouterr().err
     assert main(["-v", "init", "list"]) == 70
@@ -203,7 +203,7 @@ def shown_by_loggers(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> N
             warnings.warn("from python", UserWarning, stacklevel=1)
         return []
 
-    monkeypatch.setattr("doge_export.presets.names", names)
+    monkeypatch.setattr("doge_export.core.presets.names", names)
     assert main([*arguments, "init", "list"]) == 0
 
 
@@ -272,53 +272,6 @@ def test_what_becomes_json(value: Any, text: str) -> None:
 def test_what_has_no_json_form() -> None:
     with pytest.raises(TypeError, match="object has no JSON form"):
         _shared.to_json(object())
-
-
-class Terminal:
-    """stderr as a terminal would be."""
-
-    def __init__(self) -> None:
-        self.written: list[str] = []
-
-    def write(self, text: str) -> int:
-        self.written.append(text)
-        return len(text)
-
-    def flush(self) -> None: ...
-
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(
-    ("terminal", "ci", "quiet", "drawn"),
-    [(True, False, False, True), (False, False, False, False), (True, True, False, False),
-     (True, False, True, False)],
-    ids=["terminal", "pipe", "CI", "quiet"],
-)  # fmt: skip
-def test_progress_is_for_people_at_a_terminal(
-    terminal: bool,
-    ci: bool,
-    quiet: bool,
-    drawn: bool,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("CI", raising=False)
-    if ci:
-        monkeypatch.setenv("CI", "true")
-    stderr = Terminal()
-    with _shared.logging_on_stderr(quiet=quiet):
-        if terminal:
-            monkeypatch.setattr(sys, "stderr", stderr)
-        with _shared.progress("Working", total=2) as advance:
-            advance()
-            advance(description="Still working")
-    text = "".join(stderr.written)
-    assert ("Still working" in text) == drawn
-    assert bool(text) == drawn
-    shown = capsys.readouterr()
-    assert (shown.out, shown.err) == ("", "")
 
 
 def test_the_installed_command() -> None:

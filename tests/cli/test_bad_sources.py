@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from doge_export import presets
 from doge_export.cli.app import run
+from doge_export.core import presets
 from tests.generations._checkpoints import change_config, change_tensors, make
 
 TINY = presets.models_folder() / "doge-tiny"

@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from doge_export.bench.process import Worker
-from doge_export.bundle import Bundle
 from doge_export.cli import main
-from doge_export.errors import DogeExportError
-from doge_export.pipeline import export_model
+from doge_export.core.bundle import Bundle
+from doge_export.core.errors import DogeExportError
+from doge_export.export.pipeline import export_model
 from tests.runtime._toy import continued, write_toy_bundle
 
 FEW = ("--prompt-tokens", "5", "--new-tokens", "6", "--rounds", "2", "--threads", "1")
@@ -65,6 +65,44 @@ def test_beside_transformers(tiny, capsys, tmp_path):
     assert "5 tokens of prompt, 6 new, 1 threads" in head
     assert ours.startswith("doge-export   decode ") and other.startswith("transformers  decode ")
     assert ratio.startswith(f"{theirs['ratio']:.2f} times transformers")
+
+
+def test_sampled_beside_greedy(tiny, capsys, tmp_path):
+    arguments = [str(tiny.path), "--temperature", "0.8", "--top-p", "0.9", *FEW]
+    assert main(["bench", *arguments, "--json", str(tmp_path / "b.json")]) == 0
+    _, greedy, sampled, ratio = capsys.readouterr().out.splitlines()
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert found["sampled"]["options"] == {"seed": 0, "temperature": 0.8, "top_p": 0.9}
+    medians = [side["median"]["decode_tokens_per_second"] for side in (found["sampled"], found)]
+    assert found["sampled"]["ratio"] == pytest.approx(medians[0] / medians[1])
+    assert greedy.startswith("doge-export  decode ") and sampled.startswith("sampled      decode ")
+    rate = f"{found['sampled']['ratio']:.2f} of the greedy rate"
+    assert ratio == f"{rate} when sampled with temperature 0.8, top_p 0.9 (medians)"
+    assert "sampled" not in _json(capsys, str(tiny.path), *FEW)
+
+
+def test_rows_in_a_pool(tiny, capsys):
+    one, four = (_json(capsys, str(tiny.path), *FEW, "--rows", rows) for rows in "14")
+    assert (one["rows"], four["rows"]) == (1, 4)
+    assert [run["decode_tokens"] for run in four["rounds"]] == [20, 20]
+    assert [run["prefill_tokens"] for run in four["rounds"]] == [20, 20]
+    assert main(["bench", str(tiny.path), *FEW, "--rows", "4"]) == 0
+    assert "6 new, 4 rows, 1 threads" in capsys.readouterr().out
+
+
+def test_the_first_row_of_several_is_the_one_alone(tiny):
+    with Worker("doge_export.bench.worker") as worker:
+        worker.call("open", bundle=str(tiny.path), threads=1)
+        alone = worker.call("round", prompt=[5, 6, 7], new_tokens=20)["tokens"]
+        assert worker.call("rows", prompt=[5, 6, 7], new_tokens=20, rows=3)["tokens"] == alone
+
+
+def test_rows_are_measured_alone(toy, capsys):
+    with_another = ["--against", "transformers", "--reference", "doge-tiny", "--rows", "2"]
+    assert main(["bench", str(toy.path), *with_another]) == 2
+    assert "measured alone" in capsys.readouterr().err
+    assert main(["bench", str(toy.path), "--temperature", "1", "--rows", "2"]) == 2
+    assert "measured alone" in capsys.readouterr().err
 
 
 def test_ours_runs_without_torch(toy):

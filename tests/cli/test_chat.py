@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from doge_export.bundle import Bundle
 from doge_export.cli import main
-from doge_export.tokenizer import Tokenizer
+from doge_export.core.bundle import Bundle
+from doge_export.core.tokenizer import Tokenizer
 from tests.runtime._toy import EOS, continued, write_toy_bundle
 
 

@@ -5,14 +5,16 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from doge_export import doctor
-from doge_export.bundle import Bundle
 from doge_export.cli.app import run
-from doge_export.plugins import instruction_set, plugin_library
+from doge_export.core.bundle import Bundle
+from doge_export.core.native_library import instruction_set, plugin_library
+from doge_export.inspection import doctor
+from doge_export.serve import Server
 
 Export = Callable[..., tuple[Path, Bundle]]
 
@@ -29,7 +31,8 @@ def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     found = told(capsys, code=0)
     assert "onnxruntime" in found["packages"]["detail"] and "numpy" in found["packages"]["detail"]
     assert "CPUExecutionProvider" in found["onnxruntime"]["detail"]
-    assert instruction_set(plugin_library()) in ("amx", "avx512", "avx2", "generic")
+    names = ("amx", "avx512", "avx2", "i8mm", "dotprod", "neon", "generic")
+    assert instruction_set(plugin_library()) in names
     assert instruction_set(plugin_library()) in found["native library"]["detail"]
     assert run(["doctor"]) == 0
     assert "ok  native library" in capsys.readouterr().out
@@ -38,8 +41,13 @@ def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_bundle(exported: Export, capsys: pytest.CaptureFixture[str]) -> None:
     _, bundle = exported()
     found = told(capsys, str(bundle.path), code=0)
-    assert found["bundle"]["detail"] == "ort-cpu, float32, fp32, growing cache"
+    caches = "growing cache of model.onnx, bounded cache of decode.onnx"
+    assert found["bundle"]["detail"] == f"ort-cpu, float32, fp32, {caches}" and bundle.caches == caches
     assert "1 x DecodeTokens, 2 x DecoderLayer" in found["native kernels"]["detail"]
+    for greedy, said in ((True, "bounded cache of decode.onnx"), (False, "growing cache of model.onnx")):
+        session = SimpleNamespace(candidates=4 if greedy else 0)
+        served: Any = SimpleNamespace(_name="m", _bundle=bundle, _session=session)
+        assert Server.description.fget(served) == f"Serving m (fp32, {said})"  # type: ignore[attr-defined]
     assert found["plain onnxruntime"]["state"] == found["files"]["state"] == "ok"
 
 
@@ -66,7 +74,7 @@ def test_a_damaged_bundle(exported: Export, tmp_path: Path, capsys: pytest.Captu
 def test_a_missing_library(
     exported: Export, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("doge_export.plugins._LIBRARY", tmp_path / "missing.so")
+    monkeypatch.setattr("doge_export.core.native_library._LIBRARY", tmp_path / "missing.so")
     found = told(capsys, str(exported()[1].path), code=1)
     assert "make setup" in found["native library"]["remedy"]
     assert "function bodies" in found["native kernels"]["detail"]
@@ -76,7 +84,7 @@ def test_a_missing_library(
 def test_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     junk = tmp_path / "junk.so"
     junk.write_bytes(b"no library")
-    monkeypatch.setattr("doge_export.plugins._LIBRARY", junk)
+    monkeypatch.setattr("doge_export.core.native_library._LIBRARY", junk)
     found = {one.name: one for one in doctor.examine()}
     assert found["native library"].state == "problem"
 
@@ -87,7 +95,12 @@ def test_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch, tmp_path:
         ({"numpy": "1.26"}, "numpy", "problem", "1.26 is installed, and this version works with >=2.4"),
         ({"rich": None}, "rich", "problem", "is not installed"),
         ({"transformers": "4.57.1"}, "transformers", "problem", "works with <6,>=5.23"),
-        ({"torch": None}, "extra export", "note", "without torch there is no export, validate and quantize"),
+        (
+            {"torch": None},
+            "extra export",
+            "note",
+            "without torch there is no export, validate, pareto and tuned rounding",
+        ),
         (
             {"onnxruntime-gpu": "1.32.0"},
             "onnxruntime",

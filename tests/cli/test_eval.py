@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from doge_export import presets
-from doge_export.bundle import Bundle
 from doge_export.cli.app import run
-from doge_export.errors import DogeExportError
+from doge_export.core import presets
+from doge_export.core.bundle import Bundle
+from doge_export.core.errors import DogeExportError
+from doge_export.core.tokenizer import Tokenizer
 from doge_export.evaluate import evaluate_text
-from doge_export.pipeline import export_model
-from doge_export.recipe import ExportOptions
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
 from doge_export.runtime import Session
-from doge_export.tokenizer import Tokenizer
-from doge_export.validate.pinned import pinned
+from doge_export.validate.backends.deterministic_reference import pinned
 
 TEXT = (presets.models_folder() / "heldout.txt").read_text(encoding="utf-8")[:6000]
 
@@ -83,7 +83,13 @@ def test_it_is_what_transformers_computes(
     session = Session.open(opened, threads=1, native=native)
     told: list[int] = []
     found = evaluate_text(
-        session, tokenizer, TEXT, window=window, stride=stride, limit=limit, advance=told.append
+        session,
+        tokenizer,
+        TEXT,
+        window=window,
+        stride=stride,
+        limit=limit,
+        progress=lambda tokens, stage: told.append(tokens),
     )
     ids = tokenizer.encode(TEXT)[:limit]
     expected = transformers_figure(name, ids, window, stride)
@@ -116,9 +122,10 @@ def test_every_token_is_scored_once(bundle: Any) -> None:
         (64, 63, 2),
     ):
         told: list[int] = []
-        evaluate_text(
-            session, tokenizer, TEXT, window=window, stride=stride, limit=limit, advance=told.append
-        )
+        with pytest.warns(DeprecationWarning, match="progress"):
+            evaluate_text(
+                session, tokenizer, TEXT, window=window, stride=stride, limit=limit, advance=told.append
+            )
         assert sum(told) == limit - 1
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from doge_export.bundle import Bundle
 from doge_export.cli.app import run
-from doge_export.inspect import inspect_bundle
+from doge_export.core.bundle import Bundle
+from doge_export.inspection.contents import inspect_bundle
 
 Export = Callable[..., tuple[Path, Any]]
 
@@ -37,10 +37,12 @@ def test_export_validates_and_writes_a_whole_bundle(
     assert run(["export", "-m", str(checkpoint), "-o", str(output)]) == 0
     printed = capsys.readouterr()
     assert "exact" in printed.out
+    assert "float32, growing cache of model.onnx, bounded cache of decode.onnx" in printed.out
     assert printed.err == ""
     assert set(files(output)) == {
         "model.onnx",
         "model.onnx.data",
+        "canonical.onnx",
         "decode.onnx",
         "config.json",
         "generation_config.json",
@@ -49,6 +51,8 @@ def test_export_validates_and_writes_a_whole_bundle(
         "recipe.toml",
     }
     manifest = json.loads((output / "doge_export.json").read_text())
+    assert manifest["special_tokens"] == {"bos_token_id": [0], "eos_token_id": [1], "pad_token_id": [2]}
+    assert "special_tokens.eos_token_id" in manifest["call"] and manifest["min_onnxruntime"] == "1.23"
     names = [entry["name"] for entry in manifest["graph"]["inputs"]]
     assert names[:3] == ["input_ids", "attention_mask", "position_ids"]
     assert names[3:] == [f"past_key_values.{n}.{part}" for n in range(2) for part in ("key", "value")]
@@ -152,8 +156,8 @@ def test_a_precision_is_validated_recorded_and_repeated(
     arguments = ["export", "-m", str(checkpoint), "-o", str(output), "--json", str(summary)]
     assert run([*arguments, "--precision", precision]) == 0
     printed = capsys.readouterr().out
-    assert f"{precision} weights" in printed and f"rounding to {precision}: KL" in printed
-    assert "exact for its rounded weights" in printed
+    assert f"{precision} weights" in printed and f"rounding to {precision} cost: KL" in printed
+    assert "exact for the rounded weights it holds" in printed
     manifest = json.loads((output / "doge_export.json").read_text())
     assert manifest["options"]["precision"] == precision
     assert manifest["decode"]["file"] == "decode.onnx" and manifest["decode"]["count"] == 64

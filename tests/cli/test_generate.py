@@ -4,13 +4,15 @@ import io
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from doge_export.bundle import Bundle
 from doge_export.cli import main
+from doge_export.core.bundle import Bundle
+from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import Session
-from doge_export.tokenizer import Tokenizer
+from doge_export.runtime.positions import _said, say_long
 from tests.runtime._toy import continued, write_toy_bundle
 
 PROMPT = "the cat"
@@ -179,6 +181,50 @@ def test_more_than_a_static_cache_holds(capsys, tmp_path):
     write_toy_bundle(tmp_path, "static", max_length=8)
     assert main(["generate", str(tmp_path), "-p", "xyz", "--max-new-tokens", "99"]) == 2
     assert "holds 8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rope", "sentence"),
+    [
+        ({"rope_type": "default"}, "goes on to positions that the model was not made for"),
+        ({"rope_type": "linear", "factor": 2.0}, "the linear rope is scaled for no more than that"),
+    ],
+    ids=lambda value: value["rope_type"] if isinstance(value, dict) else "",
+)
+def test_a_prompt_beyond_the_model_s_positions_is_named_once(capsys, tmp_path, rope, sentence):
+    folder = write_toy_bundle(tmp_path / "toy").path
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"max_position_embeddings": 3, "rope_parameters": {"rope_theta": 10000.0, **rope}}
+    (folder / "config.json").write_text(json.dumps(config))
+    bundle = Bundle.open(folder)
+    assert _generate(bundle, "-p", "a") == 0
+    assert "max_position_embeddings" not in capsys.readouterr().err, "it fits"
+    assert _generate(bundle, "-p", "the cat and the dog") == 0
+    err = capsys.readouterr().err
+    assert "tokens and the model max_position_embeddings of 3: " in err and sentence in err
+    text = folder / "text.txt"
+    text.write_text("the cat and the dog")
+    assert main(["eval", str(folder), "--text", str(text), "--window", "8"]) == 0
+    assert "max_position_embeddings" not in capsys.readouterr().err, "it was said"
+    _said.clear()
+    assert main(["eval", str(folder), "--text", str(text), "--window", "8"]) == 0
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"), [("dynamic", "dynamic rope stretches"), ("yarn", "the yarn rope is scaled for")]
+)
+def test_what_a_rope_does_beyond_the_positions(caplog, tmp_path, kind, sentence):
+    config = SimpleNamespace(max_position_embeddings=512, rope={"rope_type": kind})
+    bundle = SimpleNamespace(path=tmp_path, config=config)
+    say_long(bundle, 512)
+    assert not caplog.records
+    say_long(bundle, 3003)
+    say_long(bundle, 3004)
+    (record,) = caplog.records
+    assert sentence in record.message and "3,003 tokens and the model max_position_embeddings of 512" in (
+        record.message
+    )
 
 
 def test_torch_is_not_imported(bundle):

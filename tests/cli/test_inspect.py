@@ -9,10 +9,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from doge_export.bundle import Bundle, FileEntry, hash_files
 from doge_export.cli import main
-from doge_export.errors import DogeExportError
-from doge_export.inspect import inspect_bundle
+from doge_export.core.bundle import Bundle, FileEntry, hash_files
+from doge_export.core.errors import DogeExportError
+from doge_export.inspection.contents import inspect_bundle
 from tests.runtime._toy import VOCAB, toy_model, write_toy_bundle
 
 WEIGHTS = {
@@ -145,7 +145,7 @@ def test_both_graphs_of_a_bundle_run_on_kernels(exported, capsys):
 
 def test_without_the_library_everything_runs_on_bodies(exported, capsys, monkeypatch, tmp_path):
     _, made = exported()
-    monkeypatch.setattr("doge_export.plugins._LIBRARY", tmp_path / "none.so")
+    monkeypatch.setattr("doge_export.core.native_library._LIBRARY", tmp_path / "none.so")
     assert main(["inspect", str(made.path), "--json", "-"]) == 0
     data = json.loads(capsys.readouterr().out)
     rows = [row for row in (*data["operators"], *data["decode_operators"]) if row["domain"] == "doge"]
@@ -170,7 +170,7 @@ def test_json(bundle, capsys):
         "shape": ["batch", "sequence"],
     }
     assert data["cache"]["kind"] == "growing"
-    assert data["options"]["target"] == "ort-cpu"
+    assert data["options"]["target"] == "onnx"
     assert {file["name"] for file in data["files"]} == set(bundle.manifest.files)
     assert all(file["verified"] for file in data["files"])
     assert data["parameters"]["total"] == sum(

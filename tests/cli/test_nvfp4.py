@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from doge_export import float4, presets
-from doge_export.bundle import Bundle
 from doge_export.cli.app import run
-from doge_export.pipeline import export_model
-from doge_export.quantize import dequantize, quantize, stored_bytes
-from doge_export.recipe import ExportOptions
-from doge_export.requantize import checkpoint_weights
-from doge_export.shapes import tensor_shapes
+from doge_export.compress.quantize_bundle import checkpoint_weights
+from doge_export.core import presets
+from doge_export.core.bundle import Bundle
+from doge_export.core.tensor_shapes import tensor_shapes
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
+from doge_export.runtime import float4
 from doge_export.validate import validate
-from doge_export.validate.stored import stored_weights
+from doge_export.validate.diagnosis.bundle_weights import stored_weights
+from doge_export.weights import FORMATS, PRECISIONS, dequantize, quantize, stored_bytes
 
 #: The command where only what the package itself depends on is installed.
 PLAIN = """import sys
@@ -46,7 +47,7 @@ def test_the_commands_take_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     shapes = tensor_shapes(config)
     assert {row["dtype"] for row in rows if row["role"] in ("embedding", "mlp")} == {"float4e2m1"}
     weights = sum(row["bytes"] for row in rows if row["role"] not in ("constants", "unnamed"))
-    assert weights == stored_bytes(shapes, "nvfp4", config.tie_word_embeddings, 2)
+    assert weights == stored_bytes(shapes, PRECISIONS["nvfp4"], config.tie_word_embeddings, 2)
     arguments = ["deploy", "triton", str(output), "-o", str(tmp_path / "r"), "--backend", "onnxruntime"]
     assert run(arguments) == 2
     assert "must dequantize at load" in capsys.readouterr().err
@@ -72,7 +73,7 @@ def test_what_is_read_wrong_is_found(exported: Any, monkeypatch: pytest.MonkeyPa
     stored, whole = stored_weights(made), checkpoint_weights(exported(plain, is_moe=True)[1])
     assert len(stored) == 2 * 9 + 1
     for name, numbers in stored.items():
-        np.testing.assert_array_equal(numbers, dequantize(quantize(whole[name], "nvfp4")))
+        np.testing.assert_array_equal(numbers, dequantize(quantize(whole[name], FORMATS["nvfp4"])))
     assert validate(made, checkpoint, quick=True).passed
     wrong = float4._NUMBERS.copy()
     wrong[[5, 13]] = 3.5, -3.5

@@ -16,9 +16,9 @@ import onnxruntime as ort
 import pytest
 from transformers import AutoConfig
 
-from doge_export.bundle import Bundle
 from doge_export.cli.export import command
-from doge_export.errors import DogeExportError
+from doge_export.core.bundle import Bundle
+from doge_export.core.errors import DogeExportError
 
 Export = Callable[..., tuple[Path, Any]]
 

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from doge_export import presets
-from doge_export.bundle import Bundle
 from doge_export.cli.app import run
-from doge_export.pipeline import export_model
-from doge_export.quantize import METHODS, dequantize, stored_bytes
-from doge_export.recipe import ExportOptions
-from doge_export.requantize import checkpoint_weights as weights
-from doge_export.shapes import tensor_shapes
+from doge_export.compress.quantize_bundle import checkpoint_weights as weights
+from doge_export.core import presets
+from doge_export.core.bundle import Bundle
+from doge_export.core.tensor_shapes import tensor_shapes
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
 from doge_export.validate import validate
-from doge_export.validate.stored import stored_weights
+from doge_export.validate.diagnosis.bundle_weights import stored_weights
+from doge_export.weights import METHODS, dequantize, stored_bytes
+from tests._precision import form
 
 HELDOUT = presets.models_folder() / "heldout.txt"
 
@@ -47,8 +48,8 @@ def test_better_rounding_loses_less_in_the_same_bytes(name: str, source: Any, tm
         figures[scheme] = json.loads(figure.read_text())
         made = Bundle.open(output)
         made.verify()
-        assert made.manifest.options["precision"] == "int4"
-        assert made.manifest.options["rounding"] == (scheme.partition("-")[2] or "nearest")
+        assert made.manifest.options.precision == "int4"
+        assert made.manifest.options.rounding == (scheme.partition("-")[2] or "nearest")
         assert (output / "decode.onnx").exists() and (output / "tokenizer.json").exists()
     assert len({figure["bytes"] for figure in figures.values()}) == 1
     nearest, search, gptq = (figure["kl_divergence"] for figure in figures.values())
@@ -80,9 +81,18 @@ def test_int8_costs_next_to_nothing(source: Any, tmp_path: Path, capsys: pytest.
     assert run([*arguments, "--text", str(HELDOUT), "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["kl_divergence"] <= 1e-3 and found["top1_agreement"] >= 0.98
-    full = sum(e.bytes for n, e in source("doge-tiny").manifest.files.items() if n.startswith("model.onnx"))
+    full = source("doge-tiny").model_bytes
     made = Bundle.open(tmp_path / "out")
-    assert sum(e.bytes for n, e in made.manifest.files.items() if n.startswith("model.onnx")) <= 0.32 * full
+    files = [made.path / "model.onnx", made.path / "model.onnx.data"]
+    assert made.model_bytes == sum(path.stat().st_size for path in files) <= 0.32 * full
+    assert found["bytes"] == made.model_bytes, (
+        "decode.onnx is no part of the model's size, here and elsewhere"
+    )
+    assert 0 < found["top1_error"] < 0.01
+    assert run(["inspect", str(made.path), "--no-load"]) == 0
+    assert f"{made.model_bytes:,} bytes of model.onnx and its weights" in capsys.readouterr().out
+    assert run(["inspect", str(made.path), "--no-load", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["bytes"] == made.model_bytes
 
 
 def test_without_a_text_it_is_not_judged(
@@ -186,7 +196,7 @@ def test_w8a8_runs_and_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[s
     found = json.loads(capsys.readouterr().out)
     assert found["kl_divergence"] < 1e-2 and found["top1_agreement"] > 0.9
     made = Bundle.open(output)
-    assert {key: made.manifest.options[key] for key in ("precision", "calibration", "smooth")} == {
+    assert {key: getattr(made.manifest.options, key) for key in ("precision", "calibration", "smooth")} == {
         "precision": "w8a8",
         "calibration": "percentile",
         "smooth": 0.5,
@@ -218,7 +228,7 @@ def test_w8a8_in_float8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     found = json.loads(capsys.readouterr().out)
     assert found["kl_divergence"] < 1.5e-2 and found["top1_agreement"] > 0.9
     made = Bundle.open(output)
-    assert made.manifest.options["calibration"] == "min-max"
+    assert made.manifest.options.calibration == "min-max"
     assert run(["generate", str(output), "-p", "My fellow", "--max-new-tokens", "3"]) == 0
     assert run(["inspect", str(output)]) == 0
     assert "float8e4m3fn" in capsys.readouterr().out
@@ -259,7 +269,7 @@ def test_a_mixture_by_hand(source: Any, tmp_path: Path, capsys: pytest.CaptureFi
     found = json.loads(capsys.readouterr().out)
     assert found["kl_divergence"] < 1.3e-2, "half of what int4 has"
     made = Bundle.open(tmp_path / "out")
-    assert made.manifest.options["types"] == settings
+    assert made.manifest.options.types == settings
     assert run(["inspect", str(made.path), "--json", "-"]) == 0
     roles = json.loads(capsys.readouterr().out)["parameters"]["by_role"]
     assert {row["dtype"] for row in roles if row["role"] == "embedding"} == {"int8"}
@@ -283,14 +293,14 @@ def test_a_method_of_its_own(source: Any, tmp_path: Path, capsys: pytest.Capture
     assert run([*arguments, "--set", "q_proj=@search", "--set", "layers.0.q_proj=int8@nearest"]) == 0
     made = Bundle.open(output)
     options = made.manifest.options
-    assert options["roundings"] == {"q_proj": "search", "layers.0.q_proj": "nearest"}
-    assert options["types"] == {"layers.0.q_proj": "int8"} and options["rounding"] == "nearest"
+    assert options.roundings == {"q_proj": "search", "layers.0.q_proj": "nearest"}
+    assert options.types == {"layers.0.q_proj": "int8"} and options.rounding == "nearest"
     stored = stored_weights(made)
     for name, weight in weights(full).items():
         if name in stored:
             method = "search" if "q_proj" in name and "layers.0" not in name else "nearest"
             dtype = "int8" if "layers.0.self_attn.q_proj" in name else "int4"
-            wanted = dequantize(METHODS[method].round(weight, dtype, None))
+            wanted = dequantize(METHODS[method].round(weight, form(dtype), None))
             assert (stored[name] == wanted).all(), name
     assert run(["verify", str(output), "--rebuild", "--reference", "doge-tiny"]) == 0
     report = validate(made, presets.models_folder() / "doge-tiny", quick=True)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from doge_export.cli.app import run
-from doge_export.errors import DogeExportError
-from doge_export.tokenizer import Tokenizer
-from doge_export.tokenizer_source import tokenizer_source
+from doge_export.core.errors import DogeExportError
+from doge_export.core.tokenizer import Tokenizer, check_vocabulary
+from doge_export.export.tokenizer_source import tokenizer_source
 from doge_export.validate.tokenizers import compare_tokenizers
 from tests._tokenizers import take_apart, write_kind
 from tests.conftest import write_checkpoint
@@ -105,7 +105,7 @@ def test_a_damaged_tokenizer_ends_the_export(checkpoint: Path, capsys: pytest.Ca
 
 
 def test_templates_travel_with_a_bundle(checkpoint: Path, tmp_path: Path) -> None:
-    from doge_export.tokenizer import copy_tokenizer_files
+    from doge_export.core.tokenizer import copy_tokenizer_files
 
     write_kind("byte-level", checkpoint)
     (checkpoint / "additional_chat_templates").mkdir()
@@ -208,3 +208,18 @@ def test_validate_compares_chats(tmp_path: Path) -> None:
         folder = write_kind("byte-level", tmp_path / name, {"chat_template": other})
         checks, _ = compare_tokenizers(folder, reference, None)
         assert [check.name for check in checks if not check.passed] == [CHATS], name
+
+
+def test_a_tokenizer_of_far_fewer_entries_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be another model's; one of more entries is an error, and a vocabulary rounded up is usual."""
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", vocab_size=4000, num_hidden_layers=1)
+    write_kind("byte-level", checkpoint)
+    size = len(Tokenizer.load(checkpoint).backend.get_vocab())
+    plan, err = _plan(checkpoint, capsys)
+    sentence = f"The tokenizer has {size:,} entries and the model a vocab_size of 4,000: is it the one"
+    assert err.count(sentence) == 1 and any(sentence in each for each in plan["warnings"])
+    assert check_vocabulary(checkpoint, 2 * size, "") is None
+    with pytest.raises(DogeExportError, match=f"The tokenizer has {size} entries, more than"):
+        check_vocabulary(checkpoint, size - 1, "")

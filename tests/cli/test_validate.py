@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from doge_export import presets
-from doge_export.bundle import Bundle, write_manifest
 from doge_export.cli.app import run
+from doge_export.core import presets
+from doge_export.core.bundle import Bundle, write_manifest
 
 Export = Callable[..., tuple[Path, Bundle]]
 TINY = presets.models_folder() / "doge-tiny"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from doge_export import presets
-from doge_export.bundle import Bundle
 from doge_export.cli.app import run
+from doge_export.core import presets
+from doge_export.core.bundle import Bundle
 from tests.conftest import write_checkpoint
 
 Export = Callable[..., tuple[Path, Bundle]]

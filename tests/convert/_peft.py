@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 
-from doge_export.adapters import Adapter, write_merged
-from doge_export.checkpoint import Checkpoint
+from doge_export.core.adapters import Adapter, write_merged
+from doge_export.core.checkpoint.folder import Checkpoint
 
 __all__ = ["assert_same", "change", "merged_by_peft", "merged_by_us", "train"]
 

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from doge_export.adapters import Adapter
-from doge_export.adapters.keys import KEYS
-from doge_export.checkpoint import Checkpoint
-from doge_export.convert import convert
-from doge_export.errors import DogeExportError
-from doge_export.pipeline import export_model, plan_export
-from doge_export.recipe import ExportOptions
+from doge_export.core.adapters import Adapter
+from doge_export.core.adapters.keys import KEYS
+from doge_export.core.checkpoint.folder import Checkpoint
+from doge_export.core.errors import DogeExportError
+from doge_export.export.convert import convert
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model, plan_export
 from tests.conftest import write_checkpoint
 from tests.convert._peft import assert_same, merged_by_peft, merged_by_us, train
 from tests.generations._checkpoints import make

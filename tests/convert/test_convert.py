@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from doge_export.checkpoint import Checkpoint
 from doge_export.cli import main
-from doge_export.convert import add_experts, convert
-from doge_export.errors import DogeExportError
-from doge_export.pipeline import export_model
-from doge_export.presets import models_folder
+from doge_export.core.checkpoint.folder import Checkpoint
+from doge_export.core.errors import DogeExportError
+from doge_export.core.generations import GENERATIONS
+from doge_export.core.presets import models_folder
+from doge_export.export.convert import add_experts, convert
+from doge_export.export.pipeline import export_model
 from tests.generations._checkpoints import EARLIER, change_config, change_tensors, make
 
 TINY = models_folder() / "doge-tiny"
@@ -45,7 +46,7 @@ def refused(*arguments: Any, **named: Any) -> str:
 
 
 def test_a_current_one_in_old_names_is_rewritten(tmp_path: Path) -> None:
-    from doge_export.generations import stored_name
+    from doge_export.core.generations import stored_name
 
     folder = make(tmp_path / "c", "4", moe=True)
     expected = logits(folder)
@@ -63,7 +64,7 @@ def test_a_current_one_in_old_names_is_rewritten(tmp_path: Path) -> None:
 def test_an_earlier_one_has_no_equal(generation: str, tmp_path: Path) -> None:
     folder = make(tmp_path / "c", generation)
     message = refused(str(folder), tmp_path / "out")
-    same = "3b" if generation == "3b-positional" else generation  # without experts it is 3b
+    same = GENERATIONS[generation].dense or generation  # without experts
     assert f"generation {same} " in message and "normalises every query and key" in message
     assert not (tmp_path / "out").exists()
 
@@ -192,7 +193,8 @@ def test_adapters_that_do_not_fit(tmp_path: Path) -> None:
     assert "truncated" in refused("doge-tiny", tmp_path / "out", adapter=lora)
     path.rename(lora / "adapter_model.bin")
     assert "never loaded" in refused("doge-tiny", tmp_path / "out", adapter=lora)
-    assert "adapter_config.json" in refused("doge-tiny", tmp_path / "out", adapter=tmp_path)
+    (tmp_path / "none").mkdir()
+    assert "adapter_config.json" in refused("doge-tiny", tmp_path / "out", adapter=tmp_path / "none")
     assert not (tmp_path / "out").exists()
 
 

@@ -16,15 +16,15 @@ import onnxruntime
 import pytest
 from google.protobuf import text_format
 
-from doge_export.bundle import ENGINE, Bundle, hash_files
 from doge_export.cli import main
+from doge_export.core.bundle import ENGINE, Bundle, hash_files
+from doge_export.core.errors import DogeExportError
 from doge_export.deploy import deploy_triton
 from doge_export.deploy.pbtxt import Word, pbtxt
-from doge_export.errors import DogeExportError
 from doge_export.runtime import open_folder
-from doge_export.tensorrt.folder import write_engine_folder
-from doge_export.tensorrt.kinds import KINDS, Opened
-from doge_export.tensorrt.profiles import profiles
+from doge_export.runtime.tensorrt.engine_folder import write_engine_folder
+from doge_export.runtime.tensorrt.kinds import KINDS, Opened
+from doge_export.runtime.tensorrt.profiles import profiles
 from tests.deploy._triton import SERVER, model_config_pb2, new_environment
 from tests.runtime._toy import write_toy_bundle
 

@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 
 from doge_export.cli import main
-from doge_export.pipeline import export_model
+from doge_export.export.pipeline import export_model
 from tests.deploy._triton import new_environment
 
 PROMPT = "My fellow citizens"

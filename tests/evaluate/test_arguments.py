@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
 from doge_export.evaluate.arguments import generation_arguments
 from doge_export.runtime import GenerationDefaults
 from tests.evaluate._hf import asked, outcome, reference

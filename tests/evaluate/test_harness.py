@@ -8,12 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from doge_export import presets
-from doge_export.errors import DogeExportError
+from doge_export.core import presets
+from doge_export.core.errors import DogeExportError
 from doge_export.evaluate.continuations import continuations
 from doge_export.runtime import GenerationOptions
-from tests.evaluate._hf import TEXT, asked, outcome, reference, same_answers
+from doge_export.validate.backends.deterministic_reference import pinned
+from tests.evaluate._hf import (
+    TEXT,
+    TOLERANCE,
+    asked,
+    in_float64,
+    outcome,
+    reference,
+    same_answers,
+    settled_answer,
+)
 
 FIXTURES = ["doge-tiny", "doge-tiny-moe"]  # the second mixes the tokens of a call
 
@@ -45,6 +56,42 @@ def test_continuations_are_scored_as_by_hf(name: str, opened: Callable[..., Any]
 @pytest.mark.parametrize("name", FIXTURES)
 def test_whole_texts_are_scored_as_by_hf(name: str, opened: Callable[..., Any]) -> None:
     same_answers(opened(name), reference(name), "loglikelihood_rolling", *((text,) for text in TEXTS))
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_of_a_long_text_hf_rounds_the_sum_and_nothing_else(
+    name: str, opened: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hf's own log-probabilities of single tokens: their float32 sums, in steps of up to 2.4e-4, are what
+    it answers, and their float64 sum is what it answers in float64."""
+    theirs, requests, picked = reference(name), asked("loglikelihood_rolling", (TEXT[:3000],)), []
+    gather = torch.gather
+
+    def recorded(*arguments: Any, **options: Any) -> torch.Tensor:
+        found = gather(*arguments, **options)
+        if arguments[0].shape[-1] == theirs.model.config.vocab_size:
+            picked.append(found.squeeze(-1))
+        return found
+
+    monkeypatch.setattr(torch, "gather", recorded)
+    with pinned():
+        (answer,) = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
+    windows = list(picked)
+    assert [len(window[0]) for window in windows[:-1]] == [512] * (len(windows) - 1) and len(windows) > 1
+    assert all(window.dtype == torch.float32 for window in windows)
+    assert answer == sum(float(window.sum()) for window in windows)
+    with pinned(), in_float64(theirs):
+        (exact,) = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
+    assert exact == pytest.approx(sum(float(window.double().sum()) for window in windows), rel=0, abs=1e-4)
+
+
+@pytest.mark.parametrize("start", [18000, 27000])
+def test_keys_that_rounding_alone_ranks_are_all_that_differs(start: int, opened: Callable[..., Any]) -> None:
+    """These texts have such keys: hf is 4e-3 and 1e-2 away, until it keeps those that our graph keeps."""
+    ours, theirs, given = opened("doge-tiny"), reference("doge-tiny"), (TEXT[start : start + 3000],)
+    (found,) = ours.loglikelihood_rolling(asked("loglikelihood_rolling", given))
+    settled = settled_answer(ours, theirs, "loglikelihood_rolling", given)
+    assert found == pytest.approx(settled, rel=0, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", FIXTURES)

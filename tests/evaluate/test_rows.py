@@ -5,17 +5,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from doge_export import presets
-from doge_export.bundle import Bundle
-from doge_export.errors import DogeExportError
+from doge_export.core import presets
+from doge_export.core.bundle import Bundle
+from doge_export.core.errors import DogeExportError
+from doge_export.core.tokenizer import Tokenizer
 from doge_export.evaluate import perplexity
 from doge_export.evaluate.harness import BundleLM
 from doge_export.evaluate.perplexity import token_costs
-from doge_export.pipeline import export_model
-from doge_export.recipe import ExportOptions
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
 from doge_export.runtime import Session
-from doge_export.runtime.reading import read_rows
-from doge_export.tokenizer import Tokenizer
+from doge_export.runtime.prefill import read_rows
 from tests.generations._checkpoints import make
 
 #: Options and changes of SMALL, or an earlier generation, whose rows cannot share calls wherever they lie.

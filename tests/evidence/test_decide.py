@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from doge_export.bundle import Bundle, Manifest
 from doge_export.cli.app import run
-from doge_export.decision import Decision
-from doge_export.errors import DogeExportError
-from doge_export.evidence import decide_generation
-from doge_export.evidence.score import Score
-from doge_export.pipeline import export_model, validate_bundle
-from doge_export.recipe import ExportOptions
-from doge_export.requantize import quantize_bundle
-from tests.generations._checkpoints import change_config, trained
+from doge_export.compress.quantize_bundle import quantize_bundle
+from doge_export.core.bundle import Bundle, Manifest
+from doge_export.core.errors import DogeExportError
+from doge_export.core.generations.decision import Decision
+from doge_export.export.evidence import decide, decide_generation, weigh
+from doge_export.export.evidence.score import Score
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model, validate_bundle
+from tests.generations._checkpoints import TRAINED, change_config, trained
 
 
 def costs(mean: float, spread: float = 0.0, vocab: int = 256) -> Score:
@@ -147,3 +148,25 @@ def test_a_decision_comes_back(tmp_path: Path) -> None:
     assert decision.figures == "2.12 bits per byte as 3b, 3.50 as 3c"
     endless = Decision("3b", "text", (), {"3b": 2.0, "3c": math.inf})
     assert json.loads(json.dumps(endless.to_dict(), allow_nan=False))["bits_per_byte"] == {"3b": 2.0}
+
+
+@pytest.mark.parametrize("name", [*TRAINED, "random"])
+def test_what_the_first_tokens_settle_the_others_do_not_change(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin reads the whole text in every candidate."""
+    folder = trained("3b-dense" if name == "random" else name, tmp_path / "c")
+    if name == "random":
+        shuffle = np.random.default_rng(0).permutation
+        tensors = load_file(folder / "model.safetensors")
+        mixed = {key: shuffle(value.ravel()).reshape(value.shape) for key, value in tensors.items()}
+        save_file(mixed, folder / "model.safetensors")
+    found, scores = weigh(folder)
+    monkeypatch.setattr(decide, "_settled", lambda scores: False)
+    _, whole = weigh(folder)
+    assert scores.keys() == whole.keys()
+    assert decide._winner(scores, found) == decide._winner(whole, found)
+    for each in scores:
+        assert decide._better(scores, each) == decide._better(whole, each)
+    if name == "random":
+        assert max(score.nats.size for score in scores.values()) < 128, "nothing is settled by more"

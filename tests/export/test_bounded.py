@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from doge_export.errors import DogeExportError
-from doge_export.pipeline import export_model, plan_export
-from doge_export.recipe import ExportOptions
-from doge_export.validate.candidate import Candidate
-from doge_export.validate.figures import compare_selection
-from doge_export.validate.kernels import Kernels
-from doge_export.validate.reference import Reference, Run
+from doge_export.core.errors import DogeExportError
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model, plan_export
+from doge_export.validate.backends.function_bodies import FunctionBodies
+from doge_export.validate.backends.kernels import Kernels
+from doge_export.validate.backends.reference import Reference
+from doge_export.validate.comparison import compare_selection
+from doge_export.validate.run import Run
 from doge_export.validate.schedules import Schedule, Tokens, draw_tokens
 from tests.conftest import write_checkpoint
 from tests.export.test_parity import CONFIGURATIONS, TABLE, WINDOW
@@ -32,8 +33,8 @@ CONFIGS = {
 
 def check(checkpoint: Path, bundle: Any, schedules: list[Schedule], per_token: bool = False) -> None:
     """Plain onnxruntime: logits and the selected keys; the kernels: logits and the best tokens."""
-    reference, candidate = Reference(checkpoint, per_token=per_token), Candidate(bundle)
-    kernels = Kernels(bundle) if bundle.manifest.options["target"] == "ort-cpu" else None
+    reference, candidate = Reference(checkpoint, per_token=per_token), FunctionBodies(bundle)
+    kernels = Kernels(bundle) if bundle.manifest.options.target == "ort-cpu" else None
     for schedule in schedules:
         tokens, expected = _clear(reference, schedule, bundle.config.vocab_size)
         got = candidate.run(schedule, tokens)
@@ -42,7 +43,8 @@ def check(checkpoint: Path, bundle: Any, schedules: list[Schedule], per_token: b
         if kernels:
             logits = kernels.run(schedule, tokens).logits
             assert np.abs(expected.logits - logits)[tokens.real].max() <= 1e-4, schedule.name
-            best = kernels.best(schedule, tokens)
+            assert kernels.decode is not None
+            best = kernels.decode.run(schedule, tokens).best
             ends = np.cumsum(schedule.steps) - 1
             assert best is not None
             assert np.abs(best.logits - expected.logits[:, ends].max(-1))[tokens.real[:, ends]].max() <= 1e-4
@@ -87,10 +89,10 @@ def test_pieces_of_one_call_are_that_call(name: str, exported: Export) -> None:
     pieces = Schedule("pieces", PIECES.steps, (0, 4))
     tokens = draw_tokens(whole, 257, 0)
     expected = Reference(checkpoint).run(whole, tokens).logits
-    got = Candidate(bundle).run(pieces, tokens, rope_length=5 * WINDOW).logits
+    got = FunctionBodies(bundle).run(pieces, tokens, rope_length=5 * WINDOW).logits
     assert np.abs(expected - got)[tokens.real].max() <= 1e-4
     if "rope_parameters" not in CONFIGS[name] or name == "rope longrope":
-        other = Candidate(bundle).run(pieces, tokens).logits
+        other = FunctionBodies(bundle).run(pieces, tokens).logits
         assert np.abs(expected - other)[tokens.real].max() > 1e-3, "the length matters"
 
 
@@ -101,11 +103,14 @@ def test_repeated_tokens(period: int, exported: Export) -> None:
     _, growing = exported(num_hidden_layers=1)
     for schedule in [*SCHEDULES, LONG]:
         tokens = repeated(draw_tokens(schedule, 257, 0), period)
-        expected, got = Reference(checkpoint).run(schedule, tokens), Candidate(bundle).run(schedule, tokens)
+        expected, got = (
+            Reference(checkpoint).run(schedule, tokens),
+            FunctionBodies(bundle).run(schedule, tokens),
+        )
         assert expected.ties.tied > 0
         assert compare_selection(expected, got, tokens, schedule.steps).share == 1.0
         assert np.abs(expected.logits - got.logits)[tokens.real].max() <= 1e-4
-        same_selection(got, Candidate(growing).run(schedule, tokens), tokens.real, schedule.steps)
+        same_selection(got, FunctionBodies(growing).run(schedule, tokens), tokens.real, schedule.steps)
 
 
 def same_selection(got: Any, other: Any, real: Any, steps: tuple[int, ...]) -> None:
@@ -137,7 +142,7 @@ def test_the_same_keys_as_with_a_growing_cache(dtype: str, zero: bool, tmp_path:
     for kind in ("growing", "bounded"):
         options = ExportOptions.resolve(kv_cache=kind, target="onnx", dtype=dtype)
         made = export_model(str(checkpoint), tmp_path / kind, options, validate=False).bundle
-        candidates.append(Candidate(made))
+        candidates.append(FunctionBodies(made))
     for schedule in [*SCHEDULES, Schedule("three windows", (10, *[1] * 36))]:
         tokens = draw_tokens(schedule, 257, 1)
         growing, got = (candidate.run(schedule, tokens) for candidate in candidates)

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from doge_export.validate.candidate import Candidate
-from doge_export.validate.figures import compare_selection
-from doge_export.validate.reference import Reference
+from doge_export.validate.backends.function_bodies import FunctionBodies
+from doge_export.validate.backends.reference import Reference
+from doge_export.validate.comparison import compare_selection
 from doge_export.validate.schedules import Schedule, Tokens, draw_tokens
+from doge_export.weights import PRECISIONS
 
 Export = Callable[..., tuple[Path, Any]]
 WINDOW = 12
@@ -77,8 +78,8 @@ def compare(
     precision: str = "fp32",
 ) -> Iterator[tuple[str, float, float]]:
     """(schedule, max abs diff over real positions, share of equal selections)."""
-    reference = Reference(checkpoint, per_token=per_token, precision=precision)
-    candidate = Candidate(bundle)
+    reference = Reference(checkpoint, per_token=per_token, precision=PRECISIONS[precision])
+    candidate = FunctionBodies(bundle)
     for seed, schedule in enumerate(schedules):
         tokens = draw_tokens(schedule, bundle.config.vocab_size, seed)
         expected, got = reference.run(schedule, tokens), candidate.run(schedule, tokens)
@@ -106,7 +107,7 @@ def test_static_cache(moe: bool, exported: Export) -> None:
 def test_per_token_routing_is_the_reference_token_by_token(exported: Export) -> None:
     """The judge here is the untouched reference, fed one token at a time, batch 1."""
     checkpoint, bundle = exported({"routing": "per-token"}, is_moe=True)
-    reference, candidate = Reference(checkpoint), Candidate(bundle)
+    reference, candidate = Reference(checkpoint), FunctionBodies(bundle)
     length = 3 * WINDOW
     steps = Schedule("token by token", (1,) * length)
     tokens = draw_tokens(steps, 257, 5)
@@ -130,7 +131,7 @@ def test_per_token_routing_in_batches_and_chunks(exported: Export) -> None:
 
 def test_per_token_routing_leaks_no_future_and_no_neighbour(exported: Export) -> None:
     _, bundle = exported({"routing": "per-token"}, is_moe=True)
-    candidate = Candidate(bundle)
+    candidate = FunctionBodies(bundle)
     both = Schedule("both", (20,), (0, 0))
     tokens = draw_tokens(both, 257, 1)
     before = candidate.run(both, tokens).logits
@@ -147,7 +148,7 @@ def test_per_token_routing_leaks_no_future_and_no_neighbour(exported: Export) ->
 def test_reference_routing_does_mix_tokens(exported: Export) -> None:
     """The contrast to the test above: what the reference does, the default graph does."""
     _, bundle = exported(is_moe=True)
-    candidate, schedule = Candidate(bundle), Schedule("prefill", (20,))
+    candidate, schedule = FunctionBodies(bundle), Schedule("prefill", (20,))
     tokens = draw_tokens(schedule, 257, 1)
     before = candidate.run(schedule, tokens).logits
     tokens.input_ids[0, -1] = (tokens.input_ids[0, -1] + 1) % 257
@@ -159,7 +160,7 @@ def test_experts_that_add_nothing_give_the_dense_model(exported: Export, tmp_pat
     import torch
     from safetensors.torch import load_file, save_file
 
-    from doge_export.pipeline import export_model
+    from doge_export.export.pipeline import export_model
 
     checkpoint, dense = exported()
     moe_checkpoint, _ = exported(is_moe=True)
@@ -175,7 +176,7 @@ def test_experts_that_add_nothing_give_the_dense_model(exported: Export, tmp_pat
     moe = export_model(str(made), tmp_path / "bundle", validate=False).bundle
     for schedule in TABLE:
         tokens = draw_tokens(schedule, 257, 3)
-        first, second = Candidate(dense).run(schedule, tokens), Candidate(moe).run(schedule, tokens)
+        first, second = FunctionBodies(dense).run(schedule, tokens), FunctionBodies(moe).run(schedule, tokens)
         assert np.abs(first.logits - second.logits)[tokens.real].max() <= 1e-5
 
 
@@ -209,7 +210,7 @@ def test_float16_export(changes: dict[str, Any], exported: Export) -> None:
     """Below the window, where no near-tie decides; above it, validate compares distributions."""
     checkpoint, bundle = exported({"dtype": "float16"}, **changes)
     inside = [Schedule("prefill", (WINDOW,)), Schedule("decode", (4, *[1] * 8))]
-    reference, candidate = Reference(checkpoint, "float16"), Candidate(bundle)
+    reference, candidate = Reference(checkpoint, "float16"), FunctionBodies(bundle)
     for schedule in inside:
         tokens = draw_tokens(schedule, 257, 0)
         expected, got = reference.run(schedule, tokens).logits, candidate.run(schedule, tokens).logits

@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
-from doge_export.config import DogeConfig
-from doge_export.errors import DogeExportError
-from doge_export.quantize import parse_scheme
-from doge_export.recipe import ExportOptions
-from doge_export.validate.candidate import Candidate
-from doge_export.validate.figures import compare_logits
-from doge_export.validate.reference import Reference
+from doge_export.core.config import DogeConfig
+from doge_export.core.errors import DogeExportError
+from doge_export.export.options import ExportOptions
+from doge_export.validate.backends.function_bodies import FunctionBodies
+from doge_export.validate.backends.reference import Reference
+from doge_export.validate.metrics import compare_logits
 from doge_export.validate.schedules import Schedule, draw_tokens
+from doge_export.weights import PRECISIONS, parse_scheme
 from tests.conftest import SMALL
 from tests.export.test_parity import BATCH, CONFIGURATIONS, LENGTHS, TABLE, WINDOW, compare
 
@@ -62,7 +62,7 @@ def test_nothing_is_sorted_where_no_row_is_longer_than_the_window(slots: int, ex
 def test_float16(changes: dict[str, Any], exported: Any) -> None:
     """Below the window, where no near-tie decides."""
     checkpoint, bundle = exported({**TENSORRT, "dtype": "float16"}, **changes)
-    reference, candidate = Reference(checkpoint, "float16"), Candidate(bundle)
+    reference, candidate = Reference(checkpoint, "float16"), FunctionBodies(bundle)
     for schedule in (Schedule("prefill", (WINDOW,)), Schedule("decode", (4, *[1] * 8))):
         tokens = draw_tokens(schedule, 257, 0)
         expected, got = reference.run(schedule, tokens).logits, candidate.run(schedule, tokens).logits
@@ -72,10 +72,13 @@ def test_float16(changes: dict[str, Any], exported: Any) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "nvfp4"])
 def test_bfloat16_in_emulation(precision: str, exported: Any) -> None:
     checkpoint, bundle = exported({**TENSORRT, "dtype": "bfloat16", "precision": precision})
-    reference, candidate = Reference(checkpoint, "bfloat16", precision=precision), Candidate(bundle)
+    reference, candidate = (
+        Reference(checkpoint, "bfloat16", precision=PRECISIONS[precision]),
+        FunctionBodies(bundle),
+    )
     tokens = draw_tokens(BATCH, 257, 0)
     expected, got = reference.run(BATCH, tokens), candidate.run(BATCH, tokens)
-    figures = compare_logits(expected, got, BATCH.compared(tokens))
+    figures = compare_logits(expected.logits, got.logits, BATCH.compared(tokens))
     assert figures["kl_divergence"] <= 1e-2 and figures["top1_agreement"] >= 0.9  # as validate holds it to
 
 
@@ -141,7 +144,7 @@ def test_what_other_targets_take(exported: Any) -> None:
             ExportOptions.resolve(target="tensorrt", precision=precision, rounding="hqq")
         with pytest.raises(DogeExportError, match=f"There is no scheme '{precision}-hqq'"):
             parse_scheme(f"{precision}-hqq")
-        assert parse_scheme(f"{precision}-awq-gptq") == (precision, "awq-gptq")
+        assert str(parse_scheme(f"{precision}-awq-gptq").method) == "awq-gptq"
         with pytest.raises(DogeExportError, match=f"v_proj cannot be stored in '{precision}'"):
             ExportOptions.resolve(types={"v_proj": precision}).check_model(
                 DogeConfig.from_dict({"model_type": "doge", **SMALL})

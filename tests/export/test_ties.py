@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from doge_export.validate.candidate import Candidate
-from doge_export.validate.figures import compare_selection
-from doge_export.validate.reference import Reference
+from doge_export.validate.backends.function_bodies import FunctionBodies
+from doge_export.validate.backends.reference import Reference
+from doge_export.validate.comparison import compare_selection
 from doge_export.validate.schedules import Schedule, Tokens, draw_tokens
 
 Export = Callable[..., tuple[Path, Any]]
@@ -35,7 +35,7 @@ def test_repeated_tokens(kv_cache: str, period: int, exported: Export) -> None:
     # With one or two tokens the kept keys soon have one value between them, and the next layer ties but
     # for the rounding of a softmax: one layer shows the rule.
     checkpoint, bundle = exported(options, num_hidden_layers=1 if period < 7 else 2)
-    reference, candidate = Reference(checkpoint), Candidate(bundle)
+    reference, candidate = Reference(checkpoint), FunctionBodies(bundle)
     for schedule in SCHEDULES:
         tokens = repeated(draw_tokens(schedule, 257, 0), period)
         expected, got = reference.run(schedule, tokens), candidate.run(schedule, tokens)
@@ -48,7 +48,7 @@ def test_all_keys_tie_where_A_is_zero(exported: Export, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from doge_export.pipeline import export_model
+    from doge_export.export.pipeline import export_model
 
     checkpoint, _ = exported()
     made = tmp_path / "checkpoint"
@@ -60,7 +60,7 @@ def test_all_keys_tie_where_A_is_zero(exported: Export, tmp_path: Path) -> None:
     )
     (made / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
     bundle = export_model(str(made), tmp_path / "bundle", validate=False).bundle
-    reference, candidate = Reference(made), Candidate(bundle)
+    reference, candidate = Reference(made), FunctionBodies(bundle)
     for schedule in SCHEDULES:
         tokens = draw_tokens(schedule, 257, 0)
         expected, got = reference.run(schedule, tokens), candidate.run(schedule, tokens)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
-from doge_export.generations import stored_name
-from doge_export.init import init
+from doge_export.core.generations import CURRENT, GENERATIONS, stored_name
+from doge_export.export.init import init
 
 __all__ = [
     "EARLIER",
@@ -24,13 +24,17 @@ __all__ = [
     "in_new_names",
     "make",
     "trained",
+    "with_scales",
 ]
 
 #: Generations before transformers'.
-EARLIER = ("1", "2", "3a-filled", "3a", "3b-positional", "3b", "3c")
-#: Each with and without experts; generation 1 always has them.
+EARLIER = tuple(name for name in GENERATIONS if name != CURRENT)
+#: Each with and without experts; generation 1 always has them, and some are others without.
 KINDS = tuple(
-    (generation, moe) for generation in EARLIER for moe in (False, True) if moe or generation != "1"
+    (generation, moe)
+    for generation in EARLIER
+    for moe in (False, True)
+    if moe or not (generation == "1" or GENERATIONS[generation].dense)
 )
 
 #: Those that scripts/train_generations.py trained, each with as many kv heads as heads, and their tokenizer.
@@ -86,6 +90,17 @@ def change_tensors(folder: Path, name: Callable[[str], str | None], **more: npt.
     tensors.pop(None, None)
     save_file({**tensors, **{key.replace("__", "."): np.asarray(value) for key, value in more.items()}}, path)
     return folder
+
+
+def with_scales(folder: Path) -> Path:
+    """MLP and experts are weighed, as from 5 to 13 March 2025."""
+    rng = np.random.default_rng(0)
+    more = {
+        f"model__layers__{layer}__feed_forward__{part}_scaling": rng.standard_normal(64, np.float32)
+        for layer in (0, 1)
+        for part in ("mlp", "moe")
+    }
+    return change_tensors(folder, lambda name: name, **more)
 
 
 def in_new_names(name: str) -> str:

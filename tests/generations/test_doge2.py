@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from doge_export.checkpoint import Checkpoint
 from doge_export.cli import main
-from doge_export.convert import convert
-from doge_export.errors import DogeExportError
+from doge_export.core.checkpoint.folder import Checkpoint
+from doge_export.core.errors import DogeExportError
+from doge_export.export.convert import convert
 from doge_export.model import load_model
-from doge_export.validate.reference import Reference
+from doge_export.validate.backends.reference import Reference
 from doge_export.validate.schedules import Schedule, draw_tokens
 from tests.conftest import write_checkpoint
 from tests.generations._checkpoints import change_config, change_tensors
@@ -35,7 +35,7 @@ def doge2(folder: Path, **changes: Any) -> Path:
 
 
 def test_what_its_class_takes_where_config_says_nothing() -> None:
-    from doge_export.config import DogeConfig
+    from doge_export.core.config import DogeConfig
 
     config = DogeConfig.from_dict({"model_type": "doge2", "mlp_bias": True, "sliding_window": 8})
     assert (config.intermediate_size, config.num_experts, config.num_experts_per_tok) == (4096, 4096, 64)

@@ -11,21 +11,21 @@ import torch
 from safetensors.numpy import load_file
 from transformers.cache_utils import DynamicCache
 
-from doge_export import presets
-from doge_export.bundle import Bundle
-from doge_export.checkpoint import Checkpoint
 from doge_export.cli import main
-from doge_export.errors import DogeExportError
+from doge_export.core import presets
+from doge_export.core.bundle import Bundle
+from doge_export.core.checkpoint.folder import Checkpoint
+from doge_export.core.errors import DogeExportError
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
 from doge_export.model import load_model
-from doge_export.pipeline import export_model
-from doge_export.recipe import ExportOptions
-from doge_export.validate.candidate import Candidate
-from doge_export.validate.figures import compare_selection
-from doge_export.validate.pinned import pinned
-from doge_export.validate.reference import Reference
+from doge_export.validate.backends.deterministic_reference import pinned
+from doge_export.validate.backends.function_bodies import FunctionBodies
+from doge_export.validate.backends.reference import Reference
+from doge_export.validate.comparison import compare_selection
 from doge_export.validate.schedules import Schedule, Tokens, draw_tokens
 from tests.export.test_parity import TABLE
-from tests.generations._checkpoints import EARLIER, KINDS, SETTINGS, make
+from tests.generations._checkpoints import EARLIER, KINDS, SETTINGS, change_tensors, make, with_scales
 from tests.test_tokenizer import AUTHORS
 
 
@@ -65,7 +65,7 @@ def test_module(generation: str, moe: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"moe": True}], ids=["dense", "experts"])
-@pytest.mark.parametrize("generation", ["1", "2", "3a-filled", "3b-positional", "3b"])
+@pytest.mark.parametrize("generation", ["1", "2", "3a-filled", "3a-joint", "3b-positional", "3b"])
 def test_biases_heads_and_an_untied_head(generation: str, changes: dict[str, Any], tmp_path: Path) -> None:
     settings = ("attention_bias=true", "mlp_bias=true", "tie_word_embeddings=false", "num_key_value_heads=4")
     folder = make(tmp_path / "c", generation, settings=settings, **changes)
@@ -96,14 +96,43 @@ def test_graph(generation: str, options: dict[str, Any], tmp_path: Path) -> None
     folder = make(tmp_path / "c", generation, moe=True)
     resolved = ExportOptions.resolve(**options, generation=generation)
     bundle = export_model(str(folder), tmp_path / "b", resolved, validate=False).bundle
-    assert bundle.manifest.options["generation"] == generation
+    assert bundle.manifest.options.generation == generation
     assert bundle.config.generation == generation
-    reference, candidate = Reference(folder, generation=generation), Candidate(bundle)
+    reference, candidate = Reference(folder, generation=generation), FunctionBodies(bundle)
     for seed, schedule in enumerate(TABLE):
         tokens = draw_tokens(schedule, 257, seed)
         expected, got = reference.run(schedule, tokens), candidate.run(schedule, tokens)
         assert np.abs(expected.logits - got.logits)[tokens.real].max() <= 1e-4, schedule.name
         assert compare_selection(expected, got, tokens, schedule.steps).share == 1.0, schedule.name
+
+
+@pytest.mark.parametrize("generation", ["3a-mixed", "3a-joint", "3b-single-positional"])
+def test_graph_whose_tokens_keep_their_queries(generation: str, tmp_path: Path) -> None:
+    folder = make(tmp_path / "c", generation, moe=True)
+    resolved = ExportOptions.resolve(generation=generation, routing="per-token")
+    bundle = export_model(str(folder), tmp_path / "b", resolved, validate=False).bundle
+    schedule = Schedule("", (13, 1, 1, 5), (0, 3))
+    tokens = draw_tokens(schedule, 257, 0)
+    got = FunctionBodies(bundle).run(schedule, tokens)
+    for per_token in (True, False):
+        reference = Reference(folder, per_token=per_token, generation=generation)
+        expected = reference.run(schedule, tokens)
+        same = compare_selection(expected, got, tokens, schedule.steps).share == 1.0
+        assert same == per_token
+        assert (np.abs(expected.logits - got.logits)[tokens.real].max() <= 1e-4) == per_token
+
+
+def test_weighed_experts(tmp_path: Path) -> None:
+    """As from 5 to 13 March 2025."""
+    folder = with_scales(make(tmp_path / "c", "3b-single", moe=True))
+    bundle = export_model(str(folder), tmp_path / "b", validate=False).bundle
+    schedule = Schedule("", (13, 1, 1, 5), (0, 3))
+    tokens = draw_tokens(schedule, 257, 0)
+    expected = Reference(folder).run(schedule, tokens).logits
+    assert np.abs(expected - FunctionBodies(bundle).run(schedule, tokens).logits)[tokens.real].max() <= 1e-4
+    change_tensors(folder, lambda name: None if "scaling" in name else name)
+    other = Reference(folder, generation="3b-single").run(schedule, tokens).logits
+    assert np.abs(expected - other)[tokens.real].max() > 1e-2
 
 
 def test_a_head_that_masks_everything_averages_over_all_keys(tmp_path: Path) -> None:

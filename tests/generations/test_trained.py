@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from doge_export.generations import GENERATIONS
+from doge_export.core.generations import GENERATIONS
 from tests.generations._checkpoints import TRAINED, trained
 
 _SCRIPT = Path(__file__).parents[2] / "scripts" / "train_generations.py"

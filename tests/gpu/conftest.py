@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from doge_export.cuda import Cuda
-from doge_export.errors import DogeExportError
-from doge_export.tensorrt import KINDS, Engine, build_engine
-from doge_export.tensorrt.kinds import open_kind
+from doge_export.core.errors import DogeExportError
+from doge_export.engines import KINDS, Engine, build_engine
+from doge_export.runtime.tensorrt.driver import Cuda
+from doge_export.runtime.tensorrt.kinds import open_kind
 
 
 @pytest.fixture(scope="session")

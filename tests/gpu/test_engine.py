@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from doge_export.cli.app import run
-from doge_export.cuda import Cuda
-from doge_export.errors import DogeExportError
-from doge_export.pipeline import export_model, validate_bundle
-from doge_export.recipe import ExportOptions
+from doge_export.core.errors import DogeExportError
+from doge_export.engines import KINDS, Engine
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model, validate_bundle
 from doge_export.runtime import GenerationOptions, Session, generate
 from doge_export.runtime.tensorrt import TensorRTSession
-from doge_export.runtime.tensorrt.lane import Lane
-from doge_export.tensorrt import KINDS, Engine
+from doge_export.runtime.tensorrt.driver import Cuda
+from doge_export.runtime.tensorrt.slot import Slot
 
 pytestmark = pytest.mark.gpu
 
@@ -72,7 +72,7 @@ def test_rounded_weights(precision: str, cuda: Cuda, exported: Any, built: Built
 
 
 def test_caches_are_updated_in_place(exported: Any, built: Built) -> None:
-    """As the lane has bound them."""
+    """As the slot has bound them."""
     bundle = exported({"target": "tensorrt", "max_length": 64, "dtype": "float16"})[1]
     loaded = on_gpu(built(bundle))._loaded
     cache = bundle.manifest.cache
@@ -103,9 +103,9 @@ def test_a_graph_is_the_calls_it_was_made_of(
     bundle = exported({"target": "tensorrt", "max_length": 64, "dtype": "float16"})[1]
     session, steps = on_gpu(built(bundle)), [9, *[1] * 40, 4, *[1] * 8]
     with_graph = [logits_of(session, steps, rows) for _ in range(2)]
-    (lane,) = session._idle
-    assert lane._graph is not None, "TensorRT could not be captured"
-    monkeypatch.setattr(Lane, "_captured", lambda lane: None)
+    (slot,) = session._idle
+    assert slot._graph is not None, "TensorRT could not be captured"
+    monkeypatch.setattr(Slot, "_captured", lambda slot: None)
     without = logits_of(on_gpu(built(bundle)), steps, rows)
     for logits in with_graph:
         np.testing.assert_array_equal(logits, without)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from doge_export.config import DogeConfig
+from doge_export.core.config import DogeConfig
 from doge_export.model import DogeForExport
 from tests.conftest import SMALL
 

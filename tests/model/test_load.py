@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from doge_export.checkpoint import Checkpoint
-from doge_export.errors import DogeExportError
+from doge_export.core.checkpoint.folder import Checkpoint
+from doge_export.core.errors import DogeExportError
 from doge_export.model import load_model
 from tests.conftest import write_checkpoint
 from tests.model._reference import Pair, calls

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from doge_export.config import ACTIVATIONS
+from doge_export.core.config import ACTIVATIONS
 from tests.model._reference import Calls, Pair, calls, make_pair
 
 WINDOW, BOUNDARY = 12, 24  # SMALL's keep_window_size and max_position_embeddings

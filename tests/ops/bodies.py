@@ -10,8 +10,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 import torch
 
-from doge_export.ops import DOMAIN, VERSION, BodyOptions, Operator
-from doge_export.passes import attach_bodies
+from doge_export.graph.operators import DOMAIN, VERSION, BodyOptions, Operator
+from doge_export.graph.passes import attach_bodies
 from tests.ops.cases import as_numpy
 
 __all__ = ["one_node_model", "run_body", "run_model"]
@@ -47,9 +47,9 @@ def one_node_model(
 
     `outputs`: how many of the operator's outputs the node has; None: all. `symbolic`: no shape is fixed.
     """
-    names = operator.outputs[:outputs]
-    present = [name for name in operator.inputs if inputs[name] is not None]
-    last = operator.inputs.index(present[-1])
+    names = operator.output_names[:outputs]
+    present = [name for name in operator.input_names if inputs[name] is not None]
+    last = operator.input_names.index(present[-1])
     values = {
         name: ir.Value(
             name=name,
@@ -62,18 +62,14 @@ def one_node_model(
     node = ir.Node(
         DOMAIN,
         operator.name,
-        [values.get(name) for name in operator.inputs[: last + 1]],
+        [values.get(name) for name in operator.input_names[: last + 1]],
         [ir.convenience.convert_attribute(name, value) for name, value in attributes.items()],
         num_outputs=len(names),
     )
-    for output, name in zip(node.outputs, names, strict=True):
-        kind = options.dtype
-        if name in operator.bool_outputs:
-            kind = ir.DataType.BOOL
-        elif name in operator.integer_outputs:
-            kind = ir.DataType.INT64
-        output.name, output.type = name, ir.TensorType(kind)
-        output.shape = ir.Shape([None] * _RANKS[name])
+    kinds = {"T": options.dtype, "bool": ir.DataType.BOOL, "int64": ir.DataType.INT64}
+    for output, port in zip(node.outputs, operator.outputs, strict=False):
+        output.name, output.type = port.name, ir.TensorType(kinds[port.type])
+        output.shape = ir.Shape([None] * _RANKS[port.name])
     graph = ir.Graph(
         list(values.values()),
         list(node.outputs),

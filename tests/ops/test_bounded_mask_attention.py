@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from doge_export.ops import BodyOptions
-from doge_export.ops.bounded_mask_attention import OPERATOR, bounded_mask_attention
-from doge_export.ops.dynamic_mask_attention import dynamic_mask_attention
-from doge_export.validate.pinned import pinned
+from doge_export.graph.operators import BodyOptions
+from doge_export.graph.operators.bounded_mask_attention import OPERATOR
+from doge_export.model.operators.bounded_mask_attention import bounded_mask_attention
+from doge_export.model.operators.dynamic_mask_attention import dynamic_mask_attention
+from doge_export.validate.backends.deterministic_reference import pinned
 from tests.ops.bodies import one_node_model, run_model
 
 DIM = 8
@@ -126,8 +127,8 @@ def texts(draw: st.DrawFn) -> Text:
 @settings(max_examples=150)
 @given(text=texts())
 def test_what_is_held_is_the_best_of_the_whole_history(text: Text) -> None:
-    """At every step, whatever ties: the theorem of docs/bounded-cache.md, and its rule. `pinned`, since
-    torch rounds equal keys by where they stand in a tensor."""
+    """At every step, whatever ties: the theorem of docs/explanation/bounded-cache.md, and its rule.
+    `pinned`, since torch rounds equal keys by where they stand in a tensor."""
     cache, past = text.empty(), (text.empty()["key"], text.empty()["value"])
     for call in text.calls():
         mask = call[3]

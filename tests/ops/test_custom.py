@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from doge_export.ops.custom import custom_op
-from doge_export.ops.dynamic_mask_attention import dynamic_mask_attention
-from doge_export.ops.expert_routing import expert_routing
+from doge_export.model.operators.custom import custom_op
+from doge_export.model.operators.dynamic_mask_attention import dynamic_mask_attention
+from doge_export.model.operators.expert_routing import expert_routing
 from tests.ops.cases import ATTENTION_CASES, ROUTING_CASES, AttentionCase, RoutingCase, draw
 
 

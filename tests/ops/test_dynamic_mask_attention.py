@@ -11,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from doge_export.ops import BodyOptions
-from doge_export.ops.dynamic_mask_attention import OPERATOR, dynamic_mask_attention, key_weights, select_keys
+from doge_export.graph.operators import BodyOptions
+from doge_export.graph.operators.dynamic_mask_attention import OPERATOR
+from doge_export.model.operators.attention_parts import key_weights, select_keys
+from doge_export.model.operators.dynamic_mask_attention import dynamic_mask_attention
 from tests.ops.bodies import one_node_model, run_body, run_model
 from tests.ops.cases import ATTENTION_CASES, AttentionCase, draw
 from tests.ops.oracles import attention_oracle, visible_keys
@@ -44,7 +46,7 @@ def run_twin(case: AttentionCase, inputs: Inputs) -> dict[str, torch.Tensor]:
     outputs = dynamic_mask_attention(*inputs.values(), *case.attributes.values())
     for name, tensor in before.items():
         assert torch.equal(tensor, inputs[name]), f"the operator wrote into {name}"
-    return dict(zip(OPERATOR.outputs, outputs, strict=False))
+    return dict(zip(OPERATOR.output_names, outputs, strict=False))
 
 
 def in_reach(case: AttentionCase) -> slice:
@@ -173,7 +175,7 @@ def test_outputs_at_the_end_can_be_left_out(static: bool) -> None:
     for count in (3, 4):  # present_dt and keep are the optional ones
         model = one_node_model(OPERATOR, options, inputs, case.attributes, outputs=count)
         got = run_model(model, inputs)
-        assert list(got) == list(OPERATOR.outputs[:count])
+        assert list(got) == list(OPERATOR.output_names[:count])
         for name, array in got.items():
             np.testing.assert_array_equal(array, whole[name])
 

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from doge_export.ops import BodyOptions
-from doge_export.ops.expert_routing import OPERATOR, expert_routing
+from doge_export.graph.operators import BodyOptions
+from doge_export.graph.operators.expert_routing import OPERATOR
+from doge_export.model.operators.expert_routing import expert_routing
 from tests.ops.bodies import one_node_model, run_body, run_model
 from tests.ops.cases import ROUTING_CASES, RoutingCase
 from tests.ops.oracles import routing_oracle

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from doge_export.ops import (
+from doge_export.graph.operators import (
     BodyOptions,
     Operator,
     filled_mask_attention,
@@ -19,6 +19,7 @@ from doge_export.ops import (
     ratio_mask_attention,
     sign_mask_attention,
 )
+from doge_export.model import operators as in_torch
 from tests.ops.bodies import run_body
 from tests.ops.cases import ATTENTION_CASES, AttentionCase, draw
 from tests.ops.oracles import visible_keys
@@ -86,13 +87,15 @@ def filled(ratio: float) -> Callable[[Array, list[int], int], list[float | None]
     return rule
 
 
-_RATIO = ratio_mask_attention.ratio_mask_attention
-_FILLED = filled_mask_attention.filled_mask_attention
-_PLACE = place_mask_attention.place_mask_attention
+_RATIO = in_torch.ratio_mask_attention.ratio_mask_attention
+_FILLED = in_torch.filled_mask_attention.filled_mask_attention
+_PLACE = in_torch.place_mask_attention.place_mask_attention
+_HEAD = in_torch.head_mask_attention.head_mask_attention
+_SIGN = in_torch.sign_mask_attention.sign_mask_attention
 KINDS = {
     "1": Kind(place_mask_attention.OPERATOR, _PLACE, by_place, by_place=True),
-    "3c": Kind(head_mask_attention.OPERATOR, head_mask_attention.head_mask_attention, largest),
-    "2": Kind(sign_mask_attention.OPERATOR, sign_mask_attention.sign_mask_attention, by_sign, repeated=True),
+    "3c": Kind(head_mask_attention.OPERATOR, _HEAD, largest),
+    "2": Kind(sign_mask_attention.OPERATOR, _SIGN, by_sign, repeated=True),
     "3a": Kind(ratio_mask_attention.OPERATOR, _RATIO, by_rank(0.3), window=0, ratio=0.3),
     "3a, 0.7": Kind(ratio_mask_attention.OPERATOR, _RATIO, by_rank(0.7), window=0, ratio=0.7),
     "3a-filled": Kind(filled_mask_attention.OPERATOR, _FILLED, filled(0.3), ratio=0.3, first_tells=True),
@@ -127,7 +130,7 @@ def inputs_of(kind: Kind, case: AttentionCase) -> Inputs:
         "dynamic_mask": torch.randint(-1, 2, (heads, max(1, case.total - 2)), generator=rng).float(),
         "ratio": None if kind.ratio is None else torch.tensor(kind.ratio, dtype=torch.float64),
     }
-    return {name: given[name] for name in kind.operator.inputs}
+    return {name: given[name] for name in kind.operator.input_names}
 
 
 def oracle(kind: Kind, case: AttentionCase, inputs: Inputs) -> tuple[Array, Array, Array]:
@@ -199,7 +202,8 @@ def test_twin_and_body_are_what_the_oracle_says(kind: Kind, case: AttentionCase)
     attributes = kind.attributes(case)
     output, keep, dt = oracle(kind, case, inputs)
     before = {name: tensor.clone() for name, tensor in inputs.items() if tensor is not None}
-    twin = dict(zip(kind.operator.outputs, kind.run(*inputs.values(), *attributes.values()), strict=False))
+    ran = kind.run(*inputs.values(), *attributes.values())
+    twin = dict(zip(kind.operator.output_names, ran, strict=False))
     for name, tensor in before.items():
         assert torch.equal(tensor, inputs[name]), f"the operator wrote into {name}"
     options = BodyOptions(opset=24 if case.static else 23, static=case.static)

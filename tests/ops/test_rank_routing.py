@@ -7,8 +7,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from doge_export.ops import BodyOptions
-from doge_export.ops.rank_routing import OPERATOR, rank_routing
+from doge_export.graph.operators import BodyOptions
+from doge_export.graph.operators.rank_routing import OPERATOR
+from doge_export.model.operators.rank_routing import rank_routing
 from tests.ops.bodies import run_body
 from tests.ops.cases import ROUTING_CASES, RoutingCase, as_numpy
 

@@ -1,5 +1,7 @@
 """What exporter, checker and torch are told of each operator holds for its bodies."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -9,11 +11,11 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from doge_export.ops import DOMAIN, OPERATORS, VERSION, BodyOptions, Operator
-from doge_export.ops.dynamic_mask_attention import OPERATOR as ATTENTION
-from doge_export.ops.dynamic_mask_attention import dynamic_mask_attention
-from doge_export.ops.expert_routing import OPERATOR as ROUTING
-from doge_export.ops.expert_routing import expert_routing
+from doge_export.graph.operators import DOMAIN, OPERATORS, VERSION, BodyOptions, Operator
+from doge_export.graph.operators.dynamic_mask_attention import OPERATOR as ATTENTION
+from doge_export.graph.operators.expert_routing import OPERATOR as ROUTING
+from doge_export.model.operators.dynamic_mask_attention import dynamic_mask_attention
+from doge_export.model.operators.expert_routing import expert_routing
 from tests.ops.bodies import one_node_model
 from tests.ops.cases import AttentionCase, RoutingCase, draw
 
@@ -36,13 +38,13 @@ def registered() -> Iterator[None]:
 @operators
 def test_schema_is_the_operator(operator: Operator) -> None:
     schema = onnx.defs.get_schema(operator.name, VERSION, DOMAIN)
-    assert [value.name for value in schema.inputs] == list(operator.inputs)
-    assert [value.name for value in schema.outputs] == list(operator.outputs)
+    assert [value.name for value in schema.inputs] == list(operator.input_names)
+    assert [value.name for value in schema.outputs] == list(operator.output_names)
     assert set(schema.attributes) == set(operator.attributes)
     assert all(attribute.required for attribute in schema.attributes.values())
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional
     named = {value.name for value in (*schema.inputs, *schema.outputs) if value.option == optional}
-    assert named == {*operator.optional_inputs, *operator.optional_outputs}
+    assert named == {port.name for port in (*operator.inputs, *operator.outputs) if port.optional}
 
 
 @operators
@@ -50,7 +52,38 @@ def test_torch_operator_takes_the_inputs_and_attributes_in_order(operator: Opera
     namespace, name = operator.torch_name.split("::")
     overload = getattr(getattr(torch.ops, namespace), name).default
     arguments = [argument.name for argument in overload._schema.arguments]
-    assert arguments == [*operator.inputs, *operator.attributes]
+    assert arguments == [*operator.input_names, *operator.attributes]
+    optional = [argument.name for argument in overload._schema.arguments if "Optional" in str(argument.type)]
+    assert optional == [port.name for port in operator.inputs if port.optional]
+    assert len(overload._schema.returns) == sum(port.in_torch for port in operator.outputs)
+
+
+#: Element type -> what ONNX's schema calls it, written out once more.
+TYPES = {"T": "T", "int64": "tensor(int64)", "bool": "tensor(bool)", "double": "tensor(double)"}
+WHOLE = {"attention_mask", "cache_position", "position_ids", "past_position", "present_position", "indices"}
+
+
+@operators
+def test_types_are_those_of_the_names(operator: Operator) -> None:
+    """A name means the same in every operator, and what counts or points is an integer."""
+    schema = onnx.defs.get_schema(operator.name, VERSION, DOMAIN)
+    for port, value in zip(
+        (*operator.inputs, *operator.outputs), (*schema.inputs, *schema.outputs), strict=True
+    ):
+        wanted = "int64" if port.name in WHOLE else {"keep": "bool", "ratio": "double"}.get(port.name, "T")
+        assert port.type == wanted and value.type_str == TYPES[wanted], port
+
+
+def test_the_graph_needs_no_torch() -> None:
+    """Not through a parent's __init__ either: all of it is imported where torch cannot be."""
+    code = (
+        "import importlib, pkgutil, sys\n"
+        "sys.modules.update(dict.fromkeys(('torch', 'transformers')))\n"
+        "import doge_export.graph as graph\n"
+        "for module in pkgutil.walk_packages(graph.__path__, 'doge_export.graph.'):\n"
+        "    importlib.import_module(module.name)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -95,6 +128,8 @@ def test_a_body_is_built_the_same_twice(operator: Operator, static: bool) -> Non
     """Node and value names are counted, not drawn; only standard operators are in it."""
     options = BodyOptions(static=static, opset=24 if static else 23)
     first, second = (ir.to_proto(operator.body(options)) for _ in range(2))
+    assert list(first.input) == list(operator.body_inputs(static))
+    assert list(first.output) == list(operator.output_names)
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
     assert first.domain == DOMAIN and first.name == operator.name
     assert set(first.attribute) <= set(operator.attributes)

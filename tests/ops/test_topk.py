@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doge_export.ops.topk import stable_topk
+from doge_export.model.operators.topk import stable_topk
 
 EDGES = [0.0, -0.0, 1.0, -1.0, torch.inf, -torch.inf, torch.finfo(torch.float32).min, 1e-45, -1e-45]
 

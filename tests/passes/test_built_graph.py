@@ -12,15 +12,17 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from doge_export.config import DogeConfig
-from doge_export.export import GraphFile, build_graph, save_graph
+from doge_export.core.config import DogeConfig
+from doge_export.graph.lower import GraphFile, save_graph
+from doge_export.graph.operators import DOMAIN
+from doge_export.graph.passes import expose_selection, pretranspose
+from doge_export.graph.targets import get_target
+from doge_export.graph.targets.lowered import DECODER_LAYER
 from doge_export.model import DogeForExport
-from doge_export.ops import DOMAIN
-from doge_export.passes import expose_selection, pretranspose
-from doge_export.targets import get_target
-from doge_export.targets.lowered import DECODER_LAYER
+from doge_export.weights import PRECISIONS
 from tests.conftest import SMALL
 from tests.model._reference import calls
+from tests.passes._build import lowered
 
 CONFIG = {**SMALL, "model_type": "doge", "is_moe": True, "attention_bias": True, "num_hidden_layers": 2}
 SLOTS = 8  # fewer than keep_window_size
@@ -38,7 +40,7 @@ def make_model(kv_cache: str, **changes: Any) -> DogeForExport:
 def build(kv_cache: str, **changes: Any) -> tuple[DogeForExport, GraphFile]:
     model = make_model(kv_cache, **changes)
     slots = SLOTS if kv_cache == "static" else None
-    return model, build_graph(model, get_target("onnx"), "float32", "reference", slots)
+    return model, lowered(model, get_target("onnx"), slots=slots)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,7 @@ def session(path: Path) -> ort.InferenceSession:
 
 
 @pytest.mark.parametrize("kv_cache", ["growing", "static"])
+@pytest.mark.usefixtures("traced_anew")
 def test_two_builds_have_equal_bytes(kv_cache: str, built: Any, tmp_path: Path) -> None:
     first = saved(built(kv_cache)[1], tmp_path / "first")
     second = saved(build(kv_cache)[1], tmp_path / "another folder")
@@ -103,7 +106,7 @@ def named_within(graph: onnx.GraphProto | onnx.FunctionProto) -> list[str]:
 def test_nothing_is_said_twice(target: str, built: Any, tmp_path: Path) -> None:
     """The file does not describe what it stores, names no node of a body, and has an equal constant of a
     layer's body once; loaded again it knows as much as before."""
-    graph = build("growing", attention_bias=False)[1] if target == "onnx" else lowered()
+    graph = build("growing", attention_bias=False)[1] if target == "onnx" else rounded()
     for path in (saved(graph, tmp_path / target), tmp_path / target / "decode.onnx"):
         if not path.is_file():
             assert target == "onnx"
@@ -123,9 +126,9 @@ def test_nothing_is_said_twice(target: str, built: Any, tmp_path: Path) -> None:
                 assert len(told) > 1 and len(set(told)) == len(told)
 
 
-def lowered() -> GraphFile:
+def rounded() -> GraphFile:
     model = make_model("growing", attention_bias=False)
-    return build_graph(model, get_target("ort-cpu"), "float32", "per-token", None, "int8")
+    return lowered(model, get_target("ort-cpu"), "per-token", precision=PRECISIONS["int8"])
 
 
 @pytest.mark.parametrize("kv_cache", ["growing", "static"])

@@ -11,12 +11,12 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from doge_export.bundle import Bundle, write_manifest
-from doge_export.passes import emulate_bfloat16
-from doge_export.pipeline import export_model
-from doge_export.recipe import ExportOptions
+from doge_export.core.bundle import Bundle, write_manifest
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
+from doge_export.graph.passes import emulate_bfloat16
 from doge_export.validate import validate
-from doge_export.validate.candidate import Candidate
+from doge_export.validate.backends.function_bodies import FunctionBodies
 
 Export = Callable[..., tuple[Path, Any]]
 NARROW, WIDE = ir.DataType.BFLOAT16, ir.DataType.FLOAT
@@ -218,7 +218,7 @@ def test_export_validates_a_bfloat16_bundle(
     assert made.report is not None
     assert made.report.passed, [check for check in made.report.checks if not check.passed]
     assert any("emulated" in sentence for sentence in made.report.omitted)
-    candidate = Candidate(made.bundle)
+    candidate = FunctionBodies(made.bundle)
     assert candidate.emulated
     assert len(candidate.masks) == 2
     assert len(candidate.experts) == (2 if "is_moe" in changes else 0)

@@ -13,8 +13,8 @@ import torch
 from onnx import TensorProto, helper
 
 from doge_export.validate import compare, validate
-from doge_export.validate.reference import _to_float8
-from doge_export.validate.stored import stored_activations, stored_weights
+from doge_export.validate.backends.reference import _to_float8
+from doge_export.validate.diagnosis.bundle_weights import stored_activations, stored_weights
 
 DENSE: dict[str, Any] = {}
 EXPERTS = {"is_moe": True, "tie_word_embeddings": False}
@@ -80,7 +80,7 @@ def test_form(changes: dict[str, Any], static_bundle: Any) -> None:
 def test_onnxruntime_rounds_the_inputs_alone(target: str, static_bundle: Any, tmp_path: Path) -> None:
     """In each step; the matrices are floats once the session is there."""
     _, bundle = static_bundle(EXPERTS, precision="w8a8-fp8", target=target)
-    assert bundle.manifest.options["dequantize_at_load"]
+    assert bundle.manifest.options.dequantize_at_load
     options = ort.SessionOptions()
     options.log_severity_level = 4  # it warns of every optimized graph that is written
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")

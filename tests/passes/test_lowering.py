@@ -12,20 +12,22 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from doge_export.export import GraphFile, build_graph, save_graph
-from doge_export.model import DogeForExport
-from doge_export.ops import DOMAIN
-from doge_export.passes import expose_selection
-from doge_export.quantize import Precision, named_precision, nearest, stored_dtype
-from doge_export.targets import get_target
-from doge_export.targets.lowered import (
+from doge_export.graph.lower import GraphFile, save_graph
+from doge_export.graph.operators import DOMAIN
+from doge_export.graph.passes import expose_selection
+from doge_export.graph.targets import get_target
+from doge_export.graph.targets.lowered import (
     LAYER_ATTRIBUTES,
     LAYER_ROLES,
     LM_HEAD_ROLES,
     ROTARY_ANGLES_ROLES,
     TOKEN_EMBEDDING_ROLES,
 )
+from doge_export.model import DogeForExport
+from doge_export.weights import FULL, Precision, nearest, stored_format
+from tests._precision import precision as mixed
 from tests.model._reference import Calls, calls
+from tests.passes._build import lowered
 from tests.passes.test_built_graph import SLOTS, make_model, session
 
 LOWERED = get_target("ort-cpu")
@@ -46,7 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 #: Every pair of neighbours differs, in type, block, or whether it is rounded at all.
-MIXED = named_precision(
+MIXED = mixed(
     "int4",
     {
         "v_proj": "int8:32",
@@ -58,7 +60,7 @@ MIXED = named_precision(
     },
 )
 #: float16 wherever it may be, beside integers and floats.
-HALVED = named_precision(
+HALVED = mixed(
     "int8",
     {
         **dict.fromkeys(("embed_tokens", "router_gate", "dt_proj", "up_embed", "v_proj"), "fp16"),
@@ -68,10 +70,13 @@ HALVED = named_precision(
 )
 
 
+def named(precision: Precision | str) -> Precision:
+    return mixed(precision) if isinstance(precision, str) else precision
+
+
 def build(model: DogeForExport, target: Any = LOWERED, precision: Precision | str = "fp32") -> GraphFile:
     slots = SLOTS if model.kv_cache == "static" else None
-    dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
-    return build_graph(model, target, dtype, "reference", slots, precision)
+    return lowered(model, target, "reference", slots, named(precision))
 
 
 def saved(graph: GraphFile, folder: Path) -> Path:
@@ -172,9 +177,9 @@ def rounded(model: DogeForExport, precision: Precision | str) -> DogeForExport:
     """The module with the weights that the file holds."""
     tied = model.config.tie_word_embeddings
     for name, parameter in model.named_parameters():
-        dtype = stored_dtype(name, tuple(parameter.shape), precision, tied)
-        if dtype is not None:
-            parameter.copy_(torch.from_numpy(nearest(parameter.float().numpy(), dtype)))
+        form = stored_format(name, tuple(parameter.shape), named(precision), tied)
+        if form != FULL:
+            parameter.copy_(torch.from_numpy(nearest(parameter.float().numpy(), form)))
     return model
 
 
@@ -192,7 +197,7 @@ def test_a_quantized_graph_computes_with_the_rounded_weights(
 
 
 def test_another_runtime_takes_float16_matrices(tmp_path: Path) -> None:
-    precision = dataclasses.replace(HALVED, layers=None, embedding=None, head=None)
+    precision = dataclasses.replace(HALVED, layers=FULL, embedding=FULL, head=FULL)
     check_rounded(get_target("onnx"), make_model("growing"), precision, tmp_path)
 
 
@@ -212,7 +217,7 @@ def check_rounded(target: Any, model: DogeForExport, precision: Precision | str,
 
 def test_layers_that_store_alike_share_a_body(tmp_path: Path) -> None:
     model = make_model("growing", is_moe=False, num_hidden_layers=3)
-    precision = named_precision("int8", {"layers.1.v_proj": "fp32", "layers.2": "int4:16"})
+    precision = mixed("int8", {"layers.1.v_proj": "fp32", "layers.2": "int4:16"})
     graph = build(model, LOWERED, precision).model
     layers = [node for node in graph.graph if node.op_type == "DecoderLayer"]
     assert [node.overload for node in layers] == ["", "1", ""]

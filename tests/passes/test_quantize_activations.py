@@ -9,9 +9,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from doge_export.calibrate import CALIBRATIONS
+from doge_export.compress.calibration import CALIBRATIONS
 from doge_export.validate import compare, validate
-from doge_export.validate.stored import stored_activations, stored_weights
+from doge_export.validate.diagnosis.bundle_weights import stored_activations, stored_weights
 
 DENSE: dict[str, Any] = {}
 EXPERTS = {"is_moe": True, "tie_word_embeddings": False}
@@ -93,7 +93,7 @@ def test_what_is_kept(static_bundle: Any) -> None:
     _, bundle = static_bundle(DENSE, {"v_proj": "fp32"})
     assert not any("v_proj" in name for name in (*stored_weights(bundle), *stored_activations(bundle)))
     assert len(stored_activations(bundle)) == 2 * 6 + 1
-    assert bundle.manifest.options["types"] == {"v_proj": "fp32"}
+    assert bundle.manifest.options.types == {"v_proj": "fp32"}
 
 
 def test_the_router_too_where_it_is_asked_for(static_bundle: Any) -> None:

@@ -9,16 +9,17 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from doge_export.bundle import Bundle
-from doge_export.errors import DogeExportError
-from doge_export.inspect import inspect_bundle
-from doge_export.pipeline import export_model
-from doge_export.quantize import dequantize, quantize, stored_bytes
-from doge_export.recipe import ExportOptions
-from doge_export.requantize import checkpoint_weights, quantize_bundle
-from doge_export.shapes import tensor_shapes
+from doge_export.compress.quantize_bundle import checkpoint_weights, quantize_bundle
+from doge_export.core.bundle import Bundle
+from doge_export.core.errors import DogeExportError
+from doge_export.core.tensor_shapes import tensor_shapes
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
+from doge_export.inspection.contents import inspect_bundle
 from doge_export.validate import validate
-from doge_export.validate.stored import stored_weights
+from doge_export.validate.diagnosis.bundle_weights import stored_weights
+from doge_export.weights import dequantize, quantize, stored_bytes
+from tests._precision import form
 
 PLAIN = {"target": "onnx", "routing": "per-token"}
 kinds = pytest.mark.parametrize("changes", [{}, {"is_moe": True, "tie_word_embeddings": False}],
@@ -46,7 +47,7 @@ def test_it_computes_with_these_numbers(dtype: str, changes: dict[str, Any], mad
     found, weights = stored_weights(bundle), checkpoint_weights(full)
     assert len(found) == 2 * (9 if changes else 7) + (2 if changes else 1)
     for name, numbers in found.items():
-        np.testing.assert_array_equal(numbers, dequantize(quantize(weights[name], dtype)), name)
+        np.testing.assert_array_equal(numbers, dequantize(quantize(weights[name], form(dtype))), name)
     report = validate(bundle, checkpoint, quick=True)
     assert report.passed, [check for check in report.checks if not check.passed]
     assert 0 < report.rounding["kl_divergence"] < (0.05 if dtype == "int8-asym" else 1)
@@ -56,7 +57,7 @@ def test_it_computes_with_these_numbers(dtype: str, changes: dict[str, Any], mad
     assert len(zeros) == len(found) and {each.data_type for each in zeros} == {kind}
     # What a changed zero point does is seen.
     wrong = {**weights, (name := next(iter(found))): weights[name] + 0.1}
-    assert not (dequantize(quantize(wrong[name], dtype)) == found[name]).all()
+    assert not (dequantize(quantize(wrong[name], form(dtype))) == found[name]).all()
 
 
 @types
@@ -105,7 +106,7 @@ def test_where_they_may_be() -> None:
     with pytest.raises(DogeExportError, match="--target onnx takes no matrices in types of their own"):
         ExportOptions.resolve(target="onnx", precision="int4-asym", types={"v_proj": "int8"})
     mixed = ExportOptions.resolve(target="onnx", precision="int4-asym", types={"v_proj": "int8-asym:16"})
-    assert dict(mixed.stored.own) == {"v_proj": "int8-asym:16"}
+    assert dict(mixed.stored.own) == {"v_proj": form("int8-asym:16")}
 
 
 def test_rounded_by_search(exported: Any, tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_rounded_by_search(exported: Any, tmp_path: Path) -> None:
     found = quantize_bundle(full.path, tmp_path / "out", "int4-asym-search", types=types).exported.bundle
     name = "model.layers.1.mlp.up_proj.weight"
     weight, stored = checkpoint_weights(full)[name], stored_weights(found)[name]
-    nearest = dequantize(quantize(weight, "int4-asym"))
+    nearest = dequantize(quantize(weight, form("int4-asym")))
     assert np.square(stored - weight).sum() < np.square(nearest - weight).sum()
     report = validate(found, checkpoint, quick=True)
     assert report.passed, [check for check in report.checks if not check.passed]

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doge_export import plugin_library
-from doge_export.ops import dynamic_mask_attention as attention
-from doge_export.ops import expert_routing as routing
+from doge_export.graph.operators import dynamic_mask_attention as attention
+from doge_export.graph.operators import expert_routing as routing
+from doge_export.model.operators.expert_routing import expert_routing
 from tests.ops import test_dynamic_mask_attention as attention_table
 from tests.ops import test_expert_routing as routing_table
 from tests.ops.bodies import one_node_model, run_body, run_model
@@ -106,7 +107,7 @@ def test_outputs_at_the_end_can_be_left_out(static: bool) -> None:
     for count in (3, 4):
         model = one_node_model(attention.OPERATOR, options, inputs, case.attributes, outputs=count)
         got = run_model(model, inputs, library=library)
-        assert list(got) == list(attention.OPERATOR.outputs[:count])
+        assert list(got) == list(attention.OPERATOR.output_names[:count])
         for name, array in got.items():
             np.testing.assert_array_equal(array, whole[name])
 
@@ -132,7 +133,7 @@ def test_stale_slots_say_nothing() -> None:
 
 def check_routing(case: RoutingCase, seed: int = 0) -> None:
     logits = case.draw(seed)
-    indices, weights = routing.expert_routing(logits, *case.attributes.values())
+    indices, weights = expert_routing(logits, *case.attributes.values())
     options = routing_table.options_of(case)
     inputs: dict[str, torch.Tensor | None] = {"router_logits": logits}
     got = run_body(routing.OPERATOR, options, inputs, case.attributes, library=plugin_library())

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from doge_export import plugin_library
-from doge_export.ops import dynamic_mask_attention as attention
-from doge_export.ops import expert_routing as routing
+from doge_export.graph.operators import dynamic_mask_attention as attention
+from doge_export.graph.operators import expert_routing as routing
 from tests.ops.bodies import run_body
 from tests.ops.cases import AttentionCase, RoutingCase, draw
 from tests.ops.test_dynamic_mask_attention import options_of
@@ -116,8 +116,8 @@ LAYER: dict[str, tuple[Spoil, str]] = {
     "a flag of 2": (attribute("per_token", 2), "per_token is 2"),
     "an output too many": (lambda n: n.outputs.update(dt="float32"), "has 3 outputs, not 4"),
     "int64 weight": (retyped("q_proj", np.int64), "q_proj is int64"),
-    "float64 norm": (retyped("q_norm", np.float64), "q_norm is of another type, not floating point"),
-    "int8 norm": (retyped("A", np.int8), "A is int8, not floating point"),
+    "float64 norm": (retyped("q_norm", np.float64), "q_norm is float64, not float32, float16 or bfloat16"),
+    "int8 norm": (retyped("A", np.int8), "A is int8, not float32, float16 or bfloat16"),
     "int8 without scale": (retyped("q_proj", np.int8), r"q_proj is int8 and has no q_proj\.scale"),
     "scale without int8": (
         lambda n: n.weights.update({"q_proj.scale": np.ones((32, 2), np.float16)}),
@@ -261,7 +261,7 @@ def test_token_ids_out_of_range(token: int) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda n: n.outputs.update(hidden_states="int64"), "hidden_states is int64, not floating point"),
+        (lambda n: n.outputs.update(hidden_states="int64"), "hidden_states is int64, not float32"),
         (lambda n: n.weights.pop("table.scale"), r"table is int8 and has no table\.scale"),
         (retyped("input_ids", np.float32), "input_ids is float32"),
         (reshaped("input_ids", 6), r"input_ids has the shape \[6\]"),

@@ -6,16 +6,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from doge_export.pipeline import export_model
-from doge_export.quantize import METHODS, apply_fold, dequantize, folds, quantize, scale_channels
-from doge_export.recipe import ExportOptions
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
 from doge_export.validate import validate
+from doge_export.weights import (
+    FORMATS,
+    FULL,
+    METHODS,
+    apply_fold,
+    dequantize,
+    folds,
+    quantize,
+    scale_channels,
+)
 from tests.conftest import write_checkpoint
 
 MODELS: list[dict[str, Any]] = [
     {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
     {"is_moe": True},
 ]
+
+INT4 = FORMATS["int4"]
 
 
 @pytest.mark.parametrize("changes", MODELS, ids=["biases and a head of its own", "experts"])
@@ -65,13 +76,13 @@ def drawn(seed: int, outliers: bool) -> tuple[dict[str, np.ndarray], dict[str, n
 def test_scales_gain_where_channels_stand_out() -> None:
     weights, hessians, inputs = drawn(0, outliers=True)
     before = {name: weight.copy() for name, weight in weights.items()}
-    scaled = scale_channels(weights, hessians, lambda name: "int4", lambda w, dtype, h: quantize(w, dtype))
+    scaled = scale_channels(weights, hessians, lambda name: INT4, lambda w, form, h: quantize(w, form))
     norm = weights["model.layers.0.post_attention_layernorm.weight"]
     assert norm[::16].max() < np.delete(norm, slice(0, 64, 16)).min(), "what stands out is divided"
     for name, hessian in hessians.items():
         assert np.allclose(weights[name] * norm, before[name], rtol=1e-6)
         assert np.allclose(scaled[name], hessian * np.outer(norm, norm), rtol=1e-5)
-        made, plain = dequantize(quantize(weights[name], "int4")) * norm, quantize(before[name], "int4")
+        made, plain = dequantize(quantize(weights[name], INT4)) * norm, quantize(before[name], INT4)
         off, off_before = before[name] - made, before[name] - dequantize(plain)
         assert np.square(inputs @ off.T).sum() < 0.5 * np.square(inputs @ off_before.T).sum()
     # Of the others nothing is known, so they stay.
@@ -85,12 +96,12 @@ def test_scales_that_do_not_gain_are_left_out(seed: int) -> None:
     inputs[:, 3:5] = 0
     hessians = dict.fromkeys(hessians, inputs.T @ inputs / len(inputs))
     before = {name: weight.copy() for name, weight in weights.items()}
-    scale_channels(weights, hessians, lambda name: "int4", lambda w, dtype, h: quantize(w, dtype))
+    scale_channels(weights, hessians, lambda name: INT4, lambda w, form, h: quantize(w, form))
     norm = weights["model.layers.0.post_attention_layernorm.weight"]
     sums = np.zeros(2)
     for name in hessians:
         whole = np.square(inputs @ before[name].T).sum()
-        for at, rounded in enumerate((quantize(weights[name], "int4"), quantize(before[name], "int4"))):
+        for at, rounded in enumerate((quantize(weights[name], INT4), quantize(before[name], INT4))):
             off = before[name] - dequantize(rounded) * (norm if at == 0 else 1)
             sums[at] += np.square(inputs @ off.T).sum() / whole
     assert np.isfinite(norm).all() and sums[0] <= sums[1] * (1 + 1e-4)
@@ -99,6 +110,6 @@ def test_scales_that_do_not_gain_are_left_out(seed: int) -> None:
 def test_what_is_not_rounded_is_not_scaled() -> None:
     weights, hessians, _ = drawn(0, outliers=True)
     before = {name: weight.copy() for name, weight in weights.items()}
-    found = scale_channels(weights, hessians, lambda name: None, METHODS["awq"].round)
+    found = scale_channels(weights, hessians, lambda name: FULL, METHODS["awq"].round)
     assert all(np.array_equal(weights[name], before[name]) for name in weights)
     assert all(found[name] is hessians[name] for name in hessians)

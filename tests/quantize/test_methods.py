@@ -8,11 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from doge_export.errors import DogeExportError
-from doge_export.quantize import METHODS, dequantize, parse_scheme, quantize
-from doge_export.quantize.gptq import gptq
-from doge_export.quantize.hqq import POWER, hqq
-from doge_export.quantize.scale_search import search
+from doge_export.core.errors import DogeExportError
+from doge_export.weights import (
+    METHODS,
+    PRECISIONS,
+    Method,
+    Quantized,
+    Scheme,
+    dequantize,
+    parse_scheme,
+    quantize,
+)
+from doge_export.weights.methods import GPTQ, NEAREST, SEARCH, Scaling
+from doge_export.weights.rounding.gptq import gptq
+from doge_export.weights.rounding.hqq import POWER, hqq
+from doge_export.weights.rounding.scale_search import search
+from tests._precision import form
 
 LIMITS = {
     "int8": (-127, 127),
@@ -51,7 +62,7 @@ def test_search_is_never_worse_than_nearest(dtype: str, seed: int, power: int, o
     if outlier:
         weight[3, 5] *= 30
     costs = np.square(inputs).mean(0)
-    found, nearest = search(weight, dtype, costs), quantize(weight, dtype)
+    found, nearest = search(weight, form(dtype), costs), quantize(weight, form(dtype))
     lowest, highest = LIMITS[dtype]
     assert found.values.astype(int).min() >= lowest and found.values.astype(int).max() <= highest
     assert found.scales.dtype == nearest.scales.dtype and found.scales.shape == nearest.scales.shape
@@ -61,6 +72,12 @@ def test_search_is_never_worse_than_nearest(dtype: str, seed: int, power: int, o
     off, before = (each.reshape(*found.scales.shape, block).sum(-1) for each in (off, before))
     assert (off <= before * (1 + 1e-5) + 1e-30).all(), "of every block"
     assert off.sum() < before.sum()
+
+
+def losses(weight: np.ndarray, made: Quantized) -> np.ndarray:
+    """Of each block, as HQQ counts them."""
+    errors = np.abs(weight - dequantize(made)).astype(np.float64) ** POWER
+    return errors.reshape(*made.scales.shape, -1).sum(-1)
 
 
 @integers
@@ -74,18 +91,23 @@ def test_hqq_is_never_worse_than_nearest_by_its_own_measure(
     weight *= np.float32(2.0**power)
     if outlier:
         weight[3, 5] *= 30
-    found, nearest = hqq(weight, dtype), quantize(weight, dtype)
-    sums = [
-        (np.abs(weight - dequantize(each)).astype(np.float64) ** POWER)
-        .reshape(*found.scales.shape, -1)
-        .sum(-1)
-        for each in (found, nearest)
-    ]
+    found, nearest = hqq(weight, form(dtype)), quantize(weight, form(dtype))
+    sums = [losses(weight, each) for each in (found, nearest)]
     assert (sums[0] <= sums[1] * (1 + 1e-5)).all(), "of every block"
-    if dtype != "int8-asym":  # 255 steps and a fixed zero leave it nothing to gain
-        assert sums[0].sum() < (1 if dtype == "int8" else 0.99) * sums[1].sum()
-    again = hqq(weight.copy(), dtype)
+    if dtype.startswith("int4"):
+        assert sums[0].sum() < 0.99 * sums[1].sum()
+    again = hqq(weight.copy(), form(dtype))
     assert (again.values == found.values).all() and (again.scales == found.scales).all()
+
+
+def test_hqq_gains_in_int8_for_most_matrices() -> None:
+    """Not for all: of 255 steps few leave it anything to gain."""
+    drawn_weights = [drawn(seed)[0] for seed in range(30)]
+    gained = [
+        losses(weight, hqq(weight, form("int8"))).sum() < losses(weight, quantize(weight, form("int8"))).sum()
+        for weight in drawn_weights
+    ]
+    assert sum(gained) >= 25
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -94,7 +116,7 @@ def test_gptq_loses_less(seed: int) -> None:
     weight, inputs = drawn(seed)
     hessian = inputs.T @ inputs / len(inputs)
     nearest, search_, best = (
-        loss(weight, dequantize(METHODS[method].round(weight, "int4", hessian)), inputs)
+        loss(weight, dequantize(METHODS[method].round(weight, form("int4"), hessian)), inputs)
         for method in ("nearest", "search", "gptq")
     )
     assert best < 0.8 * min(nearest, search_)
@@ -104,10 +126,10 @@ def test_gptq_loses_less(seed: int) -> None:
 def test_gptq_is_the_obvious_loop(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the algorithm as it is derived: after each column the best of what is left, by solving for
     it."""
-    monkeypatch.setattr(importlib.import_module("doge_export.quantize.gptq"), "_PASSES", 0)
+    monkeypatch.setattr(importlib.import_module("doge_export.weights.rounding.gptq"), "_PASSES", 0)
     weight, inputs = drawn(1, rows=3, width=32, tokens=200)
     hessian = inputs.T @ inputs / len(inputs)
-    found = gptq(weight, dtype, hessian)
+    found = gptq(weight, form(dtype), hessian)
     damped = hessian.astype(np.float64) + np.eye(32) * 0.01 * np.diag(hessian).mean()
     scales = found.scales.astype(np.float64) * float(found.global_scale or 1)
     zeros = np.zeros(scales.shape) if found.zeros is None else found.zeros.astype(np.float64)
@@ -131,13 +153,13 @@ def test_gptq_is_the_obvious_loop(dtype: str, monkeypatch: pytest.MonkeyPatch) -
 def test_the_passes_after_it_gain_until_no_number_alone_can_be_better(
     dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module("doge_export.quantize.gptq")
+    module = importlib.import_module("doge_export.weights.rounding.gptq")
     weight, inputs = drawn(6, rows=12)
     hessian = inputs.T @ inputs / len(inputs)
     losses = []
     for passes in (0, 1, 3, 60):
         monkeypatch.setattr(module, "_PASSES", passes)
-        found = gptq(weight, dtype, hessian)
+        found = gptq(weight, form(dtype), hessian)
         losses.append(loss(weight, dequantize(found), inputs))
     assert losses[0] > losses[1] > losses[2] >= losses[3] and losses[2] < 0.98 * losses[0]
     damped = hessian.astype(np.float64) + np.eye(96) * 0.01 * np.diag(hessian).mean()
@@ -157,7 +179,7 @@ def test_gptq_with_a_metric_of_outputs_is_gptq_of_the_kronecker_product(dtype: s
     hessian = (inputs.T @ inputs / len(inputs)).astype(np.float64)
     mixed = np.random.default_rng(5).normal(size=(rows, rows))
     metric = mixed @ mixed.T + 0.1 * np.eye(rows)
-    found = gptq(weight, dtype, hessian, metric)
+    found = gptq(weight, form(dtype), hessian, metric)
     zeros = np.zeros(found.scales.shape) if found.zeros is None else found.zeros.astype(np.float64)
     inner = hessian + np.eye(16) * 0.01 * np.diag(hessian).mean()
     outer = metric + np.eye(rows) * 1e-4 * np.diag(metric).mean()
@@ -180,10 +202,10 @@ def test_what_never_happens_may_be_anything(dtype: str) -> None:
     """Columns whose input is always 0 make no Hessian singular."""
     weight, inputs = drawn(2)
     inputs[:, 10:20] = 0
-    rounded = dequantize(gptq(weight, dtype, inputs.T @ inputs / len(inputs)))
+    rounded = dequantize(gptq(weight, form(dtype), inputs.T @ inputs / len(inputs)))
     assert np.isfinite(rounded).all()
-    assert loss(weight, rounded, inputs) < loss(weight, dequantize(quantize(weight, dtype)), inputs)
-    zero = dequantize(gptq(np.zeros_like(weight), dtype, np.zeros((96, 96), np.float32)))
+    assert loss(weight, rounded, inputs) < loss(weight, dequantize(quantize(weight, form(dtype))), inputs)
+    zero = dequantize(gptq(np.zeros_like(weight), form(dtype), np.zeros((96, 96), np.float32)))
     assert (zero == 0).all()
 
 
@@ -192,17 +214,51 @@ def test_nan_is_refused(method: str) -> None:
     weight, inputs = drawn(3)
     weight[1, 1] = np.nan
     with pytest.raises(DogeExportError, match="cannot be stored in int4"):
-        METHODS[method].round(weight, "int4", inputs.T @ inputs)
+        METHODS[method].round(weight, form("int4"), inputs.T @ inputs)
 
 
-def test_schemes() -> None:
-    assert parse_scheme("int4") == ("int4", "nearest")
-    assert parse_scheme("int8-head4") == ("int8-head4", "nearest")
-    assert parse_scheme("int8-head4-gptq") == ("int8-head4", "gptq")
-    assert parse_scheme("int4-search") == ("int4", "search")
-    assert parse_scheme("int8-head4-awq-gptq") == ("int8-head4", "awq-gptq")
-    assert parse_scheme("int4-asym") == ("int4-asym", "nearest")
-    assert parse_scheme("int8-asym-awq-gptq") == ("int8-asym", "awq-gptq")
+@pytest.mark.parametrize(
+    ("text", "precision", "method"),
+    [
+        ("int4", "int4", Method(NEAREST)),
+        ("int8-head4", "int8-head4", Method(NEAREST)),
+        ("int8-head4-gptq", "int8-head4", Method(GPTQ)),
+        ("int4-search", "int4", Method(SEARCH)),
+        ("int8-awq", "int8", Method(SEARCH, Scaling.AWQ)),
+        ("int8-head4-awq-gptq", "int8-head4", Method(GPTQ, Scaling.AWQ)),
+        ("int4-gptq-tuned", "int4", Method(GPTQ, tuned=True)),
+        ("int4-asym", "int4-asym", Method(NEAREST)),
+        ("int8-asym-awq-gptq-tuned", "int8-asym", Method(GPTQ, Scaling.AWQ, tuned=True)),
+    ],
+)
+def test_schemes(text: str, precision: str, method: Method) -> None:
+    assert parse_scheme(text) == Scheme(PRECISIONS[precision], method)
+    assert str(parse_scheme(text)) == text
+
+
+def test_methods_by_their_names() -> None:
+    assert list(METHODS) == [
+        *("nearest", "search", "hqq", "gptq", "awq", "awq-gptq", "gptq-tuned", "awq-gptq-tuned")
+    ]
+    for name, method in METHODS.items():
+        assert Method.parse(name) == method and str(method) == name
+    with pytest.raises(DogeExportError, match=r"^rounding 'best' does not exist\. Choose nearest or search"):
+        Method.parse("best")
+
+
+def test_what_a_method_is_once_scales_are_folded_in() -> None:
+    found = {name: method.scaled for name, method in METHODS.items()}
+    assert {name: str(method) for name, method in found.items() if method is not None} == {
+        "search": "awq",
+        "gptq": "awq-gptq",
+        "awq": "awq",
+        "awq-gptq": "awq-gptq",
+        "gptq-tuned": "awq-gptq-tuned",
+        "awq-gptq-tuned": "awq-gptq-tuned",
+    }
+
+
+def test_no_other_scheme_exists() -> None:
     for wrong in (
         "int4-awq-",
         "int4-gptq-awq",

@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
-from doge_export.errors import DogeExportError
-from doge_export.float4 import dequantize_float4
-from doge_export.quantize import METHODS, Quantized, choose_block, dequantize, quantize, quantized_tensors
-from doge_export.quantize.round_to_nearest import FORMATS
+from doge_export.core.errors import DogeExportError
+from doge_export.runtime.float4 import dequantize_float4
+from doge_export.weights import FORMATS, METHODS, Quantized, dequantize, quantize, quantized_tensors
 
 #: By the OCP specification of e2m1.
 POSITIVE = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+
+NVFP4 = FORMATS["nvfp4"]
 
 
 def drawn(seed: int, rows: int = 5, blocks: int = 3, power: int = 0) -> np.ndarray:
@@ -32,7 +33,7 @@ def graph_of(weight: np.ndarray, made: Quantized | None = None) -> ir.Model:
     """A graph that gives what the tensors that are stored for `weight` are worth."""
     values, scales, whole = (
         ir.Value(name=each.name, type=ir.TensorType(each.dtype), shape=ir.Shape(each.shape), const_value=each)
-        for each in quantized_tensors(ir.tensor(weight), "nvfp4", "w", made)
+        for each in quantized_tensors(ir.tensor(weight), NVFP4, "w", made)
     )
     steps = ir.Node("", "DequantizeLinear", [scales, whole])
     attributes = [ir.AttrInt64("axis", 1), ir.AttrInt64("block_size", 16)]
@@ -49,7 +50,7 @@ def graph_of(weight: np.ndarray, made: Quantized | None = None) -> ir.Model:
 def test_every_number_is_the_nearest(seed: int, power: int) -> None:
     """Of its block's sixteen, in exact arithmetic; and each product is a float32, not rounded to one."""
     weight = drawn(seed, power=power)
-    made = quantize(weight, "nvfp4")
+    made = quantize(weight, NVFP4)
     assert made.values.dtype == ml_dtypes.float4_e2m1fn and made.scales.dtype == ml_dtypes.float8_e4m3fn
     assert made.scales.shape == (5, 3) and made.global_scale is not None
     scales = made.scales.astype(np.float64) * float(made.global_scale)  # 12 bits: exact
@@ -71,7 +72,7 @@ def test_ties_go_to_even() -> None:
     weight = np.zeros((1, 32), np.float32)
     weight[0, 0] = 448 * 6
     weight[0, 16:23], weight[0, 23:30], weight[0, 31] = halfway, np.negative(halfway), 6
-    made = quantize(weight, "nvfp4")
+    made = quantize(weight, NVFP4)
     assert made.global_scale == 1 and made.scales.astype(np.float32).tolist() == [[448, 1]]
     assert made.values[0, 16:23].astype(np.float32).tolist() == even
     assert made.values[0, 23:30].astype(np.float32).tolist() == [-number for number in even]
@@ -85,25 +86,25 @@ def test_what_is_on_the_grid_is_kept() -> None:
     scales = np.exp2(rng.integers(-6, 8, (8, 4, 1))) * rng.integers(8, 15, (8, 4, 1)) / 8
     scales[0, 0] = 448
     weight = (values * scales * 2.0**-12).reshape(8, 64).astype(np.float32)
-    made = quantize(weight, "nvfp4")
+    made = quantize(weight, NVFP4)
     assert made.global_scale == 2.0**-12
     np.testing.assert_array_equal(dequantize(made), weight)
-    np.testing.assert_array_equal(dequantize(METHODS["search"].round(weight, "nvfp4", None)), weight)
+    np.testing.assert_array_equal(dequantize(METHODS["search"].round(weight, NVFP4, None)), weight)
 
 
 def test_zeros_and_what_is_nearly_zero() -> None:
     """A block whose scale would be 0 gets the smallest, and keeps what is larger than half its step."""
-    assert not dequantize(quantize(np.zeros((3, 32), np.float32), "nvfp4")).any()
+    assert not dequantize(quantize(np.zeros((3, 32), np.float32), NVFP4)).any()
     weight = np.zeros((1, 64), np.float32)
     weight[0, 0] = 448 * 6  # so that the global scale is 1, and the least of a block 2^-9
     weight[0, 32:34] = 6 * 2.0**-13, -(2.0**-11)  # scale 2^-13, of which e4m3 makes 0
     weight[0, 48] = 1e-30
-    made = quantize(weight, "nvfp4")
+    made = quantize(weight, NVFP4)
     assert made.scales.astype(np.float32).tolist() == [[448, 0, 2.0**-9, 2.0**-9]]
     assert dequantize(made)[0, 32:34].tolist() == [2.0**-10, 0], "0.375 of a step is 0.5, and 0.25 is 0"
     assert dequantize(made)[0, 48] == 0
     tiny = np.full((1, 16), 1e-42, np.float32)  # below what float32 has all its bits for
-    assert np.isfinite(dequantize(quantize(tiny, "nvfp4"))).all()
+    assert np.isfinite(dequantize(quantize(tiny, NVFP4))).all()
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
@@ -111,19 +112,19 @@ def test_what_has_no_scale_is_refused(wrong: float) -> None:
     weight = np.ones((2, 32), np.float32)
     weight[1, 7] = wrong
     with pytest.raises(DogeExportError, match="cannot be stored in nvfp4"):
-        quantize(weight, "nvfp4")
+        quantize(weight, NVFP4)
 
 
 def test_a_row_is_whole_blocks() -> None:
-    assert choose_block(48, "nvfp4") == 16
-    assert [choose_block(width, "nvfp4") for width in (8, 24, 684)] == [None] * 3
+    assert NVFP4.block_of(48) == 16
+    assert [NVFP4.block_of(width) for width in (8, 24, 684)] == [None] * 3
 
 
 @given(seed=st.integers(0, 2**32 - 1), power=st.integers(-40, 40), now=st.booleans())
 def test_the_file_says_the_same_to_all(seed: int, power: int, now: bool) -> None:
     """To ONNX's own reference, to what onnxruntime is given, and to `dequantize`, to the last bit."""
     weight = drawn(seed, power=power)
-    made = quantize(weight, "nvfp4")
+    made = quantize(weight, NVFP4)
     model = graph_of(weight, made if now else None)
     (expected,) = ReferenceEvaluator(ir.to_proto(model)).run(None, {})
     proto = ir.to_proto(model)
@@ -153,9 +154,9 @@ def test_every_pair_of_bits(tmp_path: Path) -> None:
 
 def test_bytes() -> None:
     weight = drawn(1, rows=7, blocks=5)
-    tensors = quantized_tensors(ir.tensor(weight), "nvfp4", "w")
+    tensors = quantized_tensors(ir.tensor(weight), NVFP4, "w")
     assert [tensor.name for tensor in tensors] == ["w.weight", "w.scale", "w.global_scale"]
     assert [tensor.nbytes for tensor in tensors] == [7 * 80 // 2, 7 * 5, 4]
     types = [onnx.TensorProto.DataType.Name(int(tensor.dtype)) for tensor in tensors]
     assert types == ["FLOAT4E2M1", "FLOAT8E4M3FN", "FLOAT"]
-    assert FORMATS["nvfp4"].bits == 4 and FORMATS["nvfp4"].scale_bits == 8
+    assert NVFP4.number.bits == 4 and NVFP4.scale_bits == 8

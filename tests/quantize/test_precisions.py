@@ -1,15 +1,26 @@
 """Which weights a precision rounds, and what that comes to in bytes."""
 
 import math
+import re
 
 import pytest
 
-from doge_export import presets
-from doge_export.config import DogeConfig
-from doge_export.errors import DogeExportError
-from doge_export.quantize import PRECISIONS, check_types, named_precision, stored_bytes, stored_dtype
-from doge_export.shapes import tensor_shapes
-from doge_export.targets import TARGETS
+from doge_export.core import presets
+from doge_export.core.config import DogeConfig
+from doge_export.core.errors import DogeExportError
+from doge_export.core.tensor_shapes import tensor_shapes
+from doge_export.graph.targets import TARGETS
+from doge_export.weights import (
+    FORMATS,
+    FULL,
+    HALF,
+    PRECISIONS,
+    check_types,
+    parse_types,
+    stored_bytes,
+    stored_format,
+)
+from tests._precision import form, precision
 from tests.conftest import SMALL
 
 MATRICES = (
@@ -18,24 +29,25 @@ MATRICES = (
 )
 
 
-def stored(precision: str, tied: bool) -> dict[str, str | None]:
+def stored(name: str, tied: bool) -> dict[str, str]:
     changes = {"is_moe": True, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": tied}
     config = DogeConfig.from_dict({**SMALL, "model_type": "doge", **changes})
-    return {name: stored_dtype(name, shape, precision, tied) for name, shape in tensor_shapes(config).items()}
+    precision, shapes = PRECISIONS[name], tensor_shapes(config)
+    return {each: str(stored_format(each, shape, precision, tied)) for each, shape in shapes.items()}
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(
     ("precision", "layers", "embedding", "head"),
     [
-        ("fp32", None, None, None),
+        ("fp32", "fp32", "fp32", "fp32"),
         ("int8", "int8", "int8", "int8"),
         ("int4", "int4", "int4", "int4"),
         ("int8-head4", "int8", "int8", "int4"),
     ],
 )
 def test_every_weight_has_its_type(
-    precision: str, layers: str | None, embedding: str | None, head: str | None, tied: bool
+    precision: str, layers: str, embedding: str, head: str, tied: bool
 ) -> None:
     found = stored(precision, tied)
     assert found["model.embed_tokens.weight"] == (head if tied else embedding)
@@ -43,12 +55,14 @@ def test_every_weight_has_its_type(
     for name, dtype in found.items():
         if "layers" in name or name == "model.norm.weight":
             matrix = name.endswith(".weight") and any(f".{part}." in name for part in MATRICES)
-            assert dtype == (layers if matrix else None), name
+            assert dtype == (layers if matrix else "fp32"), name
 
 
 def test_a_matrix_without_a_block_stays_as_it_is() -> None:
-    assert stored_dtype("model.layers.0.mlp.down_proj.weight", (64, 44), "int4", True) is None
-    assert stored_dtype("model.layers.0.mlp.down_proj.weight", (64, 44), "int8", True) == "int8"
+    assert stored_format("model.layers.0.mlp.down_proj.weight", (64, 44), PRECISIONS["int4"], True) == FULL
+    assert stored_format("model.layers.0.mlp.down_proj.weight", (64, 44), PRECISIONS["int8"], True) == form(
+        "int8"
+    )
 
 
 def test_targets_name_precisions_that_exist() -> None:
@@ -60,9 +74,11 @@ def test_bytes_of_doge_20m() -> None:
     config = presets.load("Doge-20M")
     shapes = tensor_shapes(config)
     count = sum(math.prod(shape) for shape in shapes.values())
-    assert stored_bytes(shapes, "fp32", True, 4) == 4 * count
-    assert stored_bytes(shapes, "int8", True, 4) == pytest.approx(count * (1 + 2 / 128), rel=0.01)
-    assert stored_bytes(shapes, "int4", True, 4) == pytest.approx(count * (0.5 + 2 / 32), rel=0.02)
+    assert stored_bytes(shapes, PRECISIONS["fp32"], True, 4) == 4 * count
+    assert stored_bytes(shapes, PRECISIONS["int8"], True, 4) == pytest.approx(count * (1 + 2 / 128), rel=0.01)
+    assert stored_bytes(shapes, PRECISIONS["int4"], True, 4) == pytest.approx(
+        count * (0.5 + 2 / 32), rel=0.02
+    )
 
 
 def test_the_closest_name_wins() -> None:
@@ -76,20 +92,20 @@ def test_the_closest_name_wins() -> None:
         "router_gate": "int4",
     }
     config = DogeConfig.from_dict({**SMALL, "model_type": "doge", "is_moe": True})
-    precision = named_precision("int4", types)
-    check_types(types, tensor_shapes(config), True)
+    mixed = precision("int4", types)
+    check_types(parse_types(types), tensor_shapes(config), True)
     found = {
-        name: stored_dtype(name, shape, precision, True) for name, shape in tensor_shapes(config).items()
+        name: str(stored_format(name, shape, mixed, True)) for name, shape in tensor_shapes(config).items()
     }
     assert found["model.layers.0.self_attn.v_proj.weight"] == "int8:32"
     assert found["model.layers.1.self_attn.v_proj.weight"] == "int4"
-    assert found["model.layers.0.self_attn.q_proj.weight"] is None
+    assert found["model.layers.0.self_attn.q_proj.weight"] == "fp32"
     assert found["model.layers.1.self_attn.q_proj.weight"] == "int8"
     assert found["model.layers.0.mlp.gate_proj.weight"] == "int4"
     assert found["model.embed_tokens.weight"] == "int8", "the tied table, by either name"
     assert found["model.layers.1.mlp.router_gate.weight"] == "int4"
-    assert found["model.layers.1.self_attn.dt_proj.weight"] is None, "not with all that is in a layer"
-    assert found["model.layers.1.input_layernorm.weight"] is None
+    assert found["model.layers.1.self_attn.dt_proj.weight"] == "fp32", "not with all that is in a layer"
+    assert found["model.layers.1.input_layernorm.weight"] == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +125,7 @@ def test_the_closest_name_wins() -> None:
 def test_types_that_do_not_fit(types: dict[str, str], sentence: str) -> None:
     config = DogeConfig.from_dict({**SMALL, "model_type": "doge"})
     with pytest.raises(DogeExportError, match=sentence):
-        check_types(types, tensor_shapes(config), True)
+        check_types(parse_types(types), tensor_shapes(config), True)
 
 
 def test_bytes_of_a_mixture() -> None:
@@ -121,5 +137,34 @@ def test_bytes_of_a_mixture() -> None:
         "model.layers.0.self_attn.dt_proj.weight": (2, 8),
         "model.layers.0.mlp.router_gate.weight": (4, 64),
     }
-    precision = named_precision("int4", {"v_proj": "int8:32", "dt_proj": "int8", "router_gate": "fp16"})
-    assert stored_bytes(shapes, precision, True, 4) == (512 + 16 * 2) + (256 + 16 * 2) + 16 * 4 + 256 * 2
+    mixed = precision("int4", {"v_proj": "int8:32", "dt_proj": "int8", "router_gate": "fp16"})
+    assert stored_bytes(shapes, mixed, True, 4) == (512 + 16 * 2) + (256 + 16 * 2) + 16 * 4 + 256 * 2
+
+
+@pytest.mark.parametrize("text", [*FORMATS, "int8:32", "int4:128", "int8-asym:4", "int4-asym:8", "int8:032"])
+def test_a_format_is_its_text(text: str) -> None:
+    found = form(text)
+    assert str(found) == text and form(str(found)) == found
+    assert (found == FULL) == (text == "fp32") and (found == HALF) == (text == "fp16")
+    assert found.scaled == (text not in ("fp32", "fp16")) and found.zeros == ("asym" in text)
+    assert found.base == FORMATS[text.partition(":")[0]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "int3", "int8:", "int8:6", "fp16:8", "fp8:32", "int8-row:32", "nvfp4:16", f"int8:{'8' * 5000}"],
+)
+def test_other_texts_are_no_format(text: str) -> None:
+    sentence = re.escape(
+        f"v_proj cannot be stored in {text!r}. Choose fp32, fp16, int8, int4, int8-asym, int4-asym, or one "
+        "of the last with :N behind, N a multiple of 4 (int8) or 8 (int4), at most 128."
+    )
+    with pytest.raises(DogeExportError, match=f"^{sentence}$"):
+        form(text, "v_proj")
+
+
+@pytest.mark.parametrize("text", ["fp8", "nvfp4", "int8-row"])
+def test_what_no_kernel_reads_is_no_type_of_its_own(text: str) -> None:
+    with pytest.raises(DogeExportError, match=f"v_proj cannot be stored in '{text}'"):
+        check_types({"v_proj": form(text)}, ["model.layers.0.self_attn.v_proj.weight"], True)
+    check_types({"v_proj": form(text)}, ["model.layers.0.self_attn.v_proj.weight"], True, static=form(text))

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doge_export.errors import DogeExportError
-from doge_export.quantize import choose_block, dequantize, quantize, quantized_tensors
+from doge_export.core.errors import DogeExportError
+from doge_export.weights import dequantize, quantize, quantized_tensors
+from tests._precision import form
 
 LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}
 UNSIGNED = {"int8-asym": (128, 255), "int4-asym": (32, 15)}  # the largest block and number
@@ -38,7 +39,7 @@ UNSIGNED = {"int8-asym": (128, 255), "int4-asym": (32, 15)}  # the largest block
     ],
 )
 def test_the_block_is_the_largest_that_divides(dtype: str, width: int, block: int | None) -> None:
-    assert choose_block(width, dtype) == block
+    assert form(dtype).block_of(width) == block
 
 
 @pytest.mark.parametrize("width", [1, 6, 257])
@@ -46,8 +47,8 @@ def test_float8_is_the_nearest_number(width: int) -> None:
     """One scale a row, whatever its width; against every number that the type has."""
     weight = np.random.default_rng(width).normal(0, 3, (5, width)).astype(np.float32)
     weight[2] = 0
-    quantized = quantize(weight, "fp8")
-    assert choose_block(width, "fp8") == width and quantized.scales.shape == (5, 1)
+    quantized = quantize(weight, form("fp8"))
+    assert form("fp8").block_of(width) == width and quantized.scales.shape == (5, 1)
     assert quantized.values.dtype == ml_dtypes.float8_e4m3fn
     numbers = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
     numbers = numbers[np.isfinite(numbers)]
@@ -68,7 +69,7 @@ def test_no_number_is_further_off_than_half_a_step(
     """A step is the scale. In int4 the far end of the other side is cut: there it may be a whole one."""
     size = {"int8": 128, "int4": 32}[dtype]
     weight = np.random.default_rng(seed).normal(0, 2.0**power, (rows, blocks * size)).astype(np.float32)
-    quantized = quantize(weight, dtype)
+    quantized = quantize(weight, form(dtype))
     lowest, highest = LIMITS[dtype]
     values = quantized.values.astype(np.int8)
     assert values.min() >= lowest and values.max() <= highest
@@ -88,7 +89,7 @@ def test_with_zero_points_nothing_is_further_off_than_half_a_step(
     before it."""
     size, highest = UNSIGNED[dtype]
     weight = (np.random.default_rng(seed).normal(shift, 1, (3, 2 * size)) * 2.0**power).astype(np.float32)
-    quantized = quantize(weight, dtype)
+    quantized = quantize(weight, form(dtype))
     assert quantized.zeros is not None and quantized.zeros.shape == quantized.scales.shape == (3, 2)
     values, step = quantized.values.astype(int), quantized.scales.astype(np.float64)[..., None]
     assert values.min() >= 0 and values.max() <= highest
@@ -97,23 +98,23 @@ def test_with_zero_points_nothing_is_further_off_than_half_a_step(
     assert (error <= step * np.where(cut, 1.15, 0.5001)).all()
     # Of numbers on one side of 0, that side has all the steps.
     if abs(shift) == 4:
-        symmetric = quantize(weight, dtype.removesuffix("-asym"))
+        symmetric = quantize(weight, form(dtype.removesuffix("-asym")))
         assert np.square(error).sum() < 0.5 * np.square(dequantize(symmetric) - weight).sum()
 
 
 def test_the_extreme_takes_the_extreme_value() -> None:
     weight = np.zeros((2, 32), np.float32)
     weight[0, 3], weight[0, 4], weight[1, 5], weight[1, 6] = 2.0, -1.0, -4.0, 4.0
-    values = quantize(weight, "int4").values.astype(np.int8)
+    values = quantize(weight, form("int4")).values.astype(np.int8)
     assert (values[0, 3], values[0, 4]) == (-8, 4), "a negative scale: the largest number is hit"
     assert (values[1, 5], values[1, 6]) == (-8, 7), "the first of two, the other is cut"
-    np.testing.assert_array_equal(quantize(weight, "int4").scales[:, 0], np.float16([-0.25, 0.5]))
-    assert quantize(weight, "int8").values[1, 5:7].tolist() == [-127, 127]
+    np.testing.assert_array_equal(quantize(weight, form("int4")).scales[:, 0], np.float16([-0.25, 0.5]))
+    assert quantize(weight, form("int8")).values[1, 5:7].tolist() == [-127, 127]
 
 
 def test_zeros_stay_zeros() -> None:
     for dtype in (*LIMITS, *UNSIGNED):
-        quantized = quantize(np.zeros((3, 64), np.float32), dtype)
+        quantized = quantize(np.zeros((3, 64), np.float32), form(dtype))
         assert not quantized.values.astype(np.int8).any()
         assert not quantized.scales.view(np.uint16).any(), "no negative zero"
         assert not dequantize(quantized).any()
@@ -125,14 +126,14 @@ def test_what_is_on_the_grid_is_kept() -> None:
         values = rng.integers(lowest, highest + 1, (4, 32))
         values[:, 0] = lowest
         weight = (values * 0.125).astype(np.float32)
-        np.testing.assert_array_equal(dequantize(quantize(weight, dtype)), weight)
+        np.testing.assert_array_equal(dequantize(quantize(weight, form(dtype))), weight)
 
 
 @pytest.mark.parametrize("source", [np.float16, ml_dtypes.bfloat16])
-def test_half_precision_is_rounded_as_its_float32(source: object) -> None:
+def test_half_precision_is_rounded_as_its_float32(source: type) -> None:
     weight = np.random.default_rng(1).normal(size=(3, 64)).astype(source)
     for dtype in LIMITS:
-        first, second = quantize(weight, dtype), quantize(weight.astype(np.float32), dtype)
+        first, second = quantize(weight, form(dtype)), quantize(weight.astype(np.float32), form(dtype))
         np.testing.assert_array_equal(first.values, second.values)
         np.testing.assert_array_equal(first.scales, second.scales)
 
@@ -143,14 +144,14 @@ def test_what_has_no_scale_is_refused(wrong: float) -> None:
     weight[1, 7] = wrong
     for dtype in (*LIMITS, *UNSIGNED):
         with pytest.raises(DogeExportError, match=f"cannot be stored in {dtype}"):
-            quantize(weight, dtype)
+            quantize(weight, form(dtype))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
 def test_the_tensors_are_made_when_read_and_packed_low_nibble_first(dtype: str) -> None:
     weight = np.random.default_rng(2).normal(size=(3, 40)).astype(np.float32)
-    values, scales = quantized_tensors(ir.tensor(weight), dtype, "w")
-    expected = quantize(weight, dtype)
+    values, scales = quantized_tensors(ir.tensor(weight), form(dtype), "w")
+    expected = quantize(weight, form(dtype))
     assert (values.name, scales.name) == ("w.weight", "w.scale")
     assert list(values.shape.numpy()) == [3, 40]
     assert list(scales.shape.numpy()) == list(expected.scales.shape)
@@ -166,10 +167,10 @@ def test_the_tensors_are_made_when_read_and_packed_low_nibble_first(dtype: str) 
 @pytest.mark.parametrize("dtype", UNSIGNED)
 def test_zero_points_are_made_when_read_too(dtype: str) -> None:
     weight = np.random.default_rng(3).normal(size=(3, 40)).astype(np.float32)
-    expected = quantize(weight, dtype)
+    expected = quantize(weight, form(dtype))
     assert expected.zeros is not None
     for made in (None, expected):
-        values, scales, zeros = quantized_tensors(ir.tensor(weight), dtype, "w", made)
+        values, scales, zeros = quantized_tensors(ir.tensor(weight), form(dtype), "w", made)
         assert (values.name, scales.name, zeros.name) == ("w.weight", "w.scale", "w.zero")
         assert values.dtype == zeros.dtype == {"int8-asym": ir.DataType.UINT8}.get(dtype, ir.DataType.UINT4)
         assert list(zeros.shape.numpy()) == list(scales.shape.numpy()) == list(expected.scales.shape)

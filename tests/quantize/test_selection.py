@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from doge_export import presets
-from doge_export.calibrate import hessians, windows
-from doge_export.pipeline import export_model
-from doge_export.quantize import METHODS, dequantize, embedding_metric, output_metrics
-from doge_export.requantize import checkpoint_weights
-from doge_export.sensitivity import Probe, parts_of
+from doge_export.compress.calibration import hessians, windows
+from doge_export.compress.mixed_precision import Probe, parts_of
+from doge_export.compress.quantize_bundle import checkpoint_weights
+from doge_export.core import presets
+from doge_export.export.pipeline import export_model
+from doge_export.weights import METHODS, dequantize, embedding_metric, output_metrics
+from tests._precision import form
 
 VALUES = "model.layers.0.self_attn.v_proj.weight"
 RANKS = "model.layers.0.self_attn.dt_proj.weight"
@@ -27,7 +28,8 @@ def test_dt_stays_and_the_values_hardly_move(dtype: str, heads: int) -> None:
     metric = output_metrics(weights, {VALUES: hessian})[VALUES]
     gptq = METHODS["gptq"].round
     off = [
-        weights[VALUES] - dequantize(gptq(weights[VALUES], dtype, hessian, each)) for each in (None, metric)
+        weights[VALUES] - dequantize(gptq(weights[VALUES], form(dtype), hessian, each))
+        for each in (None, metric)
     ]
     values = [np.square(inputs @ each.T).mean() for each in off]
     ranks = [np.square(inputs @ each.T @ weights[RANKS].T).mean() for each in off]
@@ -98,7 +100,7 @@ def test_fewer_rows_keep_other_keys(tmp_path: Path) -> None:
     plain, mended = (
         probe.effect(
             {
-                name: dequantize(gptq(weights[name], "int8", known[name], metric if used else None))
+                name: dequantize(gptq(weights[name], form("int8"), known[name], metric if used else None))
                 for name, metric in metrics.items()
             }
         )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from doge_export.quantize.smooth import smooth_channels
+from doge_export.weights.scaling.smoothquant import smooth_channels
 
 
 def test_sizes_meet_in_the_middle() -> None:

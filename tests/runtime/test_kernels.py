@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from doge_export import plugin_library
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
 from doge_export.runtime import GenerationOptions, Session, generate
 from doge_export.runtime import graph as module
 from tests.runtime._toy import write_toy_bundle
@@ -19,7 +19,7 @@ STATIC = {"kv_cache": "static", "max_length": 40}
 @pytest.fixture
 def missing(monkeypatch, tmp_path):
     """No library, in a process that has not warned of it yet."""
-    monkeypatch.setattr("doge_export.plugins._LIBRARY", tmp_path / "libdoge_export.so")
+    monkeypatch.setattr("doge_export.core.native_library._LIBRARY", tmp_path / "libdoge_export.so")
     monkeypatch.setattr(module, "_warned", set())
 
 

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from doge_export.bundle import Bundle
-from doge_export.errors import DogeExportError
-from doge_export.pipeline import export_model
-from doge_export.recipe import ExportOptions
-from doge_export.runtime import Completion, GenerationOptions, Session, generate, stream
+from doge_export.core.bundle import Bundle
+from doge_export.core.errors import DogeExportError
+from doge_export.core.tokenizer import Tokenizer
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
+from doge_export.runtime import Completion, GenerationDefaults, GenerationOptions, Session, generate, stream
 from doge_export.runtime.decoder import TokenDecoder
 from doge_export.runtime.neighbours import reads_in_pieces, rows_are_independent
 from doge_export.runtime.onnx_session import OnnxSession
-from doge_export.tokenizer import Tokenizer
 from tests.generations._checkpoints import make
 
 TEXTS = [
@@ -62,7 +62,7 @@ def alone(session: Session, given: list[list[int]], options: GenerationOptions, 
 )
 def test_prompts_of_a_model_that_mixes(trained: Bundle, native: bool, changes: dict[str, Any]) -> None:
     session, tokenizer = Session.open(trained, threads=1, native=native), Tokenizer.load(trained.path)
-    options = GenerationOptions.for_bundle(trained, max_new_tokens=16, **changes)
+    options = GenerationDefaults.of(trained).changed(max_new_tokens=16, **changes)
     given = [tokenizer.encode(text) for text in TEXTS]
     assert len(set(map(len, given))) == len(given)
     found = generate(session, given, options, tokenizer).completions
@@ -140,15 +140,23 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
     yield found
 
 
-@pytest.mark.parametrize("changes", [{}, {"temperature": 2.0, "seed": 1}], ids=["greedy", "all logits"])
+@pytest.mark.parametrize(
+    ("changes", "each"),
+    [
+        ({}, 3),
+        ({"temperature": 2.0, "seed": 1}, 3),
+        ({"temperature": 2.0, "seed": 1, "typical_p": 0.9}, 4),  # a call a token
+    ],
+    ids=["greedy", "drawn", "all logits"],
+)
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "per-token"])
 def test_what_is_independent_shares_its_calls(
-    exported: Any, calls: list[tuple[int, ...]], moe: bool, changes: dict[str, Any]
+    exported: Any, calls: list[tuple[int, ...]], moe: bool, changes: dict[str, Any], each: int
 ) -> None:
     bundle = exported({"routing": "per-token"}, is_moe=moe)[1]
     session = Session.open(bundle, threads=1)
     generate(session, prompts(9, 3, 5), GenerationOptions(max_new_tokens=4, **changes))
-    assert calls == [(3, 9), (3, 1), (3, 1), (3, 1)]
+    assert calls == [(3, 9), *[(3, 1)] * (each - 1)]
 
 
 def test_a_short_row_is_as_long_as_alone(exported: Any, calls: list[tuple[int, ...]]) -> None:

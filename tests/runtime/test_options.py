@@ -4,13 +4,13 @@ import logging
 
 import pytest
 
-from doge_export.errors import DogeExportError
-from doge_export.runtime import GenerationOptions
+from doge_export.core.errors import DogeExportError
+from doge_export.runtime import GenerationDefaults, GenerationOptions
 from tests.runtime._toy import EOS, PAD, write_toy_bundle
 
 
 def _options(tmp_path, generation, **changes):
-    return GenerationOptions.for_bundle(write_toy_bundle(tmp_path, generation=generation), **changes)
+    return GenerationDefaults.of(write_toy_bundle(tmp_path, generation=generation)).changed(**changes)
 
 
 @pytest.mark.parametrize(

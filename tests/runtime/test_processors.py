@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from doge_export.config import DogeConfig
+from doge_export.core.config import DogeConfig
 from doge_export.runtime.generation_config import GenerationDefaults
 from doge_export.runtime.processors import PROCESSORS
 from doge_export.runtime.sampling import process

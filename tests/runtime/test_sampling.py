@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from doge_export.runtime import GenerationOptions, sampling
+from doge_export.runtime.processors import best_tokens_needed, min_p
+from doge_export.runtime.random_words import exact_gumbel, gumbel, philox, token_words
 from doge_export.runtime.sampling import Sampler, process
 
 VOCAB = 500
@@ -100,29 +104,96 @@ def test_greedy_takes_the_lowest_of_equals_and_honours_the_penalty():
 
 
 def test_draws_follow_the_probabilities():
-    probabilities = np.array([0.5, 0.3, 0.15, 0.05])
+    """Chi-square of 10^6 draws, a position each, of 100 tokens of 10^-5 to 0.2: 99 degrees of freedom."""
+    scores = np.random.default_rng(5).normal(0, 2, 100)
+    probabilities = np.exp(scores) / np.exp(scores).sum()
+    counts = np.zeros(100)
+    for at in range(0, 10**6, 1000):
+        sums = np.stack([gumbel(token_words(7, 0, at + i, np.arange(100))) for i in range(1000)]) + scores
+        counts += np.bincount(sums.argmax(axis=1), minlength=100)
+    expected = probabilities * 10**6
+    assert expected.min() > 5
+    assert ((counts - expected) ** 2 / expected).sum() < 165  # 1 in 30,000 is above
     sampler = Sampler(GenerationOptions(temperature=1.0, seed=7), 1)
-    logits = np.log(probabilities).astype(np.float32) + 3
-    draws = [sampler.choose(0, logits, [0]) for _ in range(4000)]
-    found = np.bincount(draws, minlength=4) / len(draws)
-    np.testing.assert_allclose(found, probabilities, atol=0.03)  # 3.8 standard deviations
+    draws = [sampler.choose(0, scores.astype(np.float32), [0] * at) for at in range(1, 4001)]
+    sums = np.stack([gumbel(token_words(7, 0, at, np.arange(100))) for at in range(1, 4001)]) + scores
+    assert draws == sums.argmax(axis=1).tolist()
+
+
+def test_the_generator_is_philox():
+    """The authors' own examples, of Random123."""
+
+    def words(counter, key):
+        found = philox((np.array([counter[0]], np.uint64), *counter[1:]), key)
+        return [f"{word:08x}" for word in found[:, 0]]
+
+    most, pi = 0xFFFFFFFF, (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
+    assert words((0,) * 4, (0, 0)) == ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"]
+    assert words((most,) * 4, (most,) * 2) == ["408f276d", "41c83b0e", "a20bc7c6", "6d5451fd"]
+    assert words(pi, (0xA4093822, 0x299F31D0)) == ["d16cfe09", "94fdcceb", "5001e420", "24126ea1"]
+
+
+def test_a_word_is_that_of_its_token_whatever_else_is_asked_for():
+    every = token_words(2**40 + 3, 5, 2**33, np.arange(1000))
+    assert len(np.unique(every)) == 1000
+    for some in (np.array([999]), np.array([3, 64, 80, 700]), np.arange(0, 1000, 2)):
+        np.testing.assert_array_equal(token_words(2**40 + 3, 5, 2**33, some), every[some])
+    counter = (np.array([1 * 16 + 37 % 16], np.uint64), 0, 2, 2**8)  # of token 64 + 37
+    assert every[101] == philox(counter, (3, 5))[37 // 16, 0]
+    for other in ((3, 5, 2**33), (2**40 + 3, 6, 2**33), (2**40 + 3, 5, 2**33 + 1)):
+        assert (token_words(*other, np.arange(1000)) == every).sum() < 3
+
+
+def test_noise_of_the_first_and_the_last_word_is_a_number():
+    words = np.array([0, 1, 2**31, 2**32 - 2, 2**32 - 1], np.uint32)
+    noise = gumbel(words)
+    assert np.isfinite(noise).all() and (np.diff(noise) > 0).all()
+    np.testing.assert_allclose(noise, [exact_gumbel(int(word)) for word in words], rtol=1e-14)
+    assert noise[0] > -3.2 and 22 < noise[-1] < 23
 
 
 def test_only_kept_tokens_are_drawn():
     sampler = Sampler(GenerationOptions(temperature=5.0, top_k=3, seed=1), 1)
     logits = _logits(4)
     best = set(np.argsort(logits)[-3:].tolist())
-    assert {sampler.choose(0, logits, [0]) for _ in range(200)} == best
+    assert {sampler.choose(0, logits, [0] * at) for at in range(1, 200)} == best
 
 
-def test_a_seed_repeats_the_draws_and_rows_differ():
-    def draws(seed: int, row: int, rows: int) -> list[int]:
-        sampler = Sampler(GenerationOptions(temperature=2.0, seed=seed), rows)
-        return [sampler.choose(row, _logits(9), [0]) for _ in range(20)]
+def test_a_draw_is_a_matter_of_seed_row_and_position():
+    def draws(seed: int | None, row: int, rows: int, first: int = 0) -> list[int]:
+        sampler = Sampler(GenerationOptions(temperature=2.0, seed=seed), rows, first)
+        return [sampler.choose(row, _logits(9), [0] * at) for at in range(1, 21)]
 
     assert draws(1, 0, 1) == draws(1, 0, 3)  # neighbours change nothing
+    assert draws(1, 1, 3) == draws(1, 0, 1, first=1)
     assert draws(1, 0, 3) != draws(1, 1, 3)
     assert draws(1, 0, 1) != draws(2, 0, 1)
+    assert draws(1, 0, 1) == draws(2**64 + 1, 0, 1) != draws(2**32 + 1, 0, 1)
+    assert draws(None, 0, 1) != draws(None, 0, 1)
+
+
+@given(st.lists(st.integers(-30, 5), min_size=1, max_size=60), st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=300, deadline=None)
+def test_what_top_p_and_min_p_keep_is_what_transformers_keeps_beyond_rounding(levels, p, share):
+    """Whole numbers make ties. Where the sum is within a rounding of p, either may be right."""
+    from transformers import MinPLogitsWarper, TopPLogitsWarper
+
+    scores = np.array(levels, np.float32) / 2
+    order = np.argsort(-scores, kind="stable")
+    powers = np.exp(scores[order].astype(np.float64) - scores.max())
+    before = np.cumsum(powers) - powers
+    theirs, ours = _theirs([TopPLogitsWarper(p)], [0], scores), sampling.top_p(scores, p)
+    if np.abs(before / powers.sum() - p).min() > 1e-5 and np.abs(before / powers.sum() - 1 + p).min() > 1e-9:
+        assert np.isfinite(ours).sum() == np.isfinite(theirs).sum()  # among equals theirs is in no order
+        np.testing.assert_array_equal(np.sort(ours), np.sort(theirs))
+    if share > 1e-9 and np.abs(powers - share).min() > 1e-6:
+        np.testing.assert_array_equal(min_p(scores, share), _theirs([MinPLogitsWarper(share)], [0], scores))
+
+
+def test_equals_at_the_edge_of_top_p_go_by_their_id():
+    np.testing.assert_array_equal(
+        np.flatnonzero(np.isfinite(sampling.top_p(np.zeros(6, np.float32), 0.5))), [0, 1, 2]
+    )
 
 
 def _best(logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,16 +206,16 @@ def _best(logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("digits", [1, 7], ids=["ties", "no-ties"])
 def test_the_best_tokens_are_chosen_from_as_from_all(temperature, top_k, top_p, digits):
     options = GenerationOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=3)
-    assert options.candidates == (1 if temperature == 0 else top_k + 1)
+    assert best_tokens_needed(options) == (1 if temperature == 0 else top_k + 1)
     among, full = Sampler(options, 1), Sampler(options, 1)
     unknown = 0
     for seed in range(100):
         logits = np.round(_logits(seed), digits)
         expected = full.choose(0, logits, [0])
-        found = among.choose_among(0, *_best(logits, 64))
+        found = among.choose_among(0, *_best(logits, 64), 1)
         if found is None:
             unknown += 1
-            found = among.choose(0, logits, [0])  # draws what the other has drawn
+            found = among.choose(0, logits, [0])
         assert found == expected
     assert unknown < 20
 
@@ -152,8 +223,8 @@ def test_the_best_tokens_are_chosen_from_as_from_all(temperature, top_k, top_p, 
 def test_equals_that_may_go_on_are_told():
     options = GenerationOptions(temperature=1.0, top_k=2, seed=0)
     ids = np.array([4, 9, 11], np.int64)
-    assert Sampler(options, 1).choose_among(0, ids, np.array([3, 2, 2], np.float32)) is None
-    assert Sampler(options, 1).choose_among(0, ids, np.array([3, 2, 1], np.float32)) in (4, 9)
+    assert Sampler(options, 1).choose_among(0, ids, np.array([3, 2, 2], np.float32), 1) is None
+    assert Sampler(options, 1).choose_among(0, ids, np.array([3, 2, 1], np.float32), 1) in (4, 9)
     # apart in the logits, equal once divided
     steps = np.float32(1.9) + np.arange(8, dtype=np.float32) * np.float32(2**-23)
     divided = sampling.temperature(steps, 1.8)
@@ -161,7 +232,7 @@ def test_equals_that_may_go_on_are_told():
     close = np.array([3, steps[at + 1], steps[at]], np.float32)
     assert close[1] > close[2]
     hot = GenerationOptions(temperature=1.8, top_k=2, seed=0)
-    assert Sampler(hot, 1).choose_among(0, ids, close) is None
+    assert Sampler(hot, 1).choose_among(0, ids, close, 1) is None
 
 
 @pytest.mark.parametrize(
@@ -171,4 +242,4 @@ def test_equals_that_may_go_on_are_told():
     ids=str,
 )  # fmt: skip
 def test_how_many_tokens_are_enough(changes, count):
-    assert GenerationOptions(**changes).candidates == count
+    assert best_tokens_needed(GenerationOptions(**changes)) == count

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from doge_export.bundle import MANIFEST, Bundle
-from doge_export.errors import DogeExportError
+from doge_export.core.bundle import MANIFEST, Bundle
+from doge_export.core.errors import DogeExportError
 from doge_export.runtime import Session
 from tests.runtime._toy import VOCAB, next_token, toy_model, write_toy_bundle
 

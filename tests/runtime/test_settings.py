@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from doge_export.config import DogeConfig
-from doge_export.errors import DogeExportError
+from doge_export.core.config import DogeConfig
+from doge_export.core.errors import DogeExportError
 from doge_export.runtime import GenerationDefaults, Session, generate
 from doge_export.runtime.generation_config import notes_of, say
 from doge_export.runtime.options import GenerationOptions

@@ -12,15 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import onnx
 import openai
 import pytest
 
-from doge_export.bundle import Bundle
 from doge_export.cli import main
-from doge_export.pipeline import export_model
-from doge_export.recipe import ExportOptions
-from doge_export.tokenizer import Tokenizer
-from tests.runtime._toy import CHAT_TEMPLATE, EOS, VOCAB, continued, write_toy_bundle
+from doge_export.core.bundle import Bundle
+from doge_export.core.tokenizer import Tokenizer
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
+from tests.runtime._toy import CHAT_TEMPLATE, EOS, VOCAB, continued, toy_model, write_toy_bundle
 from tests.serve._running import Running, serving
 
 PROMPT = "the cat"
@@ -154,6 +155,27 @@ def test_stop_strings_and_the_end_of_text(client, tokenizer):
     assert answer.usage.completion_tokens == 1
 
 
+def _without_numbers(folder: Path) -> Bundle:
+    """A bundle whose every logit is infinite or NaN."""
+    model = toy_model()
+    for node in model.graph.node:
+        node.output[:] = ["finite" if name == "logits" else name for name in node.output]
+    model.graph.node.append(onnx.helper.make_node("Sub", ["finite", "finite"], ["zero"]))
+    model.graph.node.append(onnx.helper.make_node("Div", ["finite", "zero"], ["logits"]))
+    return write_toy_bundle(folder, model=model)
+
+
+def test_logits_that_are_no_numbers_are_the_servers_fault(tmp_path: Path) -> None:
+    with serving(_without_numbers(tmp_path / "toy").path, tmp_path / "log") as running:
+        for body in ({"prompt": "a"}, {"prompt": "a", "stream": True, "temperature": 1.0, "seed": 1}):
+            status, answer = running.post("/v1/completions", body)
+            assert status == 500 and answer["error"]["type"] == "server_error"
+            assert "are no numbers" in answer["error"]["message"]
+            assert "validate" in answer["error"]["message"]
+        assert running.post("/v1/completions", {"prompt": []})[0] == 400
+        assert "Traceback" not in running.log.read_text()
+
+
 USER = {"role": "user", "content": "a"}
 WRONG: list[tuple[str, Any, int, str]] = [
     ("completions", b"{", 400, "not JSON"),
@@ -254,7 +276,7 @@ def test_prompts_and_copies_of_experts_that_mix(tmp_path):
         assert len(set(alone)) == 3
         assert ask(prompts) == alone
         assert ask(prompts[:2], n=2) == [alone[0], alone[0], alone[1], alone[1]]
-        body = {"prompt": prompts, "max_tokens": 16, "temperature": 0}
+        body: dict[str, Any] = {"prompt": prompts, "max_tokens": 16, "temperature": 0}
         with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
             texts, order = [""] * 3, []
             for chunk in client.completions.create(model="moe", stream=True, **body):
@@ -321,7 +343,7 @@ def test_where_too_many_wait(toy):
         with ThreadPoolExecutor(1) as threads:
             body = {"prompt": "a", "max_tokens": 2}
             first = threads.submit(client.post, "/v1/completions", json=body)
-            while not service._runs:
+            while not service._tasks:
                 time.sleep(0.01)
             refused = client.post("/v1/completions", json=body)
             assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
@@ -374,7 +396,7 @@ def test_a_bundle_without_a_chat_template(tmp_path):
 
 def test_torch_is_not_imported(toy: Bundle, tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom doge_export.bundle import Bundle\nfrom doge_export.serve import Server\n"
+        "import sys\nfrom doge_export.core.bundle import Bundle\nfrom doge_export.serve import Server\n"
         f"server = Server(Bundle.open(__import__('pathlib').Path({str(toy.path)!r})), port=0)\n"
         "server.run(lambda: __import__('os').kill(__import__('os').getpid(), 2))\n"
         "heavy = {'torch', 'transformers', 'onnx', 'onnxscript'} & set(sys.modules)\n"
@@ -386,7 +408,8 @@ def test_torch_is_not_imported(toy: Bundle, tmp_path: Path) -> None:
 def test_a_second_signal_does_not_wait_for_a_text_without_end(trained: Bundle, tmp_path: Path) -> None:
     with serving(trained.path, tmp_path / "log") as running:
         connection = running.connect()
-        body = {"prompt": "We", "max_tokens": 10**6, "temperature": 5, "top_k": 0, "stream": True}
+        # The best tokens go round in a circle; drawn ones end sooner or later.
+        body = {"prompt": "We", "max_tokens": 10**6, "temperature": 0, "stream": True}
         connection.request("POST", "/v1/completions", json.dumps(body))
         answer = connection.getresponse()
         assert answer.read(6) == b"data: "

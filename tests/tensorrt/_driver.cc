@@ -1,4 +1,4 @@
-// A stand-in for libcuda.so.1 in tests alone: the functions that doge_export/cuda.py calls, on the host's memory.
+// A stand-in for libcuda.so.1 in tests alone: the functions that doge_export/runtime/tensorrt/driver.py calls, on the host's memory.
 // CUDA's own header declares them, so that a function of another type does not compile.
 //
 // Work on a stream is done when somebody waits for it, and in a capture it is not done but kept: what the host

@@ -20,13 +20,13 @@ import numpy.typing as npt
 import onnxruntime
 import pytest
 
-from doge_export.bundle import ENGINE, Bundle, new_folder
+from doge_export.core.bundle import ENGINE, Bundle, new_folder
+from doge_export.engines import Engine
 from doge_export.runtime.graph import fold_weights
 from doge_export.runtime.tensorrt import loading
-from doge_export.tensorrt import Engine
-from doge_export.tensorrt.folder import write_engine_folder
-from doge_export.tensorrt.kinds import KINDS, Opened, open_kind
-from doge_export.tensorrt.profiles import PROFILES, profiles
+from doge_export.runtime.tensorrt.engine_folder import write_engine_folder
+from doge_export.runtime.tensorrt.kinds import KINDS, Opened, open_kind
+from doge_export.runtime.tensorrt.profiles import PROFILES, profiles
 
 __all__ = [
     "FakeContext",
@@ -88,7 +88,7 @@ class FakeGpu:
         self.runs: list[tuple[int, ...]] = []  # shapes of input_ids
         self.known: dict[str, tuple[Bundle, int]] = {}
         self.real = open_kind("tensorrt-rtx").trt
-        monkeypatch.setattr("doge_export.cuda.LIBRARY", str(compiled_driver()))
+        monkeypatch.setattr("doge_export.runtime.tensorrt.driver.LIBRARY", str(compiled_driver()))
         monkeypatch.setattr(loading, "open_kind", lambda name: Opened(KINDS[name], self))
 
     #: What the session names of the module beside the runtime is the real one's.

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from doge_export.tensorrt.kinds import open_kind
+from doge_export.runtime.tensorrt.kinds import open_kind
 from tests.tensorrt._gpu import FakeGpu, make_gpu
 
 

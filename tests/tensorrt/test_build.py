@@ -12,15 +12,16 @@ import numpy as np
 import onnx
 import pytest
 
-from doge_export.bundle import Bundle
 from doge_export.cli.app import run
-from doge_export.errors import DogeExportError
-from doge_export.pipeline import export_model
-from doge_export.recipe import ExportOptions
-from doge_export.tensorrt import Engine, build_engine, kinds
-from doge_export.tensorrt.build import read_timings
-from doge_export.tensorrt.kinds import Kind, Opened, open_kind
-from doge_export.validate.stored import Stored
+from doge_export.core.bundle import Bundle
+from doge_export.core.errors import DogeExportError
+from doge_export.engines import Engine, build_engine
+from doge_export.engines.build import read_timings
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
+from doge_export.runtime.tensorrt import kinds
+from doge_export.runtime.tensorrt.kinds import Kind, Opened, open_kind
+from doge_export.validate.diagnosis.bundle_weights import Stored
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -287,7 +288,7 @@ class FullTensorRT:
 
 def test_no_driver(small: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     opened = Opened(kinds.KINDS["tensorrt"], FullTensorRT)
-    monkeypatch.setattr("doge_export.tensorrt.build.open_kind", lambda name: opened)
+    monkeypatch.setattr("doge_export.engines.build.open_kind", lambda name: opened)
     with pytest.raises(DogeExportError) as caught:
         build_engine(small.path, tmp_path / "engine", runtime="tensorrt")
     assert "TensorRT 11.4 cannot start its builder: " in str(caught.value)

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from doge_export.bundle import Bundle
-from doge_export.errors import DogeExportError
-from doge_export.tensorrt.kinds import Opened
-from doge_export.tensorrt.network import Network, parse, summary
-from doge_export.tensorrt.refusals import builder_refusal
+from doge_export.core.bundle import Bundle
+from doge_export.core.errors import DogeExportError
+from doge_export.engines.network import Network, parse, summary
+from doge_export.runtime.tensorrt.kinds import Opened
+from doge_export.runtime.tensorrt.refusals import builder_refusal
 
 TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
 #: What does the work, and moves the cache; all of it in the type of the file.

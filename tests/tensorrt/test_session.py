@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ import pytest
 
 from doge_export.bench.worker import Ours
 from doge_export.cli.app import run
-from doge_export.errors import DogeExportError
-from doge_export.pipeline import export_model
-from doge_export.recipe import ExportOptions
+from doge_export.core.errors import DogeExportError
+from doge_export.engines import KINDS, Engine, build_engine
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
 from doge_export.runtime import GenerationOptions, Session, generate
 from doge_export.runtime.tensorrt import TensorRTSession
-from doge_export.tensorrt import KINDS, Engine, build_engine
 from tests.tensorrt._gpu import FakeContext, FakeEngine, FakeGpu, FakeOptions, FakeRuntime, write_engine
 
 PROMPTS = [[5, 6, 7, 5, 6, 7, 5, 9], [11, 12, 13]]
@@ -38,7 +39,7 @@ def engine(bundle: Any, gpu: FakeGpu, tmp_path: Path) -> Engine:
     return gpu.knows(write_engine(bundle, tmp_path / "engine"), bundle)
 
 
-def calls(steps: list[int], rows: int = 2) -> Any:
+def calls(steps: list[int], rows: int = 2) -> Iterator[tuple[Any, Any, Any]]:
     """ids, mask so far, positions; the second row left padded."""
     length = sum(steps)
     ids = np.random.default_rng(3).integers(3, 257, (rows, length))
@@ -339,7 +340,7 @@ def test_no_driver(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As it is where this runs without a GPU; elsewhere the name of the library is another."""
-    monkeypatch.setattr("doge_export.cuda.LIBRARY", "libcuda.so.of.nowhere")
+    monkeypatch.setattr("doge_export.runtime.tensorrt.driver.LIBRARY", "libcuda.so.of.nowhere")
     folder = str(write_engine(tiny, tmp_path / "engine").path)
     text = tmp_path / "text.txt"
     text.write_text("My fellow citizens")

@@ -1,6 +1,6 @@
 """The errors of every kernel in Triton's interpreter, in every type, on all cases of the tests' tables.
 
-    .venv/bin/python -m tests.triton._errors --into docs/triton.md
+    .venv/bin/python -m tests.triton._errors --into docs/lab/2026-11-26-triton.md
 
 The tests run every case in float32 and some in half precision; this runs all of them in all types, with the
 tests' own checks and limits, and prints the largest error of each output.

@@ -16,7 +16,7 @@ from onnx.reference.op_run import OpRun
 from triton import language as tl
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 
-from doge_export.ops import DOMAIN, BodyOptions, Operator
+from doge_export.graph.operators import DOMAIN, BodyOptions, Operator
 from doge_export.triton.bodies import PLUGIN_BODIES
 from doge_export.triton.table import PLUGINS
 from tests.ops.bodies import one_node_model

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from doge_export.ops import BodyOptions
-from doge_export.ops.dynamic_mask_attention import OPERATOR
+from doge_export.graph.operators import BodyOptions
+from doge_export.graph.operators.dynamic_mask_attention import OPERATOR
 from tests.ops import test_dynamic_mask_attention as table
 from tests.ops.cases import ATTENTION_CASES, AttentionCase, draw
 from tests.ops.oracles import attention_oracle, visible_keys
@@ -118,7 +118,7 @@ def test_window_has_no_limit() -> None:
     inputs = {
         "query": torch.zeros(1, 1, 2),
         "dt": dt,
-        "marks": torch.ones(1, keys, dtype=torch.int64),
+        "key_positions": torch.ones(1, keys, dtype=torch.int64),
         "first": torch.tensor([keys - 1]),
     }
     attributes = {"keep_window_size": window, "sliding_window": 0, "bounded": 0}
@@ -167,7 +167,11 @@ def test_partial_results_need_no_more_memory_for_fewer_tokens() -> None:
         keys = torch.zeros(1, 2, 300 + length, 8)
         row = torch.zeros(1, 2, length, dtype=torch.int32)
         inputs |= {"present_key": keys, "present_value": keys, "dt": keys[..., 0], "threshold": row}
-        inputs |= {"last": row, "marks": torch.ones(1, 300 + length).long(), "first": torch.tensor([300])}
+        inputs |= {
+            "last": row,
+            "key_positions": torch.ones(1, 300 + length).long(),
+            "first": torch.tensor([300]),
+        }
         built = build(plugin, [inputs[name] for name in plugin.inputs], attributes, 1)
         sizes.append(built.outputs[0][0][2])
         assert built.grid[2] * length <= sizes[-1]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from doge_export.ops import BodyOptions
-from doge_export.ops.bounded_mask_attention import OPERATOR
-from doge_export.validate.pinned import pinned
+from doge_export.graph.operators import BodyOptions
+from doge_export.graph.operators.bounded_mask_attention import OPERATOR
+from doge_export.validate.backends.deterministic_reference import pinned
 from tests.ops import test_bounded_mask_attention as table
 from tests.ops.test_bounded_mask_attention import PARTS, Text
 from tests.triton._run import LIMITS, TYPES, relative, run_operator

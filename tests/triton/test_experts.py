@@ -8,9 +8,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from doge_export.config import ACTIVATIONS
+from doge_export.core.config import ACTIVATIONS
 from doge_export.model.feed_forward import ACTIVATION_FUNCTIONS
-from doge_export.ops.expert_routing import expert_routing
+from doge_export.model.operators.expert_routing import expert_routing
 from tests.ops.cases import ROUTING_CASES, RoutingCase
 from tests.ops.oracles import routing_oracle
 from tests.triton._run import LIMITS, relative, run_plugin

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from doge_export.ops import BodyOptions
+from doge_export.graph.operators import BodyOptions
 from doge_export.triton.bodies import attach_plugins
 from tests.triton._run import run_model
 

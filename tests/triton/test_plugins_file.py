@@ -11,11 +11,11 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from doge_export.bundle import Bundle
 from doge_export.cli.app import run
-from doge_export.errors import DogeExportError
-from doge_export.passes.mix_experts import mix_experts
-from doge_export.recipe import ExportOptions
+from doge_export.core.bundle import Bundle
+from doge_export.core.errors import DogeExportError
+from doge_export.export.options import ExportOptions
+from doge_export.graph.passes.mix_experts import mix_experts
 from doge_export.triton.table import NAMESPACE, PLUGINS
 from tests.triton._run import run_model
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
 from doge_export.triton.register import register_plugins
 from doge_export.triton.table import PLUGINS
 from tests.triton._bindings import name_bindings

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from doge_export.bundle import Bundle, write_manifest
+from doge_export.core.bundle import Bundle, write_manifest
 
 Change = Callable[[onnx.ModelProto], None]
 
@@ -339,8 +339,8 @@ def expert_ids(model: onnx.ModelProto) -> None:
 def loop_positions(model: onnx.ModelProto) -> None:
     """decode.onnx goes on two positions further instead of one."""
     body = function(model, "DecodeTokens")
-    add = next(node for node in graph_nodes(body) if node.op_type == "Add")
-    constant = producer(body, add.input[1])
+    added = [producer(body, node.input[1]) for node in graph_nodes(body) if node.op_type == "Add"]
+    constant = next(node for node in added if node.op_type == "Constant")
     attribute(constant, "value").t.CopyFrom(numpy_helper.from_array(np.array(2)))
 
 

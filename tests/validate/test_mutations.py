@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from doge_export.validate import validate
-from doge_export.validate.drift import bisect
-from doge_export.validate.locate import locate_graph
-from doge_export.validate.reference import Reference
+from doge_export.validate.backends.reference import Reference
+from doge_export.validate.diagnosis.drift import bisect
+from doge_export.validate.diagnosis.locate import locate_graph
 from doge_export.validate.schedules import Schedule, draw_tokens
 from tests.validate.mutations import MUTATIONS, Mutation, plant
 

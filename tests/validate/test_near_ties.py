@@ -12,11 +12,12 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
-from doge_export.pipeline import export_model
+from doge_export.export.pipeline import export_model
 from doge_export.render import report_lines
 from doge_export.validate import validate
-from doge_export.validate.near_ties import NEAR, NearTies, best_experts
-from doge_export.validate.reference import Reference, Run
+from doge_export.validate.backends.near_ties import NEAR, NearTies, best_experts
+from doge_export.validate.backends.reference import Reference
+from doge_export.validate.run import Run
 from doge_export.validate.schedules import Schedule, draw_tokens
 from tests.validate.mutations import MUTATIONS, plant
 from tests.validate.test_validate import tampered
@@ -300,5 +301,5 @@ def test_a_validation_settles_them_and_says_so(
     assert report.widest_settled <= NEAR
     assert report.to_dict()["ties"]["settled_rows"] == report.settled_rows
     assert any(f"in {report.settled_rows} rows rounding decides" in line for line in report_lines(report))
-    monkeypatch.setattr("doge_export.validate.near_ties.NEAR", -1.0)
+    monkeypatch.setattr("doge_export.validate.backends.near_ties.NEAR", -1.0)
     assert not validate(other, checkpoint, quick=True, seed=1).passed

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from doge_export.validate.pinned import even_lanes, even_rows, pinned
-from doge_export.validate.reference import Reference
+from doge_export.validate.backends.deterministic_reference import even_lanes, even_rows, pinned
+from doge_export.validate.backends.reference import Reference
 from doge_export.validate.schedules import Schedule, draw_tokens
 
 Export = Callable[..., tuple[Path, Any]]

@@ -1,6 +1,10 @@
 """What transformers itself does not take: one sentence with its words, whatever it raises."""
 
+import importlib.metadata
 import json
+import logging
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +12,13 @@ import pytest
 
 from doge_export.bench.reference import Reference as Bench
 from doge_export.cli.app import run
-from doge_export.errors import DogeExportError, refusal
-from doge_export.validate.reference import Reference
+from doge_export.core.checkpoint.folder import Checkpoint
+from doge_export.core.errors import DogeExportError, refusal
+from doge_export.export.pipeline import export_model
+from doge_export.validate.backends.reference import Reference
+from doge_export.validate.backends.transformers_model import check_taken, load_current
 from tests.conftest import write_checkpoint
+from tests.convert._peft import train
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "ValueError": ({"experts_implementation": "none"}, "experts_implementation"),
@@ -18,6 +26,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "its validator": ({"layer_types": ["none"]}, "layer_types"),
     "IndexError": ({"dtype": ["float32"]}, "IndexError"),
     "a dtype of torch": ({"dtype": "torch.float32"}, "torch.float32"),
+    "a dtype of nobody": ({"dtype": "nope"}, "nope"),
+    "a text for a number": ({"attention_dropout": "x"}, "attention_dropout"),
     "a property": ({"use_return_dict": True}, "use_return_dict"),
     "TypeError": ({"to_dict": 1}, "TypeError"),
     "while it runs": ({"return_dict": False}, "cannot run"),
@@ -65,9 +75,108 @@ def test_what_it_raises_is_said(
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("changes", [changes for changes, _ in REFUSED.values()], ids=REFUSED)
+def test_a_dry_run_says_it_too(
+    changes: dict[str, Any],
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As where $CI is set: what transformers logs reaches our own handler, and would be a second sentence.
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    folder = _changed(checkpoint, tmp_path / "ck", changes)
+    with pytest.raises(DogeExportError) as caught:
+        Reference(folder)  # with the weights
+    arguments = ["export", "-m", str(folder), "-o", str(tmp_path / "out")]
+    for more in (["--dry-run"], []):
+        assert run([*arguments, *more]) == 2
+        assert capsys.readouterr().err == f"error: {caught.value}\n"
+    with pytest.raises(DogeExportError, match=re.escape(str(caught.value))):
+        export_model(str(folder), tmp_path / "out")
+    assert run([*arguments, "--dry-run", "--no-validate"]) == 0  # asks no reference
+    assert not (tmp_path / "out").exists()
+
+
+def _recipe(folder: Path, *lines: str) -> list[str]:
+    (folder / "recipe.toml").write_text("\n".join(lines))
+    return ["--recipe", str(folder / "recipe.toml")]
+
+
+def _too_large(checkpoint: Path, folder: Path) -> list[str]:
+    """An adapter with which a matrix is beyond float16, in which neither of the two is."""
+    lora = train(checkpoint, folder / "lora", size=40.0, target_modules=["q_proj"], lora_alpha=4000)
+    return ["--adapter", str(lora), "--dtype", "float16"]
+
+
+def _without(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == package:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("more", ["text", "adapter", "torch", "triton"])
+def test_what_export_refuses_a_dry_run_refuses(
+    more: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    if more in ("torch", "triton"):
+        _without(more, monkeypatch)
+    options, words = {
+        "text": lambda: (_recipe(tmp_path, 'precision = "int8"', 'rounding = "gptq"'), "learns from a text"),
+        "adapter": lambda: (_too_large(checkpoint, tmp_path), "with the adapter merged holds .* float16"),
+        "torch": lambda: ([], "need torch, which is not installed"),
+        "triton": lambda: (["--target", "tensorrt", "--plugins"], "need triton|needs triton"),
+    }[more]()
+    arguments = ["export", "-m", str(checkpoint), "-o", str(tmp_path / "out"), *options]
+    said = []
+    for rest in (["--dry-run"], [], ["--no-validate"]):
+        assert run([*arguments, *rest]) == 2
+        said.append(capsys.readouterr().err)
+    assert len(set(said)) == 1 and re.search(words, said[0]), said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("moe", [False, True])
+def test_without_the_weights_transformers_refuses_the_same(moe: bool, tmp_path: Path) -> None:
+    """Every key of config.json with values of every kind."""
+    from transformers import DogeConfig
+
+    folder, refused = write_checkpoint(tmp_path / "ck", is_moe=moe), 0
+    raw = json.loads((folder / "config.json").read_text())
+    for key in sorted({*DogeConfig().to_dict(), "layer_types", "experts_implementation", "fusion_config"}):
+        for value in (None, "x", -1, 1.5, ["a"], {"a": 1}):
+            (folder / "config.json").write_text(json.dumps({**raw, key: value}))
+            try:
+                opened = Checkpoint.open(folder)
+            except DogeExportError:
+                continue
+            said = [_said(read, opened) for read in (load_current, check_taken)]
+            assert said[0] == said[1], (key, value)
+            refused += said[0] is not None
+    assert refused > 50
+
+
+def _said(read: Callable[[Checkpoint, str], Any], checkpoint: Checkpoint) -> str | None:
+    try:
+        read(checkpoint, "float32")
+    except DogeExportError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("changes", TAKEN.values(), ids=TAKEN)
 def test_what_it_takes_is_taken(changes: dict[str, Any], checkpoint: Path, tmp_path: Path) -> None:
-    Reference(_changed(checkpoint, tmp_path / "ck", changes))
+    folder = _changed(checkpoint, tmp_path / "ck", changes)
+    Reference(folder)
+    check_taken(Checkpoint.open(folder), "float32")
 
 
 @pytest.mark.filterwarnings("ignore")

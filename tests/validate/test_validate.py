@@ -1,6 +1,7 @@
 """validate passes what is right and fails what is wrong: a frozen window, a changed weight, a stranger."""
 
 import shutil
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,19 +10,27 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
-from doge_export.bundle import Bundle, write_manifest
-from doge_export.config import DogeConfig
-from doge_export.errors import DogeExportError
+from doge_export.core import presets
+from doge_export.core.bundle import Bundle, write_manifest
+from doge_export.core.config import DogeConfig
+from doge_export.core.errors import DogeExportError
+from doge_export.core.progress import reporting, silent
+from doge_export.core.tokenizer import copy_tokenizer_files
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
 from doge_export.render import report_lines
 from doge_export.runtime import Session
 from doge_export.validate import Check, Report, validate
-from doge_export.validate.candidate import Candidate
-from doge_export.validate.decode import Decoding
-from doge_export.validate.figures import compare_best
-from doge_export.validate.reference import Reference
+from doge_export.validate.backends.decode_graph import DecodeGraph
+from doge_export.validate.backends.function_bodies import FunctionBodies
+from doge_export.validate.backends.reference import Reference
+from doge_export.validate.comparison import best_gaps
+from doge_export.validate.rounding_cost import rounding_cost, text_calls
 from doge_export.validate.schedules import Schedule, draw_tokens, plan
+from tests.conftest import write_checkpoint
 
 Export = Callable[..., tuple[Path, Any]]
 
@@ -29,7 +38,8 @@ Export = Callable[..., tuple[Path, Any]]
 def test_a_right_bundle_passes_every_check(exported: Export) -> None:
     checkpoint, bundle = exported()
     told: list[str] = []
-    report = validate(bundle, checkpoint, advance=lambda steps, name: told.append(name))
+    progress = reporting(lambda schedules, name: told.append(name))
+    report = validate(bundle, checkpoint, progress=progress)
     assert report.passed
     assert report.max_abs_diff <= 1e-4
     assert report.top1_agreement == 1.0
@@ -42,7 +52,11 @@ def test_a_right_bundle_passes_every_check(exported: Export) -> None:
     assert 0 < report.kernels["max_abs_diff"] <= 1e-4
     data = report.to_dict()
     assert data["passed"] is True
-    assert set(data["checks"][0]) == {"name", "value", "limit", "passed"}
+    first = data["checks"][0]
+    assert {"name", "value", "limit", "passed", "at_least", "backend", "schedule", "metric"} == set(first)
+    assert (first["backend"], first["schedule"]) == ("function bodies", "prefill 1")
+    assert {"max_abs_diff", "selection", "best", "multi_step"} <= {each["metric"] for each in data["checks"]}
+    assert "limits: float32: 0.0001, and the same keys and experts" in list(report_lines(report))
 
 
 def tampered(bundle: Bundle, folder: Path, change: Callable[[onnx.ModelProto], None]) -> Bundle:
@@ -99,7 +113,43 @@ def test_rounded_weights_are_judged_by_their_own_model(precision: str, exported:
     assert report.kernels["kl_divergence"] <= 1e-6
     assert report.rounding["kl_divergence"] > 1e-5 > report.kl_divergence
     assert report.to_dict()["rounding"] == report.rounding
-    assert any("no limit" in line for line in report_lines(report))
+    lines = list(report_lines(report))
+    assert "no limit" in lines[0] and f"{report.rounding['tokens']} random tokens" in lines[0]
+    assert any("0.001 (0.0001 without rounding)" in line for line in lines if line.startswith("limits: "))
+    assert "exact for the rounded weights it holds" in lines[-1] and "what rounding cost: KL" in lines[-1]
+    assert not any("top-1 agreement 100.00%" in line and "rounded weights" not in line for line in lines)
+
+
+def test_what_rounding_costs_is_measured_on_a_text(tmp_path: Path) -> None:
+    """Against the checkpoint's own weights, beside parity, which is exact: on the text given, or else on the
+    one that comes with the package."""
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", num_hidden_layers=1, vocab_size=4096)
+    copy_tokenizer_files(presets.models_folder() / "doge-tiny", checkpoint)
+    options = ExportOptions.resolve(precision="int4")
+    bundle = export_model(str(checkpoint), tmp_path / "bundle", options, validate=False).bundle
+    text = " ".join(f"{number} cats and dogs" for number in range(200))
+    report = validate(bundle, checkpoint, text=text)
+    found = report.rounding
+    assert report.passed and found["text"] == "the text given" and found["tokens"] == 8 * 24
+    own, bodies = Reference(checkpoint), FunctionBodies(bundle)
+    read = text_calls(bundle, text)
+    assert read is not None
+    divergences, same = [], []
+    for call in read[1]:
+        first, second = (torch.from_numpy(each.run(*call).logits[0]).double() for each in (own, bodies))
+        p, q = (torch.log_softmax(each, -1) for each in (first, second))
+        divergences.append(float((p.exp() * (p - q)).sum(-1).mean()))
+        same.append(float((first.argmax(-1) == second.argmax(-1)).double().mean()))
+    for name, values in (("kl_divergence", divergences), ("top1_agreement", same)):
+        assert found[name] == pytest.approx(statistics.mean(values), rel=1e-3)
+        assert found[f"{name}_stderr"] == pytest.approx(statistics.stdev(values) / 8**0.5, rel=1e-3)
+    assert 0 < found["top1_agreement"] < 1 and found["kl_divergence"] > 100 * report.kl_divergence
+    lines = list(report_lines(report))
+    assert lines[0].startswith("rounding to int4 cost: KL") and "192 tokens of the text given" in lines[0]
+    shipped, short = text_calls(bundle, None), text_calls(bundle, "a cat")
+    assert shipped is not None and shipped[0] == "heldout.txt" and len(shipped[1]) == 8
+    assert short is not None and [schedule.length for schedule, _ in short[1]] < [24]
+    assert rounding_cost(own, bodies, short[1], "a", silent)["top1_agreement_stderr"] is None, "too few"
 
 
 def test_a_mixture_is_judged_on_the_kernels_too(exported: Export) -> None:
@@ -113,7 +163,7 @@ def test_a_mixture_is_judged_on_the_kernels_too(exported: Export) -> None:
     assert report.passed and report.max_abs_diff <= 1e-4
     assert report.kernels["kl_divergence"] <= 1e-6
     # Judged by other weights than its own, it is found out.
-    options = {**bundle.manifest.options, "types": types | {"v_proj": "int4"}}
+    options = replace(bundle.manifest.options, types=types | {"v_proj": "int4"})
     other = replace(bundle, manifest=replace(bundle.manifest, options=options))
     assert not validate(other, checkpoint).passed
 
@@ -158,7 +208,7 @@ def test_without_the_library_the_kernels_are_left_out(
     exported: Export, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     checkpoint, bundle = exported()
-    monkeypatch.setattr("doge_export.plugins._LIBRARY", tmp_path / "missing.so")
+    monkeypatch.setattr("doge_export.core.native_library._LIBRARY", tmp_path / "missing.so")
     report = validate(bundle, checkpoint, quick=True)
     assert report.passed and not report.kernels
     assert any("native kernels" in sentence for sentence in report.omitted)
@@ -177,7 +227,7 @@ def test_a_changed_scale_is_found(exported: Export, tmp_path: Path) -> None:
 
 def test_an_unknown_precision_is_refused(exported: Export) -> None:
     checkpoint, bundle = exported()
-    options = {**bundle.manifest.options, "precision": "int3"}
+    options = replace(bundle.manifest.options, precision="int3")
     with pytest.raises(DogeExportError, match="does not know"):
         validate(replace(bundle, manifest=replace(bundle.manifest, options=options)), checkpoint)
 
@@ -263,13 +313,14 @@ def test_tokens_are_compared_where_a_row_has_a_text(exported: Export) -> None:
     _, bundle = exported(keep_window_size=1)
     schedule = Schedule("", (3, 1, 1), (0, 4))
     tokens = draw_tokens(schedule, bundle.config.vocab_size, 0)
-    got, (best, _) = Candidate(bundle).run(schedule, tokens), Decoding(bundle).best(schedule, tokens)
-    assert compare_best(got, best, schedule, tokens).tolist() == pytest.approx([0.0] * 4, abs=1e-6)
+    got, best = FunctionBodies(bundle).run(schedule, tokens), DecodeGraph(bundle).run(schedule, tokens).best
+    assert best is not None
+    assert best_gaps(got, best, schedule, tokens).tolist() == pytest.approx([0.0] * 4, abs=1e-6)
     for row in range(2):
         for call in range(3):
             ids = best.ids.copy()
             ids[row, call] = (ids[row, call] + 1) % bundle.config.vocab_size
-            found = compare_best(got, replace(best, ids=ids), schedule, tokens)
+            found = best_gaps(got, replace(best, ids=ids), schedule, tokens)
             assert (found.max() > 1e-3) == (row == 0 or call == 2), (row, call)
 
 
@@ -289,7 +340,7 @@ def test_a_sampled_run_is_the_whole_run_at_those_positions(exported: Export) -> 
     sampled = Schedule("sampled", (30, 1, 1), (0, 3), sample=7)
     tokens = draw_tokens(whole, 257, seed=0)
     places = [*sampled.kept(30).tolist(), 30, 31]
-    for side in (Reference(checkpoint), Candidate(bundle)):
+    for side in (Reference(checkpoint), FunctionBodies(bundle)):
         expected = side.run(whole, tokens).logits[:, places]
         np.testing.assert_allclose(side.run(sampled, tokens).logits, expected, atol=1e-5)
 

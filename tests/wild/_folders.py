@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from doge_export import presets
-from doge_export.checkpoint import Checkpoint
+from doge_export.core import presets
+from doge_export.core.checkpoint.folder import Checkpoint
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import plan_export
 from doge_export.model import load_model
-from doge_export.pipeline import plan_export
-from doge_export.recipe import ExportOptions
-from doge_export.validate.reference import Reference
+from doge_export.validate.backends.reference import Reference
 from doge_export.validate.schedules import Schedule, draw_tokens
 from tests.conftest import write_checkpoint
 from tests.generations._checkpoints import make

@@ -183,10 +183,31 @@ ROWS = (
     # What both refuse
     Specimen("rank 0", _set(r=0), REFUSED, "r 0, which must be a whole number above 0"),
     Specimen("rank as text", _set(r="4"), REFUSED, "r '4'"),
-    Specimen("no alpha", _set(lora_alpha=None), REFUSED, "lora_alpha None, which must be a finite number"),
+    Specimen("no alpha", _set(lora_alpha=None), REFUSED, "lora_alpha None, which must be a number"),
+    Specimen(
+        "an alpha that float32 does not hold", _set(lora_alpha=1e300), None, "a number that float32 holds"
+    ),
     Specimen("alpha as text", _set(lora_alpha="6"), REFUSED, "lora_alpha '6'"),
     Specimen("another rank than the matrices'", _set(r=3), REFUSED, "of rank 4 and 4, and .* makes it 3"),
     Specimen("a rank of none by pattern", _set(rank_pattern={"q_proj": 0}), REFUSED, "rank_pattern"),
+    Specimen(  # PEFT goes on for longer than anybody waits
+        "an expression without end",
+        _set(target_modules=r"(\w+\.?)+!"),
+        None,
+        "target_modules, a regular expression that does not come to an end",
+    ),
+    Specimen(
+        "a name with a pattern without end",
+        _set(rank_pattern={"q_proj": 2, r"(\w+\.?)+!": 3}),
+        None,
+        "rank_pattern, a regular expression that does not come to an end",
+    ),
+    Specimen(
+        "an expression of a whole file",
+        _set(target_modules=rf".*\.({'q_proj|' * 10_000}down_proj)"),
+        SAME,
+        "of 70,015 characters",
+    ),
     Specimen(
         "a pattern that is no expression", _set(alpha_pattern={"*": 3}), REFUSED, "no regular expression"
     ),

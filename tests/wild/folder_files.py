@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from doge_export.presets import models_folder
+from doge_export.core.presets import models_folder
 from tests.wild._folders import (
     AREA,
     INDEX,

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from doge_export.presets import models_folder
+from doge_export.core.presets import models_folder
 from tests.wild._folders import (
     AREA,
     SINGLE,

@@ -16,12 +16,12 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from doge_export.checkpoint import Checkpoint
-from doge_export.decision import Decision
-from doge_export.evidence import decide_generation
+from doge_export.core.checkpoint.folder import Checkpoint
+from doge_export.core.generations.decision import Decision
+from doge_export.export.evidence import decide_generation
 from doge_export.model import load_model
-from doge_export.validate.pinned import pinned
-from doge_export.validate.reference import Reference
+from doge_export.validate.backends.deterministic_reference import pinned
+from doge_export.validate.backends.reference import Reference
 from doge_export.validate.schedules import Schedule, draw_tokens
 from tests.generations._checkpoints import (
     TOKENIZER,
@@ -31,6 +31,7 @@ from tests.generations._checkpoints import (
     in_new_names,
     make,
     trained,
+    with_scales,
 )
 from tests.wild._specimen import Area, Specimen
 
@@ -112,6 +113,11 @@ def _without(part: str) -> Callable[[Path], Any]:
     return lambda folder: change_tensors(folder, lambda name: None if part in name else name)
 
 
+def _respelled(old: str, new: str) -> Callable[[Path], Any]:
+    """The tensors whose name has a word `old` are called `new`."""
+    return lambda folder: change_tensors(folder, lambda name: name.replace(f".{old}.", f".{new}."))
+
+
 def _no_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
@@ -189,10 +195,12 @@ def _by(what: str, generation: str) -> Callable[[tuple[Decision, Any]], None]:
     return check
 
 
+#: Which cost so much the same as others that they are asked about.
+_ALIKE = ("3b-positional-experts", "3b-single-experts", "3b-single-positional-experts")
 _SHAPES = "with as many kv heads as heads the shapes are alike"
 _BETTER = "the weights are clearly the better language model: .* bits per byte as"
 ROWS = (
-    *(Specimen(f"{name}, trained", _trained(name)) for name in TRAINED if name != "3b-positional-experts"),
+    *(Specimen(f"{name}, trained", _trained(name)) for name in TRAINED if name not in _ALIKE),
     Specimen(
         "2, its tensors by transformers' names",
         _trained("2-dense", lambda folder: change_tensors(folder, in_new_names)),
@@ -286,16 +294,48 @@ ROWS = (
         check=_by("tensors", "3b-positional"),
     ),
     Specimen(
-        "3a, random, experts found by queries_proj",
-        _drawn(
-            "3a",
-            moe=True,
-            changes=lambda folder: change_tensors(
-                folder, lambda name: name.replace("queries", "queries_proj")
-            ),
+        "3a, random, its queries called queries_proj",
+        _drawn("3a", moe=True, changes=_respelled("queries", "queries_proj")),
+        check=_by("config", "3a"),
+    ),
+    Specimen(
+        "3a-mixed by transformers' names, its queries called queries, and keys of config.json left by 3b",
+        _trained(
+            "3a-mixed-experts",
+            lambda folder: change_tensors(folder, in_new_names),
+            _respelled("queries_proj", "queries"),
+            _config(keep_window_size=12),
         ),
-        reference=None,
-        ours="queries_proj",
+        check=_by("text", "3a-mixed"),
+    ),
+    Specimen(
+        "3a-mixed, its keys those of a later class too",
+        _trained("3a-mixed-experts", _config(num_experts=64, num_experts_per_tok=8)),
+        check=_by("tensors", "3a-mixed"),
+    ),
+    Specimen(
+        "3a-mixed, is_causal left by January's class",
+        _trained("3a-mixed-experts", _config(is_causal=False, num_channels=3)),
+        check=_by("tensors", "3a-mixed"),
+    ),
+    Specimen(
+        "3a-single, keys of its experts left by an earlier class",
+        _trained("3a-single-experts", _config(num_cdmoe_experts=64, num_cdmoe_heads=4)),
+        check=_by("config", "3a-single"),
+    ),
+    *(
+        Specimen(
+            f"{generation}, one retrieval beside a window",
+            _trained(f"{generation}-experts"),
+            reference=None,
+            ours="may be of generation 3b-single .* or 3b-single-positional .*bits per byte",
+        )
+        for generation in ("3b-single", "3b-single-positional")
+    ),
+    Specimen(
+        "3b-single, MLP and experts weighed",
+        _trained("3b-single-experts", with_scales),
+        check=_by("tensors", "3b-single"),
     ),
     Specimen(
         "flash-dmattn's example model",

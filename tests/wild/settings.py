@@ -1,18 +1,19 @@
 """generation_config.json and the token ids of config.json as people have them."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from doge_export.checkpoint import Checkpoint
-from doge_export.json_file import read_object
+from doge_export.core.checkpoint.folder import Checkpoint
+from doge_export.core.json_file import read_object
+from doge_export.export.sidecars import say_generation
 from doge_export.runtime import GenerationDefaults, GenerationOptions
-from doge_export.runtime.generation import _most
+from doge_export.runtime.generation import _max_tokens
 from doge_export.runtime.sampling import process
-from doge_export.sidecars import say_generation
 from tests.conftest import write_checkpoint
 from tests.wild._specimen import REFUSED, SAME, Area, Specimen
 
@@ -49,14 +50,16 @@ def _ours(folder: Path) -> GenerationOptions:
     path = folder / "generation_config.json"
     file = read_object(path) if path.is_file() else None
     options = GenerationDefaults.read(file, checkpoint.config).changed()
-    _most(options, len(PROMPT))
+    _max_tokens(options, len(PROMPT))
     return options
 
 
 def _compare(reference: Any, ours: GenerationOptions) -> None:
     """From the same logits come the same scores, and the text ends where transformers' does."""
     tokens = reference.sequences[0].tolist()
-    limit = _STEPS if ours.max_new_tokens is None and ours.max_length is None else _most(ours, len(PROMPT))
+    limit = (
+        _STEPS if ours.max_new_tokens is None and ours.max_length is None else _max_tokens(ours, len(PROMPT))
+    )
     for at, (logits, scores) in enumerate(zip(reference.logits, reference.scores, strict=True)):
         seen, token = tokens[: len(PROMPT) + at], tokens[len(PROMPT) + at]
         last = at + 1 == limit
@@ -112,6 +115,11 @@ def _not_its_config(folder: Path) -> None:
     )
 
 
+def _pipe(folder: Path) -> None:
+    _config()(folder)
+    os.mkfifo(folder / "generation_config.json")
+
+
 def _greedy(made: GenerationOptions) -> None:
     assert made.greedy
 
@@ -128,6 +136,7 @@ ROWS = (
         "config.json alone, of a time when it held the settings",
         _config(do_sample=True, temperature=0.7, top_k=20, max_length=9, num_beams=1),
     ),
+    Specimen("a pipe", _pipe, None, "generation_config.json is a pipe, not a file"),
     Specimen("config.json with settings of its own, beside a file that wins", _not_its_config),
     Specimen(
         "the published card",
@@ -212,6 +221,18 @@ ROWS = (
     Specimen("bad words of another vocabulary", _file(bad_words_ids=[[300]]), REFUSED, "bad_words_ids 300"),
     Specimen("no bad words", _file(bad_words_ids=[]), REFUSED, "bad_words_ids is"),
     Specimen("a bias as an object", _file(sequence_bias={"[4]": 1.0}), REFUSED, "sequence_bias is"),
+    Specimen(
+        "a forced end of another vocabulary",
+        _file(forced_eos_token_id=[5, 300]),
+        REFUSED,
+        "forced_eos_token_id 300 is no token of a vocabulary of 257, which has the ids 0 to 256",
+    ),
+    Specimen(  # transformers fails on it after a prompt of one token alone
+        "a forced beginning of another vocabulary",
+        _file(forced_bos_token_id=300),
+        SAME,
+        "forced_bos_token_id 300 is no token of a vocabulary of 257, which has the ids 0 to 256",
+    ),
     Specimen(
         "an end that is forced and forbidden",
         _file(forced_eos_token_id=5, suppress_tokens=[5]),

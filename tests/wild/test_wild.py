@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
 from tests.wild import adapters, folder_files, folder_formats, folders, generations, settings, tokenizers
 from tests.wild._specimen import REFUSED, SAME, Area, Specimen
 

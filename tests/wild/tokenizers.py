@@ -1,12 +1,13 @@
 """Tokenizers and chat templates as they come: what kinds, which files, and who wrote them."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from doge_export.tokenizer import Tokenizer
-from doge_export.tokenizer_source import tokenizer_source
+from doge_export.core.tokenizer import Tokenizer
+from doge_export.export.tokenizer_source import tokenizer_source
 from tests._tokenizers import KINDS, take_apart, write_kind
 from tests.wild._specimen import REFUSED, Area, Specimen
 
@@ -175,6 +176,29 @@ def _stripping(content: dict[str, Any]) -> None:
         token |= {"lstrip": True, "rstrip": token["content"] == "<|end|>"}
 
 
+def _endless(content: dict[str, Any]) -> None:
+    content["pre_tokenizer"] = {
+        "type": "Split", "pattern": {"Regex": r"([a-z ]+)+$"}, "behavior": "Isolated", "invert": False,
+    }  # fmt: skip
+
+
+def _instead(name: str, make: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """Something else in the place of one of the files."""
+
+    def write(folder: Path) -> None:
+        _kind()(folder)
+        path = folder / name
+        path.unlink(missing_ok=True)
+        path.parent.mkdir(exist_ok=True)
+        make(path)
+
+    return write
+
+
+def _to_nothing(path: Path) -> None:
+    path.symlink_to("elsewhere")
+
+
 _OBJECT = {"content": "<tool>", "lstrip": True, "rstrip": False, "single_word": False, "normalized": False}
 _REMOTE = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
 _NO_CLASS = "vocab.json and merges.txt and no tokenizer.json; generate will not work.*GPT2Tokenizer"
@@ -189,6 +213,26 @@ ROWS = (
     ),
     Specimen("no post-processor", _changed(lambda c: c.update(post_processor=None))),
     Specimen("special tokens that take the blanks around them", _changed(_stripping)),
+    Specimen(  # transformers dies of a panic, which is no Exception
+        "an expression without end", _changed(_endless), None, "fails on this text: Onig: .*retry-limit"
+    ),
+    # What is no file: transformers waits for the pipe, or passes over what is there.
+    Specimen("a pipe", _instead("tokenizer.json", os.mkfifo), None, "tokenizer.json is a pipe, not a file"),
+    Specimen("a folder", _instead("tokenizer.json", Path.mkdir), None, "is a folder, not a file"),
+    Specimen("a link to nothing", _instead("tokenizer.json", _to_nothing), None, "a file that is not there"),
+    Specimen("a vocabulary that is a pipe", _instead("vocab.txt", os.mkfifo), None, "vocab.txt is a pipe"),
+    Specimen(
+        "a template that is a pipe",
+        _instead("chat_template.jinja", os.mkfifo),
+        None,
+        "chat_template.jinja is a pipe",
+    ),
+    Specimen(
+        "a further template that is a pipe",
+        _instead("additional_chat_templates/tool_use.jinja", os.mkfifo),
+        None,
+        "tool_use.jinja is a pipe",
+    ),
     Specimen("damaged", _kind(tokenizer_json="{"), REFUSED, "cannot be read as a tokenizer"),
     # the files beside it
     Specimen("tokenizer.json alone", _kind(tokenizer_config_json=None)),

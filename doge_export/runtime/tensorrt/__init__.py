@@ -1,4 +1,4 @@
-"""An engine on a GPU: loading, memory, session. Never run on one: docs/tensorrt.md says what was."""
+"""An engine on a GPU: loading, memory, session. Never run on one (docs/reference/hardware.md)."""
 
 __all__ = ["TensorRTSession"]
 

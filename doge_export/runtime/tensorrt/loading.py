@@ -5,17 +5,17 @@ __all__ = ["Loaded", "load"]
 from dataclasses import dataclass
 from typing import Any
 
-from doge_export.cuda import Cuda
-from doge_export.errors import DogeExportError
-from doge_export.tensorrt.folder import Engine
-from doge_export.tensorrt.kinds import KINDS, Opened, how_to_get, open_kind
-from doge_export.tensorrt.profiles import PROFILES
-from doge_export.tensorrt.refusals import Log, engine_refusal, new_log
+from doge_export.core.errors import DogeExportError
+from doge_export.runtime.tensorrt.driver import Cuda
+from doge_export.runtime.tensorrt.engine_folder import Engine
+from doge_export.runtime.tensorrt.kinds import KINDS, Opened, how_to_get, open_kind
+from doge_export.runtime.tensorrt.profiles import PROFILES
+from doge_export.runtime.tensorrt.refusals import Log, engine_refusal, new_log
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """`engine` is TensorRT's; it needs its `runtime` as long as it lives."""
+    """A loaded engine: `engine` is TensorRT's; it needs its `runtime` as long as it lives."""
 
     cuda: Cuda
     opened: Opened
@@ -49,8 +49,8 @@ class Loaded:
 
     def aliased(self, name: str) -> str | None:
         """The input whose memory the output `name` must have: a cache that is updated in place."""
-        found: str | None = self.engine.get_aliased_input_tensor(name)
-        return found or None
+        input_name: str | None = self.engine.get_aliased_input_tensor(name)
+        return input_name or None
 
     def run(self, context: Any) -> None:
         """Put a call on the stream.
@@ -80,21 +80,21 @@ def load(engine: Engine) -> Loaded:
         )
     log = new_log(opened.trt)
     runtime = opened.trt.Runtime(log)
-    found = runtime.deserialize_cuda_engine(engine.model_path.read_bytes())
-    if found is None:
+    cuda_engine = runtime.deserialize_cuda_engine(engine.model_path.read_bytes())
+    if cuda_engine is None:
         raise engine_refusal(opened.label, log, "load")
-    names = {found.get_tensor_name(index) for index in range(found.num_io_tensors)}
+    names = {cuda_engine.get_tensor_name(index) for index in range(cuda_engine.num_io_tensors)}
     wanted = {spec.name for spec in (*engine.manifest.inputs, *engine.manifest.outputs)}
-    if names != wanted or found.num_optimization_profiles != len(PROFILES):
+    if names != wanted or cuda_engine.num_optimization_profiles != len(PROFILES):
         raise DogeExportError(
             f"{engine.model_path} is not the engine that the manifest describes.",
             "Build it again with doge-export build-engine.",
         )
-    return Loaded(cuda, opened, found, runtime, log)
+    return Loaded(cuda, opened, cuda_engine, runtime, log)
 
 
 def _open(engine: Engine) -> Opened:
-    """The TensorRT that built it."""
+    """Load the TensorRT that built the engine."""
     if engine.runtime not in KINDS:
         raise DogeExportError(
             f"{engine.path} was built by {engine.runtime}, which this version does not know.",

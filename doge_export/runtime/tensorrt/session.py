@@ -1,4 +1,4 @@
-"""An engine as a session: a context to read prompts, one to make tokens, and memory that is bound once."""
+"""An engine as a session: a context for prefill, one for decode steps, and memory that is bound once."""
 
 __all__ = ["EngineCache", "TensorRTSession"]
 
@@ -11,28 +11,28 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from doge_export.cuda import Memory
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
 from doge_export.runtime.cache import Cache, check_room
 from doge_export.runtime.session import Session, checked_call
-from doge_export.runtime.tensorrt.lane import Lane
+from doge_export.runtime.tensorrt.driver import Memory
+from doge_export.runtime.tensorrt.engine_folder import Engine
 from doge_export.runtime.tensorrt.loading import Loaded, load
-from doge_export.tensorrt.folder import Engine
+from doge_export.runtime.tensorrt.slot import Slot
 
 
-class _Lease:
-    """A lane that is in use for as long as somebody knows the lease."""
+class _HeldSlot:
+    """A slot in use, which is idle again once nobody refers to this object."""
 
-    def __init__(self, lane: Lane, idle: "deque[Lane]") -> None:
-        self.lane = lane
-        weakref.finalize(self, idle.append, lane).atexit = False
+    def __init__(self, slot: Slot, idle: "deque[Slot]") -> None:
+        self.slot = slot
+        weakref.finalize(self, idle.append, slot).atexit = False
 
 
 @dataclass(frozen=True)
 class EngineCache:
-    """How far a conversation is; its keys and values stay on the GPU."""
+    """The length of a conversation, and its slot; keys and values stay on the GPU."""
 
-    lease: _Lease
+    held: _HeldSlot
     capacity: int
     length: int = 0
     streams: bool = False
@@ -41,8 +41,8 @@ class EngineCache:
 class TensorRTSession(Session):
     """An engine on the GPU of this machine. Two calls at once wait for each other.
 
-    Each conversation that is alive has a lane: buffers, a decode context and a CUDA graph of its own. The
-    lane of one that has ended serves the next with as many rows. What decodes one text after another has two
+    Each conversation that is alive has a slot: buffers, a decode context and a CUDA graph of its own. The
+    slot of one that has ended serves the next with as many rows. What decodes one text after another has two
     contexts in all.
     """
 
@@ -53,7 +53,7 @@ class TensorRTSession(Session):
         self._loaded = loaded
         self._prefill = loaded.new_context("prefill")
         self._logits: Memory | None = None  # of prompts
-        self._idle: deque[Lane] = deque()
+        self._idle: deque[Slot] = deque()
         self._lock = threading.Lock()
 
     @classmethod
@@ -67,12 +67,12 @@ class TensorRTSession(Session):
 
     @property
     def max_batch(self) -> int:
-        """What the engine was built for."""
+        """The most rows of a call that the engine was built for."""
         return self.bundle.max_batch
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Of TensorRT."""
+        """The version of TensorRT."""
         return {self.bundle.runtime: self.bundle.version}
 
     def new_cache(self, batch: int) -> EngineCache:
@@ -88,11 +88,11 @@ class TensorRTSession(Session):
             )
         with self._lock:
             self._loaded.cuda.enter()
-            lane = self._lane(batch)
-            lane.reset()
+            slot = self._take_slot(batch)
+            slot.reset()
         capacity = self.bundle.manifest.cache.max_length
         assert capacity is not None, "the target has static caches only"
-        return EngineCache(_Lease(lane, self._idle), capacity)
+        return EngineCache(_HeldSlot(slot, self._idle), capacity)
 
     def step(
         self,
@@ -107,30 +107,30 @@ class TensorRTSession(Session):
         assert isinstance(cache, EngineCache)
         _, sequence = checked_call(input_ids, attention_mask, position_ids, cache)
         check_room(cache.length + sequence, cache.capacity)
-        lane = cache.lease.lane
+        slot = cache.held.slot
         with self._lock:
-            if lane.length != cache.length:
+            if slot.length != cache.length:
                 raise ValueError("this cache was given to a step before, and is spent")
             self._loaded.cuda.enter()
-            lane.feed(input_ids, attention_mask, position_ids)
+            slot.set_inputs(input_ids, attention_mask, position_ids)
             if sequence == 1:
-                logits = lane.decode()
+                logits = slot.decode()
             else:
-                room = self._room(lane.logits_size(sequence))
-                logits = lane.prefill(self._prefill, sequence, room, last)
-            lane.length += sequence
-        return logits, replace(cache, length=lane.length)
+                room = self._room(slot.logits_size(sequence))
+                logits = slot.prefill(self._prefill, sequence, room, last)
+            slot.length += sequence
+        return logits, replace(cache, length=slot.length)
 
-    def _lane(self, batch: int) -> Lane:
-        """An idle one, or a new one in the place of those that are of no use."""
-        found = None
+    def _take_slot(self, batch: int) -> Slot:
+        """Return an idle slot of `batch` rows, or a new one; idle slots of other sizes are freed."""
+        chosen = None
         while self._idle:  # what ends meanwhile, in any thread, comes behind
-            lane = self._idle.pop()
-            if lane.batch == batch and found is None:
-                found = lane
-        if found is None:
-            found = Lane(self._loaded, self.bundle.manifest, batch)
-        return found
+            slot = self._idle.pop()
+            if slot.batch == batch and chosen is None:
+                chosen = slot
+        if chosen is None:
+            chosen = Slot(self._loaded, self.bundle.manifest, batch)
+        return chosen
 
     def _room(self, size: int) -> Memory:
         if self._logits is None or self._logits.size < size:

@@ -10,7 +10,7 @@ import logging
 from optimum.commands.export.base import ExportCommand
 
 from doge_export.cli.optimum import DogeExportCommand
-from doge_export.errors import DogeExportError
+from doge_export.core.errors import DogeExportError
 
 REGISTER_COMMANDS = [(DogeExportCommand, ExportCommand)]
 

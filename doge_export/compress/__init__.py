@@ -1,0 +1,1 @@
+"""A bundle in fewer bits, and what that costs on a text."""

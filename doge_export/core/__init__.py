@@ -1,0 +1,1 @@
+"""What every other wing knows: configurations, checkpoints, tokenizers, bundles, errors. Never torch."""

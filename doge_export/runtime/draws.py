@@ -1,0 +1,99 @@
+"""How the kernels draw tokens: the settings of a text as the optional inputs of `decode.onnx`."""
+
+__all__ = ["Draws", "draws_of"]
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from doge_export.runtime import tensors
+from doge_export.runtime.options import GenerationOptions
+from doge_export.runtime.processors import PROCESSORS, bad_words
+
+#: The processors that the kernels have; of biases and bad words those of one token.
+_KNOWN = {
+    *("sequence_bias", "repetition_penalty", "bad_words_ids", "suppress_tokens"),
+    *("temperature", "top_k", "top_p", "min_p"),
+}
+#: Where scores of float32 neither overflow nor vanish, whatever the logits of a model.
+_LOWEST, _HIGHEST = 1e-3, 1e3
+_WORD = 64  # tokens whose bits are one number
+_SEEN = 256  # ids by which the room for them grows
+
+
+@dataclass
+class Draws:
+    """Arrays by the names of the inputs; `seen` has -1 where there is no id."""
+
+    inputs: dict[str, npt.NDArray[np.generic]]
+    penalized: bool
+
+    def for_tokens(self, count: int) -> "Draws":
+        """Return the same for `count` tokens, each drawn as the first row is."""
+        inputs = {name: np.repeat(array[:1], count, axis=0) for name, array in self.inputs.items()}
+        return Draws(inputs, self.penalized)
+
+    def bind(
+        self, binding: Any, dtypes: Mapping[str, str], bound: dict[str, npt.NDArray[np.generic]]
+    ) -> None:
+        """Bind the inputs that are not yet in `bound`, which is what `binding` has."""
+        for name, array in self.inputs.items():
+            if bound.get(name) is not array:
+                tensors.bind(binding.bind_input, name, dtypes[name], array)
+                bound[name] = array
+
+    def see(self, texts: Sequence[Sequence[int]]) -> None:
+        """Say which ids each row has seen; it matters where there is a penalty."""
+        if not self.penalized:
+            return
+        unique = [np.unique(np.asarray(text, np.int64)) for text in texts]
+        room = -(-max(ids.size for ids in unique) // _SEEN) * _SEEN
+        if room > self.inputs["seen"].shape[1]:
+            self.inputs["seen"] = np.empty((len(texts), room), np.int64)
+        self.inputs["seen"].fill(-1)
+        for row, ids in enumerate(unique):
+            self.inputs["seen"][row, : ids.size] = ids
+
+
+def draws_of(options: GenerationOptions, seed: int, rows: int, first: int, vocab: int) -> Draws | None:
+    """Return how the kernels draw what `Sampler` draws, for `rows` rows from number `first` on; None where
+    only it can, or where no token is left."""
+    if any(row.applies(options) and row.name not in _KNOWN for row in PROCESSORS):
+        return None
+    if not all(
+        value == 0 or _LOWEST <= value <= _HIGHEST
+        for value in (options.temperature, options.repetition_penalty)
+    ):
+        return None
+    words, bias = bad_words(options), np.zeros(vocab, np.float32)
+    if any(len(ids) != 1 for ids, _ in (*words, *options.sequence_bias)):
+        return None
+    forbidden = {*(ids[0] for ids, _ in words), *options.suppress_tokens}
+    for (token,), value in options.sequence_bias:
+        bias[token] += value
+    if not (bias < np.inf).all() or (np.abs(bias[bias > -np.inf]) > _HIGHEST).any():
+        return None
+    never = np.zeros(-(-vocab // _WORD) * _WORD, bool)
+    never[[token for token in forbidden if 0 <= token < vocab]] = True
+    never[:vocab][bias == -np.inf] = True
+    bias[bias == -np.inf] = 0
+    if never[:vocab].all():
+        return None
+    settings = [getattr(options, name) for name in ("temperature", "top_k", "top_p", "min_p")]
+    signed = seed - 2**64 if seed >= 2**63 else seed
+    inputs: dict[str, npt.NDArray[np.generic]] = {
+        "sampling": np.array([[*settings, options.repetition_penalty]] * rows, np.float64),
+        "draw_key": np.array([[signed, first + row] for row in range(rows)], np.int64),
+        "seen": np.empty((0, 0), np.int64),
+        "logit_bias": np.empty((0, 0), np.float32),
+        "allowed": np.empty((0, 0), np.int64),
+    }
+    if bias.any():
+        inputs["logit_bias"] = np.tile(bias, (rows, 1))
+    if never.any():
+        bits = np.packbits(~never, bitorder="little").view(np.int64)
+        inputs["allowed"] = np.tile(bits, (rows, 1))
+    return Draws(inputs, options.repetition_penalty != 1.0)

@@ -1,0 +1,1 @@
+"""Everything that computes logits and can be compared: one backend a file."""

@@ -1,0 +1,1 @@
+"""Where two backends part, and why."""

@@ -1,0 +1,86 @@
+"""Weights in fewer bits: one algorithm a file, and the table of what `--precision` means."""
+
+from doge_export.weights.arrays import Array, Arrays, Float64, Matrices, Matrix
+from doge_export.weights.formats import FORMATS, FULL, HALF, Formats, WeightFormat, parse_types
+from doge_export.weights.methods import (
+    METHODS,
+    Method,
+    Rounding,
+    Scheme,
+    check_method,
+    parse_scheme,
+    split_setting,
+)
+from doge_export.weights.precisions import (
+    PRECISIONS,
+    Precision,
+    check_names,
+    check_types,
+    names_of,
+    own_of,
+    precision_of,
+    role_of,
+    static_format,
+    stays_float,
+    stored_bytes,
+    stored_format,
+    tunable,
+)
+from doge_export.weights.rounding.round_to_nearest import (
+    Grid,
+    Quantized,
+    dequantize,
+    halved,
+    nearest,
+    quantize,
+    quantized_tensors,
+)
+from doge_export.weights.scaling.awq import scale_channels
+from doge_export.weights.scaling.folds import apply_fold, folds
+from doge_export.weights.selection import embedding_metric, output_metrics
+
+__all__ = [
+    "FORMATS",
+    "FULL",
+    "HALF",
+    "METHODS",
+    "PRECISIONS",
+    "Array",
+    "Arrays",
+    "Float64",
+    "Formats",
+    "Grid",
+    "Matrices",
+    "Matrix",
+    "Method",
+    "Precision",
+    "Quantized",
+    "Rounding",
+    "Scheme",
+    "WeightFormat",
+    "apply_fold",
+    "check_method",
+    "check_names",
+    "check_types",
+    "dequantize",
+    "embedding_metric",
+    "folds",
+    "halved",
+    "names_of",
+    "nearest",
+    "output_metrics",
+    "own_of",
+    "parse_scheme",
+    "parse_types",
+    "precision_of",
+    "quantize",
+    "quantized_tensors",
+    "role_of",
+    "scale_channels",
+    "split_setting",
+    "static_format",
+    "stays_float",
+    "stored_bytes",
+    "stored_format",
+    "tunable",
+]

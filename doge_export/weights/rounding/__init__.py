@@ -1,0 +1,1 @@
+"""A matrix in fewer bits: one algorithm a file."""

@@ -1,0 +1,1 @@
+"""What is folded into other weights before a matrix is rounded: one algorithm a file."""
