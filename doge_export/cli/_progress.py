@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from itertools import chain, repeat
 
+from doge_export.cli._signals import raise_if_interrupted
 from doge_export.core.progress import Progress, silent
 
 _log = logging.getLogger(__name__)
@@ -26,13 +27,28 @@ def show_progress(work: str, total: int | None = None) -> Generator[Progress]:
     `work` is the bar's text, with the stage behind it. `total`: how much there is, where it is known.
     """
     if logging.getLogger("doge_export").getEffectiveLevel() > logging.WARNING:
-        yield silent
+        yield _Interruptible(silent)
     elif os.environ.get("CI") or not sys.stderr.isatty():
         with _written(Lines(work, total)) as lines:
-            yield lines
+            yield _Interruptible(lines)
     else:
         with _drawn(work, total) as bar:
-            yield bar
+            yield _Interruptible(bar)
+
+
+class _Interruptible:
+    """Ends the work at its next report where a library has swallowed what a signal raised."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def __call__(self, done: int = 1, stage: str = "") -> None:
+        raise_if_interrupted()
+        self._progress(done, stage)
+
+    def planned(self, total: int) -> None:
+        raise_if_interrupted()
+        self._progress.planned(total)
 
 
 @contextlib.contextmanager

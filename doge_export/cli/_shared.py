@@ -16,16 +16,15 @@ import json
 import logging
 import math
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
 
+from doge_export.cli._signals import interrupted, unwound_by_signals
 from doge_export.core.errors import DogeExportError
 
 _INTERRUPTED = 130
@@ -49,42 +48,49 @@ def guarded(call: Callable[[], None], *, verbose: Callable[[], bool] = lambda: F
     A user's mistake never shows a traceback; a bug of ours does where DOGE_EXPORT_DEBUG=1 or `verbose`, asked
     when it happens, says so.
     """
-    try:
-        _let_any_name_be_shown()
-        with _terminated_like_interrupted():
+    _let_any_name_be_shown()
+    with unwound_by_signals():
+        try:
             call()
             sys.stdout.flush()  # so that a reader gone away is noticed here, not at the interpreter's exit
-    except DogeExportError as error:
+        except (KeyboardInterrupt, click.Abort):
+            return _interrupted()
+        except click.exceptions.Exit as error:
+            return error.exit_code
+        except Exception as error:  # the boundary: nothing may pass it as a bare traceback
+            # What a signal raises inside a library's C++ comes out of it as another error, or as its text.
+            return _interrupted() if interrupted() else _explained(error, verbose)
+    return 0
+
+
+def _interrupted() -> int:
+    click.echo("interrupted, nothing written", err=True)
+    return _INTERRUPTED
+
+
+def _explained(error: Exception, verbose: Callable[[], bool]) -> int:
+    """Say in one sentence what went wrong, and return the exit code."""
+    if isinstance(error, DogeExportError):
         return _fail(str(error), error.exit_code)
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except click.ClickException as error:
-        if isinstance(error, click.UsageError):
-            error.show(sys.stderr)
-            return 2
+    if isinstance(error, click.UsageError):
+        error.show(sys.stderr)
+        return 2
+    if isinstance(error, click.ClickException):
         return _fail(error.format_message(), 2)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted, nothing written", err=True)
-        return _INTERRUPTED
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         # The flush at exit would fail once more; let it go nowhere.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
-    except MemoryError:
+    # torch raises RuntimeError where memory ends
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return _fail(_OUT_OF_MEMORY, 2)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _fail("No space is left on the device. Nothing was written.", 2)
-        if error.filename is not None:  # a file or folder that the user named, in nearly every case
-            _trace(error, verbose())
-            return _fail(f"{error.filename}: {error.strerror}.", 2)
-        return _bug(error, verbose())
-    except Exception as error:  # the boundary: nothing may pass it as a bare traceback
-        if "can't allocate memory" in str(error):  # torch raises RuntimeError for it
-            return _fail(_OUT_OF_MEMORY, 2)
-        return _bug(error, verbose())
-    return 0
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return _fail("No space is left on the device. Nothing was written.", 2)
+    if isinstance(error, OSError) and error.filename is not None:  # in nearly every case the user named it
+        _trace(error, verbose())
+        return _fail(f"{error.filename}: {error.strerror}.", 2)
+    return _bug(error, verbose())
 
 
 def _let_any_name_be_shown() -> None:
@@ -109,24 +115,6 @@ def _bug(error: Exception, verbose: bool) -> int:
 def _trace(error: Exception, verbose: bool) -> None:
     if verbose or os.environ.get("DOGE_EXPORT_DEBUG") == "1":
         traceback.print_exception(error, file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _terminated_like_interrupted() -> Generator[None]:
-    """Let SIGTERM unwind the stack like Ctrl-C does, so that half-written folders are removed."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: the caller has its own plan for signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _OursOrGrave(logging.Filter):

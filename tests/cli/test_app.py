@@ -1,5 +1,6 @@
 """The command group and what stands around every command: help, errors, exit codes, signals, output."""
 
+import contextlib
 import errno
 import json
 import logging
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from doge_export.cli import _shared, app, main
+from doge_export.cli._progress import show_progress
 from doge_export.core.errors import DogeExportError, ParityError
 
 COMMAND = [sys.executable, "-c", "import sys; from doge_export.cli import main; sys.exit(main())"]
@@ -178,6 +180,45 @@ def test_a_signal_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) 
     _, shown = process.communicate(timeout=60)
     assert (process.returncode, shown) == (130, "interrupted, nothing written\n")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_out_as_another_error_is_still_an_interruption(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a library's C++, which catches what Python raises in a callback and keeps its text at most."""
+
+    def call() -> None:
+        text = ""
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt as error:
+            text = repr(error)
+        raise RuntimeError(text)
+
+    before = signal.getsignal(number)
+    assert _shared.guarded(call) == 130
+    assert capsys.readouterr().err == "interrupted, nothing written\n"
+    assert signal.getsignal(number) is before
+
+
+def test_a_swallowed_signal_ends_the_work_at_its_next_report(capsys: pytest.CaptureFixture[str]) -> None:
+    """As in a destructor, or in a library that tries an import and takes any error for its absence."""
+    steps = []
+
+    def call() -> None:
+        with show_progress("Working") as progress:
+            for step in range(9):
+                progress()
+                steps.append(step)
+                if step == 3:
+                    with contextlib.suppress(KeyboardInterrupt):
+                        signal.raise_signal(signal.SIGINT)
+
+    assert _shared.guarded(call) == 130
+    assert steps == [0, 1, 2, 3]
+    assert capsys.readouterr().err == "interrupted, nothing written\n"
+    assert _shared.guarded(lambda: None) == 0
 
 
 def test_a_reader_gone_away_is_no_error() -> None:

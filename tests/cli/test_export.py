@@ -287,6 +287,6 @@ def test_an_interrupted_export_leaves_nothing(checkpoint: Path, tmp_path: Path) 
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert (process.returncode, errors.splitlines()[-1:]) == (130, ["interrupted, nothing written"])
     assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
