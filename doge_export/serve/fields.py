@@ -68,6 +68,5 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "response_format": ({"type": "text"},),
     "suffix": ("",),
-    "tools": ([],),
     "top_logprobs": (0,),
 }

@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from doge_export.serve.fields import MAX_CHOICES, OPTIONS, UNSUPPORTED
-
-Schema = dict[str, Any]
+from doge_export.serve.schemas import COUNT as _COUNT
+from doge_export.serve.schemas import SECONDS as _SECONDS
+from doge_export.serve.schemas import TEXT as _TEXT
+from doge_export.serve.schemas import Schema
+from doge_export.serve.schemas import json_body as _json
+from doge_export.serve.schemas import listed as _list
+from doge_export.serve.schemas import object_of as _object
+from doge_export.serve.schemas import optional as _optional
+from doge_export.serve.schemas import ref as _ref
+from doge_export.serve.tool_schemas import CHAT_FIELDS, CHAT_FINISH, CHAT_SCHEMAS
 
 _TYPES = {int: "integer", float: "number"}
-_TEXT: Schema = {"type": "string"}
-_COUNT: Schema = {"type": "integer", "minimum": 0}
-_SECONDS: Schema = {"type": "integer", "description": "Seconds since 1970."}
 _FINISH: Schema = {
     "enum": ["stop", "length"],
     "description": "stop: the model ended the text, or a stop text came. length: the tokens were used up.",
@@ -41,23 +46,6 @@ def description(version: str) -> Schema:
         "paths": {path: dict(operations) for path, operations in ROUTES.items()},
         "components": {"schemas": {name: dict(schema) for name, schema in _SCHEMAS.items()}},
     }
-
-
-def _optional(kind: str, meaning: str, **more: Any) -> Schema:
-    """A field that may be left out, for which null stands too."""
-    return {"type": [kind, "null"], "description": meaning, **more}
-
-
-def _object(required: Mapping[str, Any], **optional: Any) -> Schema:
-    return {"type": "object", "required": list(required), "properties": {**required, **optional}}
-
-
-def _ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _list(items: Schema, **more: Any) -> Schema:
-    return {"type": "array", "items": items, **more}
 
 
 def _common_fields() -> Schema:
@@ -105,6 +93,10 @@ def _chunk(kind: str, choice: Schema) -> Schema:
     return whole | {"required": [name for name in whole["required"] if name != "usage"]}
 
 
+def _still(finish: Schema) -> Schema:
+    return {"anyOf": [finish, {"type": "null"}], "description": "null while the choice goes on."}
+
+
 def _choice(finish: Schema, **content: Any) -> Schema:
     return _object({"index": _COUNT, **content, "logprobs": {"type": "null"}, "finish_reason": finish})
 
@@ -114,22 +106,21 @@ _PROMPT: Schema = {
     "anyOf": [_TEXT, _list(_TEXT, minItems=1), _IDS, _list(_IDS, minItems=1)],
     "description": "A text, token ids, or a list of either.",
 }
-_PART = _object({"text": _TEXT}, type=_TEXT)
-_STILL: Schema = {"anyOf": [_FINISH, {"type": "null"}], "description": "null while the choice goes on."}
-_DELTA = _object({"content": _TEXT}, role={"const": "assistant"})
-_ANSWER = _object({"role": {"const": "assistant"}, "content": _TEXT})
 
 _SCHEMAS: Mapping[str, Schema] = {
     "CompletionRequest": _object({"prompt": _PROMPT}, **_common_fields()),
     "ChatRequest": _object(
         {"messages": _list(_ref("Message"), minItems=1, description="The conversation so far.")},
+        **CHAT_FIELDS,
         **_common_fields(),
     ),
-    "Message": _object({"role": _TEXT, "content": {"anyOf": [_TEXT, _list(_PART)]}}),
+    **CHAT_SCHEMAS,
     "Completion": _completion("text_completion", _choice(_FINISH, text=_TEXT)),
-    "ChatCompletion": _completion("chat.completion", _choice(_FINISH, message=_ANSWER)),
-    "CompletionChunk": _chunk("text_completion", _choice(_STILL, text=_TEXT)),
-    "ChatCompletionChunk": _chunk("chat.completion.chunk", _choice(_STILL, delta=_DELTA)),
+    "ChatCompletion": _completion("chat.completion", _choice(CHAT_FINISH, message=_ref("ChatAnswer"))),
+    "CompletionChunk": _chunk("text_completion", _choice(_still(_FINISH), text=_TEXT)),
+    "ChatCompletionChunk": _chunk(
+        "chat.completion.chunk", _choice(_still(CHAT_FINISH), delta=_ref("ChatDelta"))
+    ),
     "Usage": _object({"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": _COUNT}),
     "Models": _object(
         {
@@ -153,10 +144,6 @@ _SCHEMAS: Mapping[str, Schema] = {
         }
     ),
 }
-
-
-def _json(schema: Schema, meaning: str) -> Schema:
-    return {"description": meaning, "content": {"application/json": {"schema": schema}}}
 
 
 def _get(summary: str, response: Schema) -> Schema:

@@ -3,14 +3,16 @@
 __all__ = ["RequestReader", "TextRequest"]
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from doge_export.core.bundle import Bundle
 from doge_export.core.errors import DogeExportError
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import GenerationDefaults, GenerationOptions
+from doge_export.serve.conversation import chat_ids, read_messages
 from doge_export.serve.fields import MAX_CHOICES, OPTIONS, UNSUPPORTED
+from doge_export.serve.tools import ToolUse, read_tools
 
 _TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
@@ -25,6 +27,7 @@ class TextRequest:
     copies: int = 1
     stream: bool = False
     include_usage: bool = False
+    tools: ToolUse | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -57,7 +60,10 @@ class RequestReader:
             if body.get(field) is not None
         }
         options = self._defaults.changed(**changes, stop=_texts(body.get("stop"), "stop"))
-        prompts = [self._chat_prompt(body)] if chat else self._prompts(body.get("prompt"))
+        tools = read_tools(body, self._tokenizer) if chat else None
+        if tools is not None:
+            options = replace(options, stop=(*options.stop, *tools.stop))
+        prompts = [self._chat_prompt(body, tools)] if chat else self._prompts(body.get("prompt"))
         copies = _taken(body, "n", int) if body.get("n") is not None else 1
         if copies < 1:
             raise DogeExportError(f"n is {copies}; it must be 1 or more.")
@@ -74,6 +80,7 @@ class RequestReader:
             copies=copies,
             stream=body.get("stream") is not None and _taken(body, "stream", bool),
             include_usage=isinstance(streams, dict) and bool(streams.get("include_usage")),
+            tools=tools,
         )
 
     def _prompts(self, prompt: Any) -> list[list[int]]:
@@ -88,27 +95,8 @@ class RequestReader:
             raise DogeExportError("The request has no prompt.")
         return [self._tokenizer.encode(text) for text in texts]
 
-    def _chat_prompt(self, body: Mapping[str, Any]) -> list[int]:
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise DogeExportError("The request has no messages.")
-        text = self._tokenizer.apply_chat_template([_message(message) for message in messages])
-        return self._tokenizer.encode(text, add_special_tokens=False)
-
-
-def _message(message: Any) -> dict[str, Any]:
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise DogeExportError("A message is not an object with a role and a content.")
-    content = message.get("content")
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        texts = [part for part in parts if isinstance(part, str)]
-        if len(texts) < len(parts):
-            raise DogeExportError("A message has a part that is no text; the model reads text alone.")
-        content = "".join(texts)
-    if not isinstance(content, str):
-        raise DogeExportError("A message has no content.")
-    return {"role": message["role"], "content": content}
+    def _chat_prompt(self, body: Mapping[str, Any], tools: ToolUse | None) -> list[int]:
+        return chat_ids(self._tokenizer, read_messages(body.get("messages")), tools)
 
 
 def _taken(body: Mapping[str, Any], field: str, kind: type) -> Any:

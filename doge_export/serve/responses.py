@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from doge_export.runtime import Completion, Event
+from doge_export.serve.chat_answer import ChatAnswer
 from doge_export.serve.requests import TextRequest
 
 _REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
@@ -28,6 +29,7 @@ class CompletionResponse:
             "model": model,
         }
         self._completions = [Completion() for _ in request.prompts]
+        self._answers = [ChatAnswer(request.tools) for _ in request.prompts]  # of a chat
         self._begun: set[int] = set()
 
     def add(self, events: Sequence[Event]) -> list[dict[str, Any]]:
@@ -42,26 +44,21 @@ class CompletionResponse:
             if event.finish_reason is not None:
                 completion.finish_reason = event.finish_reason
                 ended[event.row] = _REASONS[event.finish_reason]
-        return [
-            self._head | {"choices": [self._chunk(row, piece, ended.get(row))]}
-            for row, piece in pieces.items()
-            if piece or row in ended
+        chunks = [
+            self._chunk(row, piece, ended.get(row)) for row, piece in pieces.items() if piece or row in ended
         ]
+        return [self._head | {"choices": [chunk]} for chunk in chunks if chunk is not None]
 
     def whole(self) -> dict[str, Any]:
         """Return everything at once, after the last event."""
         choices = [
             {
                 "index": index,
-                **(
-                    {"message": {"role": "assistant", "content": each.text}}
-                    if self._request.chat
-                    else {"text": each.text}
-                ),
+                **({"message": answer.message()} if self._request.chat else {"text": each.text}),
                 "logprobs": None,
-                "finish_reason": _REASONS[each.finish_reason],
+                "finish_reason": answer.reason(_REASONS[each.finish_reason]),
             }
-            for index, each in enumerate(self._completions)
+            for index, (each, answer) in enumerate(zip(self._completions, self._answers, strict=True))
         ]
         return self._head | {"choices": choices, "usage": self._usage()}
 
@@ -69,11 +66,16 @@ class CompletionResponse:
         """Return the chunks that a stream sends after the last choice has ended."""
         return [self._head | {"choices": [], "usage": self._usage()}] if self._request.include_usage else []
 
-    def _chunk(self, row: int, piece: str, finish_reason: str | None) -> dict[str, Any]:
+    def _chunk(self, row: int, piece: str, finish_reason: str | None) -> dict[str, Any] | None:
         content: dict[str, Any] = {"text": piece}
         if self._request.chat:
+            delta = self._answers[row].delta(piece, finish_reason is not None)
+            if not delta and finish_reason is None:
+                return None  # it may be the beginning of a call
+            if finish_reason is not None:
+                finish_reason = self._answers[row].reason(finish_reason)
             role = {} if row in self._begun else {"role": "assistant"}
-            content = {"delta": role | {"content": piece}}
+            content = {"delta": role | delta}
         self._begun.add(row)
         return {"index": row, **content, "logprobs": None, "finish_reason": finish_reason}
 

@@ -1,8 +1,9 @@
 """A conversation as one text: which of a tokenizer's chat templates, what it is given, and how it ends."""
 
-__all__ = ["chosen_template", "compiled", "rendered"]
+__all__ = ["chosen_template", "compiled", "rendered", "variables_of"]
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from doge_export.core.errors import DogeExportError
@@ -60,6 +61,21 @@ def compiled(template: str) -> "jinja2.Template":
             f"The chat template is damaged: {_reason(error)}.",
             "Put the model's own template into its folder.",
         ) from None
+
+
+@lru_cache(maxsize=16)
+def variables_of(template: str) -> frozenset[str]:
+    """The names that `template` takes from outside.
+
+    Raises:
+        DogeExportError: it is damaged, or far too long.
+    """
+    from jinja2 import meta
+
+    from doge_export.core.tokenizer.sandbox import Limited
+
+    compiled(template)  # which says what is wrong with it
+    return frozenset(meta.find_undeclared_variables(Limited().parse(template)))
 
 
 def rendered(

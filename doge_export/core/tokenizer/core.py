@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from doge_export.core.errors import DogeExportError
 from doge_export.core.file_content import check_content
 from doge_export.core.json_file import read_bytes
-from doge_export.core.tokenizer.chat import chosen_template, compiled, rendered
+from doge_export.core.tokenizer.chat import chosen_template, compiled, rendered, variables_of
 from doge_export.core.tokenizer.files import TOKENIZER_FILES, has_tokenizer
 from doge_export.core.tokenizer.panics import told
 from doge_export.core.tokenizer.pieces import Pieces
@@ -114,6 +114,22 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """The template that chats without tools use; None where there is none, or none is the default."""
         return self.chat_templates.get(self.template_name or "default")
+
+    def template_source(self, with_tools: bool = False) -> str:
+        """The template that chats use, or those with tools.
+
+        Raises:
+            DogeExportError: there is none, or none is the default.
+        """
+        return chosen_template(self.chat_templates, self.template_name, with_tools)
+
+    def template_reads(self, name: str, with_tools: bool = False) -> bool:
+        """Whether that template reads the variable `name`.
+
+        Raises:
+            DogeExportError: there is none, or it is damaged.
+        """
+        return name in variables_of(self.template_source(with_tools))
 
     def token_id(self, name: str) -> int | None:
         """The id of a named token such as `eos_token`."""

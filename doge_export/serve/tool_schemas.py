@@ -1,0 +1,94 @@
+"""What `openapi.py` says of tools, and of messages, which may hold calls of them."""
+
+__all__ = ["CHAT_FIELDS", "CHAT_FINISH", "CHAT_SCHEMAS", "TOOL_PARAMETERS"]
+
+from collections.abc import Mapping
+
+from doge_export.serve.schemas import COUNT, TEXT, Schema, listed, object_of, optional, ref
+from doge_export.serve.tools import NAME
+
+_NAMED: Schema = TEXT | {"pattern": NAME}
+TOOL_PARAMETERS: Schema = optional(
+    "object", "What the tool takes, as a JSON schema. It is shown to the model."
+)
+_STRICT: Schema = {"enum": [None, False], "description": "Not supported: any other value is refused."}
+_PART = object_of({"text": TEXT}, type=TEXT)
+_ARGUMENTS: Schema = TEXT | {"description": "A JSON object, as text."}
+
+#: Fields of a chat's request.
+CHAT_FIELDS: Mapping[str, Schema] = {
+    "tools": {
+        "anyOf": [{"type": "null"}, listed(ref("Tool"))],
+        "description": "What the model may call. Its chat template must know tools.",
+    },
+    "tool_choice": {
+        "anyOf": [
+            {"type": "null"},
+            {"enum": ["auto", "none", "required"]},
+            object_of({"type": {"const": "function"}, "function": object_of({"name": TEXT})}),
+        ],
+        "description": "auto: the model chooses, as without it. none: it is not shown the tools. required, "
+        "or the name of one: the answer begins with a call; what follows is the model's, and may be none.",
+    },
+    "parallel_tool_calls": optional("boolean", "With false an answer ends after its first call."),
+}
+
+CHAT_FINISH: Schema = {
+    "enum": ["stop", "length", "tool_calls"],
+    "description": "stop: the model ended the text, or a stop text came. length: the tokens were used up. "
+    "tool_calls: the answer ended, and it holds calls of tools.",
+}
+
+_MESSAGE = object_of(
+    {"role": TEXT},
+    content={
+        "anyOf": [TEXT, listed(_PART), {"type": "null"}],
+        "description": "The text. A message with calls may have none.",
+    },
+    tool_calls={"anyOf": [{"type": "null"}, listed(ref("ToolCall"))], "description": "Calls of the model's."},
+    tool_call_id=optional("string", "The call that a message of the role tool answers."),
+    name=optional("string", "Shown to the chat template of the role tool only."),
+)
+#: A message has one of the two.
+_ONE_OF: list[Schema] = [
+    {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}},
+    {"required": ["tool_calls"], "properties": {"tool_calls": {"type": "array", "minItems": 1}}},
+]
+
+CHAT_SCHEMAS: Mapping[str, Schema] = {
+    "Message": _MESSAGE | {"anyOf": _ONE_OF},
+    "Tool": object_of(
+        {
+            "type": {"const": "function"},
+            "function": object_of(
+                {"name": _NAMED},
+                description=optional("string", "Shown to the model."),
+                parameters=TOOL_PARAMETERS,
+                strict=_STRICT,
+            ),
+        }
+    ),
+    "ToolCall": object_of(
+        {"function": object_of({"name": TEXT, "arguments": _ARGUMENTS})}, id=TEXT, type=TEXT
+    ),
+    "ChatAnswer": object_of(
+        {"role": {"const": "assistant"}, "content": {"type": ["string", "null"]}},
+        tool_calls=listed(ref("ToolCall")),
+    ),
+    "ChatDelta": object_of(
+        {},
+        role={"const": "assistant"},
+        content=TEXT,
+        tool_calls=listed(
+            object_of(
+                {
+                    "index": COUNT,
+                    "id": TEXT,
+                    "type": {"const": "function"},
+                    "function": object_of({"name": TEXT, "arguments": _ARGUMENTS}),
+                }
+            ),
+            description="Each call comes whole, in one chunk.",
+        ),
+    ),
+}

@@ -1,0 +1,122 @@
+"""The tools of a request, and which of them the model may or must call."""
+
+__all__ = ["NAME", "ToolUse", "read_definition", "read_tools"]
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from doge_export.core.errors import DogeExportError
+from doge_export.core.tokenizer import Tokenizer
+from doge_export.serve.tool_formats import ToolFormat, format_of
+from doge_export.serve.tool_parser import ToolParser
+
+#: What OpenAI and Anthropic let a tool be called.
+NAME = r"^[a-zA-Z0-9_-]{1,64}$"
+_CHOICES = ("auto", "none", "required")
+_ANY = ""
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """Tools that a model may call, as OpenAI's chat describes them.
+
+    `forced`: the name of the one that it must call, "" for any of them, None where it chooses. `one`: a
+    single call is all.
+    """
+
+    form: ToolFormat
+    definitions: tuple[Mapping[str, Any], ...]
+    forced: str | None = None
+    one: bool = False
+
+    @property
+    def opening(self) -> str:
+        """What the answer begins with, put into the model's mouth."""
+        return "" if self.forced is None else self.form.opening(self.forced)
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts that end the answer besides those of the request."""
+        return (self.form.closes,) if self.one and self.form.closes else ()
+
+    def parser(self) -> ToolParser:
+        """A parser for one answer."""
+        names = [each["function"]["name"] for each in self.definitions]
+        return ToolParser(self.form, names, self.one, self.opening)
+
+
+def read_tools(body: Mapping[str, Any], tokenizer: Tokenizer) -> ToolUse | None:
+    """The tools in a body of /v1/chat/completions; None where there are none, or the model is to call none.
+
+    Raises:
+        DogeExportError: a field is not as it must be, asks for what is not done here, or the model's chat
+            template knows no tools.
+    """
+    tools, choice = body.get("tools"), body.get("tool_choice")
+    if tools is not None and not isinstance(tools, list):
+        raise DogeExportError("tools is no list.")
+    definitions = tuple(_definition(tool, f"tools[{at}]") for at, tool in enumerate(tools or ()))
+    forced = _forced(choice, [each["function"]["name"] for each in definitions])
+    parallel = body.get("parallel_tool_calls")
+    if parallel is not None and not isinstance(parallel, bool):
+        raise DogeExportError(f"parallel_tool_calls is {parallel!r}, not true or false.")
+    if not definitions or choice == "none":
+        return None
+    # OpenAI's: of a tool that is named there is one call.
+    return ToolUse(format_of(tokenizer), definitions, forced, one=parallel is False or bool(forced))
+
+
+def read_definition(tool: Mapping[str, Any], where: str, parameters: str) -> dict[str, Any]:
+    """The tool in OpenAI's shape, from an object with `name`, `description` and, under the name `parameters`,
+    a JSON schema.
+
+    Raises:
+        DogeExportError: one of them is not as it must be, or it is to be followed strictly.
+    """
+    name, description, schema = tool.get("name"), tool.get("description"), tool.get(parameters)
+    if not isinstance(name, str) or re.match(NAME, name) is None or name.endswith("\n"):
+        raise DogeExportError(f"{where}.name is not of 1 to 64 letters, digits, - and _.")
+    if description is not None and not isinstance(description, str):
+        raise DogeExportError(f"{where}.description is not a text.")
+    if schema is not None and not isinstance(schema, dict):
+        raise DogeExportError(f"{where}.{parameters} is not a JSON schema, which is an object.")
+    if tool.get("strict") not in (None, False):
+        raise DogeExportError(
+            f"{where}.strict is not supported: nothing holds the model to the schema.", "Leave it out."
+        )
+    function: dict[str, Any] = {"name": name}
+    if description is not None:
+        function["description"] = description
+    # Templates read it without asking whether it is there.
+    function["parameters"] = schema if schema is not None else {"type": "object", "properties": {}}
+    return {"type": "function", "function": function}
+
+
+def _definition(tool: Any, where: str) -> dict[str, Any]:
+    if not isinstance(tool, dict) or tool.get("type") != "function":
+        raise DogeExportError(f'{where} is not an object of the type "function", the only one there is.')
+    if not isinstance(tool.get("function"), dict):
+        raise DogeExportError(f"{where}.function is not an object.")
+    return read_definition(tool["function"], f"{where}.function", "parameters")
+
+
+def _forced(choice: Any, names: list[str]) -> str | None:
+    if choice is None or choice in ("auto", "none"):
+        return None
+    if choice == "required" and names:
+        return _ANY
+    if choice == "required":
+        raise DogeExportError('tool_choice is "required", and the request has no tools.')
+    function = (
+        choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
+    )
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str):
+        raise DogeExportError(
+            f"tool_choice is neither {', '.join(_CHOICES)} nor an object of the type function with its name."
+        )
+    if name not in names:
+        raise DogeExportError(f"tool_choice names {name!r}, which is none of the request's tools.")
+    return name
