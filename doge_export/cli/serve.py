@@ -36,8 +36,9 @@ def command(
 ) -> None:
     """Answer HTTP with the model in BUNDLE until Ctrl-C.
 
-    The routes are those of OpenAI's API: /v1/completions, /v1/chat/completions (both whole or streamed) and
-    /v1/models; /health says that it is there, and / is a page to try it. There is no password: who reaches
+    The routes are those of OpenAI's API: /v1/completions, /v1/chat/completions, /v1/responses (all whole or
+    streamed) and /v1/models; and /v1/messages of Anthropic's. /health says that it is there, and / is a page
+    to try it. There is no password: who reaches
     the address may use it.
 
     \b

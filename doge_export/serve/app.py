@@ -20,6 +20,7 @@ from doge_export import __version__
 from doge_export.core.errors import DogeExportError, NoNumbersError
 from doge_export.core.json_file import parse_json
 from doge_export.runtime import Event
+from doge_export.serve import messages_api, responses_api
 from doge_export.serve.openapi import description
 from doge_export.serve.requests import RequestReader, TextRequest
 from doge_export.serve.responses import CompletionResponse, failure, models
@@ -62,6 +63,8 @@ def build_app(service: TextService, reader: RequestReader) -> Starlette:
             Route("/v1/models", listed),
             Route("/v1/completions", route(chat=False), methods=["POST"]),
             Route("/v1/chat/completions", route(chat=True), methods=["POST"]),
+            *responses_api.routes(service, reader, _read),
+            *messages_api.routes(service, reader, _read),
         ],
         exception_handlers={
             DogeExportError: _wrong,

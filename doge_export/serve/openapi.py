@@ -6,28 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from doge_export.serve.fields import MAX_CHOICES, OPTIONS, UNSUPPORTED
+from doge_export.serve.messages_api.schemas import MESSAGES_ROUTES, MESSAGES_SCHEMAS
+from doge_export.serve.responses_api.schemas import RESPONSES_ROUTES, RESPONSES_SCHEMAS
 from doge_export.serve.schemas import COUNT as _COUNT
+from doge_export.serve.schemas import ERRORS as _ERRORS
 from doge_export.serve.schemas import SECONDS as _SECONDS
 from doge_export.serve.schemas import TEXT as _TEXT
-from doge_export.serve.schemas import Schema
+from doge_export.serve.schemas import Schema, off, option_fields
 from doge_export.serve.schemas import json_body as _json
 from doge_export.serve.schemas import listed as _list
 from doge_export.serve.schemas import object_of as _object
 from doge_export.serve.schemas import optional as _optional
 from doge_export.serve.schemas import ref as _ref
-from doge_export.serve.tool_schemas import CHAT_FIELDS, CHAT_FINISH, CHAT_SCHEMAS
+from doge_export.serve.tools.schemas import CHAT_FIELDS, CHAT_FINISH, CHAT_SCHEMAS
 
-_TYPES = {int: "integer", float: "number"}
 _FINISH: Schema = {
     "enum": ["stop", "length"],
     "description": "stop: the model ended the text, or a stop text came. length: the tokens were used up.",
-}
-_ERRORS = {
-    "400": "A field is missing, wrong or not supported; the message says which.",
-    "404": "There is no such model.",
-    "413": "The body is too large.",
-    "500": "The model's logits are no numbers, or the server has a bug.",
-    "503": "Too many requests wait already, or the server is ending.",
 }
 
 
@@ -39,8 +34,9 @@ def description(version: str) -> Schema:
             "title": "doge-export serve",
             "version": version,
             "summary": "A Doge model behind HTTP.",
-            "description": "The routes and bodies are those of OpenAI's text API. There is no password. "
-            "Fields that are not described here are ignored.",
+            "description": "The routes and bodies are those of OpenAI's text API and of Anthropic's Messages."
+            " There is no password. In completions and chats, fields that are not described here are "
+            "ignored; elsewhere they are refused.",
         },
         "servers": [{"url": "/"}],
         "paths": {path: dict(operations) for path, operations in ROUTES.items()},
@@ -50,13 +46,7 @@ def description(version: str) -> Schema:
 
 def _common_fields() -> Schema:
     """The fields that both posts take."""
-    options = {
-        name: _optional(_TYPES[each.kind], each.meaning, **each.limits) for name, each in OPTIONS.items()
-    }
-    off = {
-        name: {"enum": [None, *values], "description": "Not supported: any other value is refused."}
-        for name, values in UNSUPPORTED.items()
-    }
+    options = option_fields(OPTIONS, tuple(OPTIONS))
     return {
         "model": {
             "type": ["string", "null"],
@@ -79,7 +69,7 @@ def _common_fields() -> Schema:
             "With include_usage a stream ends with a chunk that has no choices and the usage.",
             properties={"include_usage": {"type": "boolean"}},
         ),
-        **off,
+        **off(UNSUPPORTED),
     }
 
 
@@ -115,6 +105,8 @@ _SCHEMAS: Mapping[str, Schema] = {
         **_common_fields(),
     ),
     **CHAT_SCHEMAS,
+    **RESPONSES_SCHEMAS,
+    **MESSAGES_SCHEMAS,
     "Completion": _completion("text_completion", _choice(_FINISH, text=_TEXT)),
     "ChatCompletion": _completion("chat.completion", _choice(CHAT_FINISH, message=_ref("ChatAnswer"))),
     "CompletionChunk": _chunk("text_completion", _choice(_still(_FINISH), text=_TEXT)),
@@ -167,6 +159,8 @@ ROUTES: Mapping[str, Schema] = {
     "/v1/chat/completions": _post(
         "Answer the last message of a conversation.", "ChatRequest", "ChatCompletion", "ChatCompletionChunk"
     ),
+    **RESPONSES_ROUTES,
+    **MESSAGES_ROUTES,
     "/v1/models": _get("The model that is served.", _json(_ref("Models"), "A list of one.")),
     "/health": _get("Whether the server is there.", _json(_ref("Health"), "It is.")),
     "/openapi.json": _get("This description.", _json({"type": "object"}, "An OpenAPI 3.1 document.")),

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from doge_export.runtime import Completion, Event
-from doge_export.serve.chat_answer import ChatAnswer
 from doge_export.serve.requests import TextRequest
+from doge_export.serve.tools.answer import ChatAnswer
 
 _REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 

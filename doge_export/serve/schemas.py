@@ -1,11 +1,12 @@
 """Pieces of JSON Schema that descriptions of several routes are made of."""
 
 __all__ = [
+    "ANY",
     "COUNT",
+    "ERRORS",
     "SECONDS",
     "TEXT",
     "Schema",
-    "failures",
     "json_body",
     "listed",
     "object_of",
@@ -13,14 +14,29 @@ __all__ = [
     "ref",
 ]
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from doge_export.serve.fields import OptionField
 
 Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
+#: Of any type. `type` says so, since what reads the description looks there.
+ANY = ["null", "boolean", "number", "string", "array", "object"]
 COUNT: Schema = {"type": "integer", "minimum": 0}
+_TYPES = {int: "integer", float: "number"}
 SECONDS: Schema = {"type": "integer", "description": "Seconds since 1970."}
+
+
+#: Status -> what it means, of routes that generate.
+ERRORS: Mapping[str, str] = {
+    "400": "A field is missing, wrong or not supported; the message says which.",
+    "404": "There is no such model.",
+    "413": "The body is too large.",
+    "500": "The model's logits are no numbers, or the server has a bug.",
+    "503": "Too many requests wait already, or the server is ending.",
+}
 
 
 def optional(kind: str, meaning: str, **more: Any) -> Schema:
@@ -48,6 +64,28 @@ def json_body(schema: Schema, meaning: str) -> Schema:
     return {"description": meaning, "content": {"application/json": {"schema": schema}}}
 
 
-def failures(meanings: Mapping[str, str], schema: Schema) -> Schema:
-    """The responses for statuses that are errors."""
-    return {status: json_body(schema, meaning) for status, meaning in meanings.items()}
+def option_fields(options: Mapping[str, OptionField], names: Sequence[str]) -> Schema:
+    """The fields `names` that set an option of the generation."""
+    return {
+        name: optional(_TYPES[options[name].kind], options[name].meaning, **options[name].limits)
+        for name in names
+    }
+
+
+def off(field: Mapping[str, tuple[Any, ...]]) -> Schema:
+    """Fields that are not supported, with the values that ask for nothing."""
+    meaning = "Not supported: any other value is refused."
+    return {name: {"enum": [None, *values], "description": meaning} for name, values in field.items()}
+
+
+def post(
+    summary: str, request: str, answer: Schema, error: str, statuses: Mapping[str, str], events: bool = True
+) -> Schema:
+    """A route's post: the names of the schemas of its request and errors, its answer, and what its errors
+    mean."""
+    body = {"required": True, "content": {"application/json": {"schema": ref(request)}}}
+    answer = answer | {"content": dict(answer["content"])}
+    if events:
+        answer["content"]["text/event-stream"] = {"schema": TEXT}
+    wrong = {status: json_body(ref(error), meaning) for status, meaning in statuses.items()}
+    return {"post": {"summary": summary, "requestBody": body, "responses": {"200": answer, **wrong}}}

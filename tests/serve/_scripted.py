@@ -1,4 +1,5 @@
-"""A toy whose text is written beforehand: a real session and server, and calls of tools that are known."""
+"""A toy whose text is written beforehand where a prompt is long: calls of tools that are known, of a real
+session and server."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from tests.runtime._toy import EOS, toy_model, write_tokenizer, write_toy_bundle
 
 _LENGTH = 8192
 STEP = 1000
+BERN = {"city": "Bern <é>"}
 
 HERMES = (
     "{{ bos_token }}{% if tools %}[tools]{% for tool in tools %} {{ tool | tojson }}{% endfor %}\n"
@@ -27,19 +29,29 @@ HERMES = (
 
 
 def write_scripted_bundle(folder: Path, scripts: Sequence[str], template: str = HERMES) -> Bundle:
-    """A bundle that writes `scripts[n]` and ends after a prompt of (n + 1) * STEP tokens."""
+    """A toy that writes `scripts[n]` and ends after a prompt of (n + 1) * STEP tokens; before that, and up to
+    STEP - 2 tokens, it is what it always is."""
     folder.mkdir(parents=True)
     write_tokenizer(folder)
     tokenizer = Tokenizer.load(folder)
-    table = np.full(_LENGTH, EOS, np.int64)
+    table = np.full(_LENGTH, -1, np.int64)
     for place, script in enumerate(scripts, 1):
         ids = [*tokenizer.encode(script, add_special_tokens=False), EOS]
         table[place * STEP - 1 : place * STEP - 1 + len(ids)] = ids
     model = toy_model()
     (target,) = [node for node in model.graph.node if node.op_type == "Mod"]
+    (output,) = target.output
+    target.output[0] = "unscripted"
     model.graph.initializer.append(numpy_helper.from_array(table, "script"))
-    model.graph.node.insert(0, helper.make_node("Gather", ["script", "position_ids"], list(target.output)))
-    model.graph.node.remove(target)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0), "none"))
+    nodes = [
+        helper.make_node("Gather", ["script", "position_ids"], ["scripted"]),
+        helper.make_node("Less", ["scripted", "none"], ["free"]),
+        helper.make_node("Where", ["free", "unscripted", "scripted"], [output]),
+    ]
+    at = list(model.graph.node).index(target)
+    for node in reversed(nodes):
+        model.graph.node.insert(at + 1, node)
     bundle = write_toy_bundle(folder, generation={"do_sample": False, "eos_token_id": EOS}, model=model)
     (folder / "chat_template.jinja").write_text(template)
     return bundle

@@ -6,8 +6,8 @@ import pytest
 
 from doge_export.core.errors import DogeExportError
 from doge_export.core.tokenizer import Tokenizer
-from doge_export.serve.tool_formats import FORMATS, format_of
-from doge_export.serve.tool_parser import Call, ToolParser
+from doge_export.serve.tools.formats import FORMATS, format_of
+from doge_export.serve.tools.parser import Call, ToolParser
 from tests.serve._scripted import HERMES as HERMES_TEMPLATE
 
 HERMES, LLAMA = FORMATS

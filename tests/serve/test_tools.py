@@ -1,19 +1,17 @@
 """Tools of /v1/chat/completions: what the template is shown, and what a client gets of the model's text."""
 
 import json
-from collections.abc import Generator
 from typing import Any
 
 import openai
 import pytest
 
-from doge_export.core.bundle import Bundle
 from doge_export.core.errors import DogeExportError
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.serve.requests import RequestReader
 from tests.runtime._toy import write_toy_bundle
-from tests.serve._running import Running, serving
-from tests.serve._scripted import call, filler, write_scripted_bundle
+from tests.serve._running import Running
+from tests.serve._scripted import BERN, call, filler
 
 WEATHER: dict[str, Any] = {
     "type": "function",
@@ -24,35 +22,12 @@ WEATHER: dict[str, Any] = {
     },
 }
 TIME: dict[str, Any] = {"type": "function", "function": {"name": "time"}}
-BERN = {"city": "Bern <é>"}
-SCRIPTS = [
-    f"I look.\n{call('weather', BERN)}\n{call('time', {})}",
-    "No call.",
-    ' {"city": "Bern <é>"}}\n</tool_call>\nmore',
-    "no JSON",
-]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_scripted_bundle(tmp_path_factory.mktemp("tools") / "toy", SCRIPTS)
-
-
-@pytest.fixture(scope="module")
-def reader(bundle: Bundle) -> RequestReader:
-    return RequestReader(bundle, Tokenizer.load(bundle.path), "toy")
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> RequestReader:
     bundle = write_toy_bundle(tmp_path_factory.mktemp("plain") / "toy")
     return RequestReader(bundle, Tokenizer.load(bundle.path), "toy")
-
-
-@pytest.fixture(scope="module")
-def served(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
-    with serving(bundle.path, tmp_path_factory.mktemp("log") / "log") as running:
-        yield running
 
 
 def prompt(reader: RequestReader, **body: Any) -> str:
@@ -83,8 +58,8 @@ def streamed(chunks: list[Any]) -> tuple[str, list[tuple[str, str]]]:
     return content, [calls[at] for at in sorted(calls)]
 
 
-def test_calls_come_with_their_text(served: Running, reader: RequestReader) -> None:
-    choice, chunks = ask(served, reader, 0, tools=[WEATHER, TIME])
+def test_calls_come_with_their_text(server: Running, reader: RequestReader) -> None:
+    choice, chunks = ask(server, reader, 0, tools=[WEATHER, TIME])
     assert choice.message.content == "I look." and choice.finish_reason == "tool_calls"
     first, second = choice.message.tool_calls
     assert (first.function.name, json.loads(first.function.arguments)) == ("weather", BERN)
@@ -95,28 +70,28 @@ def test_calls_come_with_their_text(served: Running, reader: RequestReader) -> N
     assert chunks[0].delta.role == "assistant" and len(chunks) > 3
 
 
-def test_one_call_ends_an_answer_where_no_more_are_wanted(served: Running, reader: RequestReader) -> None:
-    choice, chunks = ask(served, reader, 0, tools=[WEATHER, TIME], parallel_tool_calls=False)
+def test_one_call_ends_an_answer_where_no_more_are_wanted(server: Running, reader: RequestReader) -> None:
+    choice, chunks = ask(server, reader, 0, tools=[WEATHER, TIME], parallel_tool_calls=False)
     assert [each.function.name for each in choice.message.tool_calls] == ["weather"]
     assert streamed(chunks)[1] == [("weather", choice.message.tool_calls[0].function.arguments)]
 
 
-def test_without_a_call_the_answer_is_text(served: Running, reader: RequestReader) -> None:
-    choice, chunks = ask(served, reader, 1, tools=[WEATHER])
+def test_without_a_call_the_answer_is_text(server: Running, reader: RequestReader) -> None:
+    choice, chunks = ask(server, reader, 1, tools=[WEATHER])
     assert (choice.message.content, choice.message.tool_calls) == ("No call.", None)
     assert choice.finish_reason == "stop" and streamed(chunks) == ("No call.", [])
-    choice, _ = ask(served, reader, 0, tools=[WEATHER], tool_choice="none")
-    assert choice.message.content == SCRIPTS[0]
+    choice, _ = ask(server, reader, 0, tools=[WEATHER], tool_choice="none")
+    assert choice.message.content == f"I look.\n{call('weather', BERN)}\n{call('time', {})}"
 
 
-def test_a_tool_that_must_be_called_begins_the_answer(served: Running, reader: RequestReader) -> None:
+def test_a_tool_that_must_be_called_begins_the_answer(server: Running, reader: RequestReader) -> None:
     named = {"type": "function", "function": {"name": "weather"}}
-    choice, chunks = ask(served, reader, 2, tools=[TIME, WEATHER], tool_choice=named)
+    choice, chunks = ask(server, reader, 2, tools=[TIME, WEATHER], tool_choice=named)
     (made,) = choice.message.tool_calls
     assert (made.function.name, json.loads(made.function.arguments)) == ("weather", BERN)
     assert choice.message.content is None and choice.finish_reason == "tool_calls"
     assert streamed(chunks) == ("", [("weather", made.function.arguments)])
-    choice, chunks = ask(served, reader, 3, tools=[TIME], tool_choice="required")
+    choice, chunks = ask(server, reader, 3, tools=[TIME], tool_choice="required")
     assert choice.message.content == '<tool_call>\n{"name":no JSON' == streamed(chunks)[0]
     assert choice.message.tool_calls is None and choice.finish_reason == "stop"
 
@@ -156,7 +131,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (_tools(description=3), r"tools\[0\].function.description"),
     (_tools(parameters=[]), r"tools\[0\].function.parameters"),
     (_tools(strict=True), r"tools\[0\].function.strict is not supported"),
-    ({"tool_choice": "required"}, "the request has no tools"),
+    ({"tool_choice": "required"}, "tool_choice asks for a call"),
     (_tools() | {"tool_choice": "any"}, "tool_choice is neither auto"),
     (_tools() | {"tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice names 'g'"),
     (_tools() | {"parallel_tool_calls": 1}, "parallel_tool_calls is 1"),

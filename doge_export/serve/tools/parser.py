@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from doge_export.serve.tool_formats import ToolFormat
+from doge_export.serve.tools.formats import ToolFormat
 
 _BETWEEN = re.compile(r"[ \t\r\n;]*")
 

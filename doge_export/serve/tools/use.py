@@ -1,16 +1,16 @@
 """The tools of a request, and which of them the model may or must call."""
 
-__all__ = ["NAME", "ToolUse", "read_definition", "read_tools"]
+__all__ = ["NAME", "ToolUse", "choice_kind", "read_definition", "read_tools", "tool_use"]
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from doge_export.core.errors import DogeExportError
 from doge_export.core.tokenizer import Tokenizer
-from doge_export.serve.tool_formats import ToolFormat, format_of
-from doge_export.serve.tool_parser import ToolParser
+from doge_export.serve.tools.formats import ToolFormat, format_of
+from doge_export.serve.tools.parser import ToolParser
 
 #: What OpenAI and Anthropic let a tool be called.
 NAME = r"^[a-zA-Z0-9_-]{1,64}$"
@@ -54,18 +54,43 @@ def read_tools(body: Mapping[str, Any], tokenizer: Tokenizer) -> ToolUse | None:
         DogeExportError: a field is not as it must be, asks for what is not done here, or the model's chat
             template knows no tools.
     """
-    tools, choice = body.get("tools"), body.get("tool_choice")
+    tools = body.get("tools")
     if tools is not None and not isinstance(tools, list):
         raise DogeExportError("tools is no list.")
-    definitions = tuple(_definition(tool, f"tools[{at}]") for at, tool in enumerate(tools or ()))
-    forced = _forced(choice, [each["function"]["name"] for each in definitions])
-    parallel = body.get("parallel_tool_calls")
+    definitions = [_definition(tool, f"tools[{at}]") for at, tool in enumerate(tools or ())]
+    choice = body.get("tool_choice")
+    named = choice.get("function") if isinstance(choice, dict) else None
+    name = named.get("name") if isinstance(named, dict) else None
+    return tool_use(tokenizer, definitions, choice_kind(choice, name), name, body.get("parallel_tool_calls"))
+
+
+def tool_use(
+    tokenizer: Tokenizer,
+    definitions: Sequence[Mapping[str, Any]],
+    choice: Any,
+    name: Any,
+    parallel: Any = None,
+) -> ToolUse | None:
+    """Tools that were read by `read_definition`; None where there are none, or the model is to call none.
+
+    `choice` is "auto", "none", "required", or "named", of the tool `name`; `parallel`, the field
+    `parallel_tool_calls`.
+
+    Raises:
+        DogeExportError: they do not go together, or the model's chat template knows no tools.
+    """
     if parallel is not None and not isinstance(parallel, bool):
         raise DogeExportError(f"parallel_tool_calls is {parallel!r}, not true or false.")
+    if choice in ("required", "named") and not definitions:
+        raise DogeExportError("tool_choice asks for a call, and the request has no tools.")
+    if choice == "named" and name not in [each["function"]["name"] for each in definitions]:
+        raise DogeExportError(f"tool_choice names {name!r}, which is none of the request's tools.")
     if not definitions or choice == "none":
         return None
+    forced = {"required": _ANY, "named": name}.get(choice)
     # OpenAI's: of a tool that is named there is one call.
-    return ToolUse(format_of(tokenizer), definitions, forced, one=parallel is False or bool(forced))
+    one = parallel is False or choice == "named"
+    return ToolUse(format_of(tokenizer), tuple(definitions), forced, one)
 
 
 def read_definition(tool: Mapping[str, Any], where: str, parameters: str) -> dict[str, Any]:
@@ -102,21 +127,16 @@ def _definition(tool: Any, where: str) -> dict[str, Any]:
     return read_definition(tool["function"], f"{where}.function", "parameters")
 
 
-def _forced(choice: Any, names: list[str]) -> str | None:
-    if choice is None or choice in ("auto", "none"):
-        return None
-    if choice == "required" and names:
-        return _ANY
-    if choice == "required":
-        raise DogeExportError('tool_choice is "required", and the request has no tools.')
-    function = (
-        choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
-    )
-    name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(name, str):
+def choice_kind(choice: Any, name: Any) -> str:
+    """The `choice` of `tool_use` that OpenAI's `tool_choice` is, which may be an object with a `name`.
+
+    Raises:
+        DogeExportError: it is none.
+    """
+    if choice is None or choice in _CHOICES:
+        return choice or "auto"
+    if not isinstance(choice, dict) or choice.get("type") != "function" or not isinstance(name, str):
         raise DogeExportError(
             f"tool_choice is neither {', '.join(_CHOICES)} nor an object of the type function with its name."
         )
-    if name not in names:
-        raise DogeExportError(f"tool_choice names {name!r}, which is none of the request's tools.")
-    return name
+    return "named"

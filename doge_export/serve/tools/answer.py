@@ -4,8 +4,8 @@ __all__ = ["ChatAnswer"]
 
 from typing import Any
 
-from doge_export.serve.tool_parser import Call
-from doge_export.serve.tools import ToolUse
+from doge_export.serve.tools.parser import Call
+from doge_export.serve.tools.use import ToolUse
 
 
 class ChatAnswer:

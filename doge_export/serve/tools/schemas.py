@@ -1,19 +1,19 @@
 """What `openapi.py` says of tools, and of messages, which may hold calls of them."""
 
-__all__ = ["CHAT_FIELDS", "CHAT_FINISH", "CHAT_SCHEMAS", "TOOL_PARAMETERS"]
+__all__ = ["ARGUMENTS", "CHAT_FIELDS", "CHAT_FINISH", "CHAT_SCHEMAS", "NAMED", "STRICT", "TOOL_PARAMETERS"]
 
 from collections.abc import Mapping
 
 from doge_export.serve.schemas import COUNT, TEXT, Schema, listed, object_of, optional, ref
-from doge_export.serve.tools import NAME
+from doge_export.serve.tools.use import NAME
 
-_NAMED: Schema = TEXT | {"pattern": NAME}
+NAMED: Schema = TEXT | {"pattern": NAME}
 TOOL_PARAMETERS: Schema = optional(
     "object", "What the tool takes, as a JSON schema. It is shown to the model."
 )
-_STRICT: Schema = {"enum": [None, False], "description": "Not supported: any other value is refused."}
+STRICT: Schema = {"enum": [None, False], "description": "Not supported: any other value is refused."}
 _PART = object_of({"text": TEXT}, type=TEXT)
-_ARGUMENTS: Schema = TEXT | {"description": "A JSON object, as text."}
+ARGUMENTS: Schema = TEXT | {"description": "A JSON object, as text."}
 
 #: Fields of a chat's request.
 CHAT_FIELDS: Mapping[str, Schema] = {
@@ -61,15 +61,15 @@ CHAT_SCHEMAS: Mapping[str, Schema] = {
         {
             "type": {"const": "function"},
             "function": object_of(
-                {"name": _NAMED},
+                {"name": NAMED},
                 description=optional("string", "Shown to the model."),
                 parameters=TOOL_PARAMETERS,
-                strict=_STRICT,
+                strict=STRICT,
             ),
         }
     ),
     "ToolCall": object_of(
-        {"function": object_of({"name": TEXT, "arguments": _ARGUMENTS})}, id=TEXT, type=TEXT
+        {"function": object_of({"name": TEXT, "arguments": ARGUMENTS})}, id=TEXT, type=TEXT
     ),
     "ChatAnswer": object_of(
         {"role": {"const": "assistant"}, "content": {"type": ["string", "null"]}},
@@ -85,7 +85,7 @@ CHAT_SCHEMAS: Mapping[str, Schema] = {
                     "index": COUNT,
                     "id": TEXT,
                     "type": {"const": "function"},
-                    "function": object_of({"name": TEXT, "arguments": _ARGUMENTS}),
+                    "function": object_of({"name": TEXT, "arguments": ARGUMENTS}),
                 }
             ),
             description="Each call comes whole, in one chunk.",

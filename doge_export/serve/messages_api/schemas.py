@@ -1,0 +1,162 @@
+"""What `openapi.py` says of Anthropic's Messages."""
+
+__all__ = ["MESSAGES_ROUTES", "MESSAGES_SCHEMAS"]
+
+from collections.abc import Mapping
+
+from doge_export.serve.checked import PASSED
+from doge_export.serve.fields import OPTIONS
+from doge_export.serve.messages_api.reader import LABELS, MAX_STOPS, OFF
+from doge_export.serve.schemas import (
+    ANY,
+    COUNT,
+    ERRORS,
+    TEXT,
+    Schema,
+    json_body,
+    listed,
+    object_of,
+    off,
+    option_fields,
+    optional,
+    post,
+    ref,
+)
+from doge_export.serve.tools.schemas import NAMED, STRICT, TOOL_PARAMETERS
+
+_EVENTS = (
+    *("message_start", "content_block_start", "ping", "content_block_delta", "content_block_stop"),
+    *("message_delta", "message_stop", "error"),
+)
+_NULL: Schema = {"type": "null"}
+_BLOCK = object_of({"type": {"const": "text"}, "text": TEXT})
+_TEXTS: Schema = {"anyOf": [TEXT, listed(_BLOCK)]}
+_USE = object_of({"type": {"const": "tool_use"}, "id": TEXT, "name": TEXT, "input": {"type": "object"}})
+_RESULT = object_of(
+    {"type": {"const": "tool_result"}, "tool_use_id": TEXT}, content={"anyOf": [*_TEXTS["anyOf"], _NULL]}
+)
+_USER = object_of(
+    {"role": {"const": "user"}, "content": {"anyOf": [TEXT, listed({"anyOf": [_BLOCK, _RESULT]})]}}
+)
+_ASSISTANT = object_of(
+    {"role": {"const": "assistant"}, "content": {"anyOf": [TEXT, listed({"anyOf": [_BLOCK, _USE]})]}}
+)
+_CHOSEN: Schema = {
+    "anyOf": [
+        _NULL,
+        object_of(
+            {"type": {"enum": ["auto", "any", "none"]}},
+            disable_parallel_tool_use=optional("boolean", "End the answer after its first call."),
+        ),
+        object_of({"type": {"const": "tool"}, "name": TEXT}),
+    ],
+    "description": "Which tools may or must be called; as tool_choice of a chat.",
+}
+_COUNTED: Schema = {
+    "model": optional("string", "The name of the model that is served, or nothing."),
+    "system": {"anyOf": [_NULL, *_TEXTS["anyOf"]], "description": "What the model is told first."},
+    "tools": {"anyOf": [_NULL, listed(ref("MessagesTool"))], "description": "What the model may call."},
+    "tool_choice": _CHOSEN,
+    **{name: {"description": "Nothing is done with it.", "type": ANY} for name in LABELS},
+    **off(OFF),
+}
+_MESSAGES = listed(
+    ref("MessagesMessage"),
+    minItems=1,
+    description="The conversation so far. If its last message is the assistant's, the answer goes on there.",
+)
+_STOPS: Schema = {
+    "type": ["array", "null"],
+    "items": TEXT | {"minLength": 1},
+    "maxItems": MAX_STOPS,
+    "description": "The text ends before any of these.",
+}
+
+MESSAGES_SCHEMAS: Mapping[str, Schema] = {
+    "MessagesRequest": object_of(
+        {
+            "messages": _MESSAGES,
+            "max_tokens": {"type": "integer", "minimum": 1, "description": "The most new tokens."},
+        },
+        stop_sequences=_STOPS,
+        stream=optional("boolean", "Send the answer in pieces, as server-sent events."),
+        **option_fields(OPTIONS, PASSED),
+        **_COUNTED,
+    )
+    | {"additionalProperties": False},
+    "CountTokensRequest": object_of({"messages": _MESSAGES}, **_COUNTED) | {"additionalProperties": False},
+    "MessagesMessage": object_of(
+        {
+            "role": {"enum": ["user", "assistant"]},
+            "content": {
+                "anyOf": [TEXT, listed({"anyOf": [_BLOCK, _USE, _RESULT]})],
+                "description": "Results of tools are a user's, and come before the text.",
+            },
+        }
+    )
+    | {"anyOf": [_USER, _ASSISTANT]},
+    "MessagesTool": object_of(
+        {"name": NAMED},
+        type={"enum": ["custom", None]},
+        description=optional("string", "Shown to the model."),
+        input_schema=TOOL_PARAMETERS,
+        strict=STRICT,
+    ),
+    "MessagesAnswer": object_of(
+        {
+            "id": TEXT,
+            "type": {"const": "message"},
+            "role": {"const": "assistant"},
+            "model": TEXT,
+            "content": listed({"anyOf": [_BLOCK, _USE]}),
+            "stop_reason": {
+                "enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use", None],
+                "description": "null while a stream goes on.",
+            },
+            "stop_sequence": {"type": ["string", "null"], "description": "The one that came."},
+            "usage": object_of({"input_tokens": COUNT, "output_tokens": COUNT}),
+        }
+    ),
+    "MessagesEvent": object_of(
+        {"type": {"enum": list(_EVENTS)}},
+        message=ref("MessagesAnswer"),
+        index=COUNT,
+        content_block={"anyOf": [_BLOCK, _USE]},
+        delta={"type": "object"},
+        usage=object_of({"output_tokens": COUNT}),
+        error={"type": "object"},
+    ),
+    "TokenCount": object_of({"input_tokens": COUNT}),
+    "MessagesError": object_of(
+        {
+            "type": {"const": "error"},
+            "error": object_of(
+                {"type": TEXT, "message": TEXT | {"description": "One sentence, and what to do about it."}}
+            ),
+        }
+    ),
+}
+
+_STATUSES = {status: meaning for status, meaning in ERRORS.items() if status != "503"}
+
+MESSAGES_ROUTES: Mapping[str, Schema] = {
+    "/v1/messages": post(
+        "Answer a conversation, by Anthropic's Messages.",
+        "MessagesRequest",
+        json_body(
+            ref("MessagesAnswer"),
+            "The answer. With `stream`: events, each named by its `type`, whose data are MessagesEvent "
+            "objects.",
+        ),
+        "MessagesError",
+        _STATUSES | {"529": ERRORS["503"]},
+    ),
+    "/v1/messages/count_tokens": post(
+        "How many tokens a prompt has.",
+        "CountTokensRequest",
+        json_body(ref("TokenCount"), "The number."),
+        "MessagesError",
+        {status: _STATUSES[status] for status in ("400", "404", "413")},
+        events=False,
+    ),
+}

@@ -1,0 +1,174 @@
+"""What `openapi.py` says of OpenAI's Responses."""
+
+__all__ = ["RESPONSES_ROUTES", "RESPONSES_SCHEMAS"]
+
+from collections.abc import Mapping
+
+from doge_export.serve.checked import PASSED
+from doge_export.serve.fields import OPTIONS
+from doge_export.serve.responses_api.reader import LABELS, OFF
+from doge_export.serve.responses_api.store import MAX_BYTES, MAX_RESPONSES
+from doge_export.serve.schemas import (
+    ANY,
+    COUNT,
+    ERRORS,
+    SECONDS,
+    TEXT,
+    Schema,
+    json_body,
+    listed,
+    object_of,
+    off,
+    option_fields,
+    optional,
+    post,
+    ref,
+)
+from doge_export.serve.tools.schemas import ARGUMENTS, NAMED, STRICT, TOOL_PARAMETERS
+
+_EVENTS = (
+    *("response.created", "response.in_progress", "response.output_item.added"),
+    *("response.content_part.added", "response.output_text.delta", "response.output_text.done"),
+    *("response.content_part.done", "response.function_call_arguments.delta"),
+    *("response.function_call_arguments.done", "response.output_item.done", "response.completed"),
+    *("response.incomplete", "response.failed"),
+)
+_FUNCTION: Schema = {"const": "function"}
+_TEXTS: Schema = {"anyOf": [TEXT, listed(object_of({"text": TEXT}))]}
+_MESSAGE = object_of(
+    {"role": {"enum": ["user", "assistant", "system", "developer"]}, "content": _TEXTS},
+    type={"enum": ["message", None]},
+)
+_CALL = object_of({"type": {"const": "function_call"}, "call_id": TEXT, "name": TEXT, "arguments": ARGUMENTS})
+_OUTPUT = object_of({"type": {"const": "function_call_output"}, "call_id": TEXT, "output": _TEXTS})
+_METADATA: Schema = {
+    "type": ["object", "null"],
+    "additionalProperties": TEXT,
+    "description": "Texts of the client's own. The response gives them back.",
+}
+_ITEM = object_of(
+    {},
+    type={"enum": ["message", "function_call", "function_call_output", None]},
+    role=_MESSAGE["properties"]["role"],
+    content=_TEXTS | {"description": "Of a message."},
+    call_id=TEXT | {"description": "Of a call and of what came of it."},
+    name=TEXT | {"description": "The tool that was called."},
+    arguments=ARGUMENTS,
+    output=_TEXTS | {"description": "What came of a call."},
+)
+
+_PART = object_of({"type": {"const": "output_text"}, "text": TEXT, "annotations": listed({"type": "object"})})
+_ANSWERED = object_of(
+    {"id": TEXT, "type": {"enum": ["message", "function_call"]}, "status": TEXT},
+    role={"const": "assistant"},
+    content=listed(_PART),
+    call_id=TEXT,
+    name=TEXT,
+    arguments=ARGUMENTS,
+)
+
+RESPONSES_SCHEMAS: Mapping[str, Schema] = {
+    "ResponseRequest": object_of(
+        {
+            "input": {
+                "anyOf": [TEXT, listed(ref("ResponseInput"), minItems=1)],
+                "description": "What the user says, or items of a conversation.",
+            }
+        },
+        model=optional("string", "The name of the model that is served, or nothing."),
+        instructions=optional("string", "What the model is told first. Not kept for the next response."),
+        previous_response_id=optional("string", "The response after whose conversation the input comes."),
+        store={
+            "type": ["boolean", "null"],
+            "description": f"Keep the response, which is so without it: the last {MAX_RESPONSES:,} that were "
+            f"used, and {MAX_BYTES >> 20} MiB of them, in memory.",
+        },
+        max_output_tokens=optional("integer", "The most new tokens.", minimum=1),
+        **option_fields(OPTIONS, PASSED),
+        stream=optional("boolean", "Send the answer in pieces, as server-sent events."),
+        tools={"anyOf": [{"type": "null"}, listed(ref("ResponseTool"))], "description": "As in a chat."},
+        tool_choice={
+            "anyOf": [
+                {"type": "null"},
+                {"enum": ["auto", "none", "required"]},
+                object_of({"type": _FUNCTION, "name": TEXT}),
+            ],
+            "description": "As in a chat.",
+        },
+        parallel_tool_calls=optional("boolean", "With false an answer ends after its first call."),
+        metadata=_METADATA,
+        **{name: {"description": "Nothing is done with it.", "type": ANY} for name in LABELS},
+        **off(OFF),
+    )
+    | {"additionalProperties": False},
+    "ResponseInput": _ITEM | {"anyOf": [_MESSAGE, _CALL, _OUTPUT]},
+    "ResponseTool": object_of(
+        {"type": _FUNCTION, "name": NAMED},
+        description=optional("string", "Shown to the model."),
+        parameters=TOOL_PARAMETERS,
+        strict=STRICT,
+    ),
+    "Response": object_of(
+        {
+            "id": TEXT,
+            "object": {"const": "response"},
+            "created_at": SECONDS,
+            "status": {
+                "enum": ["in_progress", "completed", "incomplete", "failed"],
+                "description": "incomplete: the tokens were used up. failed: in a stream that broke off.",
+            },
+            "model": TEXT,
+            "output": listed(ref("ResponseOutput")),
+            "usage": {"anyOf": [ref("ResponseUsage"), {"type": "null"}]},
+            "error": {"type": ["object", "null"]},
+            "incomplete_details": {"type": ["object", "null"]},
+            "instructions": {"type": ["string", "null"]},
+            "previous_response_id": {"type": ["string", "null"]},
+            "metadata": {"type": "object", "additionalProperties": TEXT},
+        },
+    ),
+    "ResponseOutput": _ANSWERED,
+    "ResponseUsage": object_of({"input_tokens": COUNT, "output_tokens": COUNT, "total_tokens": COUNT}),
+    "ResponseEvent": object_of(
+        {"type": {"enum": list(_EVENTS)}, "sequence_number": COUNT},
+        response=ref("Response"),
+        output_index=COUNT,
+        content_index=COUNT,
+        item_id=TEXT,
+        item=ref("ResponseOutput"),
+        part=_PART,
+        delta=TEXT,
+        text=TEXT,
+        arguments=ARGUMENTS,
+    ),
+    "ResponseDeleted": object_of({"id": TEXT, "object": {"const": "response"}, "deleted": {"const": True}}),
+}
+
+_GONE = {"404": json_body(ref("Error"), "It is not kept, or no longer.")}
+_ID: Schema = {"name": "response_id", "in": "path", "required": True, "schema": TEXT}
+
+RESPONSES_ROUTES: Mapping[str, Schema] = {
+    "/v1/responses": post(
+        "Answer a text or a conversation, and keep the answer.",
+        "ResponseRequest",
+        json_body(
+            ref("Response"),
+            "The response. With `stream`: events, each named by its `type`, whose data are ResponseEvent "
+            "objects. The last one has the whole response.",
+        ),
+        "Error",
+        ERRORS,
+    ),
+    "/v1/responses/{response_id}": {
+        "get": {
+            "summary": "A response that is kept.",
+            "parameters": [_ID],
+            "responses": {"200": json_body(ref("Response"), "As it was given."), **_GONE},
+        },
+        "delete": {
+            "summary": "Forget a response. Those after it keep the conversation.",
+            "parameters": [_ID],
+            "responses": {"200": json_body(ref("ResponseDeleted"), "It is gone."), **_GONE},
+        },
+    },
+}

@@ -1,0 +1,35 @@
+"""A toy that is served for several files of tests."""
+
+from collections.abc import Generator
+
+import pytest
+
+from doge_export.core.bundle import Bundle
+from doge_export.core.tokenizer import Tokenizer
+from doge_export.serve.requests import RequestReader
+from tests.serve._running import Running, serving
+from tests.serve._scripted import BERN, call, write_scripted_bundle
+
+#: What the toy writes; the tests call them by their number.
+SCRIPTS = [
+    f"I look.\n{call('weather', BERN)}\n{call('time', {})}",
+    "No call.",
+    ' {"city": "Bern <é>"}}\n</tool_call>\nmore',
+    "no JSON",
+]
+
+
+@pytest.fixture(scope="session")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_scripted_bundle(tmp_path_factory.mktemp("scripted") / "toy", SCRIPTS)
+
+
+@pytest.fixture(scope="session")
+def reader(scripted: Bundle) -> RequestReader:
+    return RequestReader(scripted, Tokenizer.load(scripted.path), "toy")
+
+
+@pytest.fixture(scope="session")
+def server(scripted: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
+    with serving(scripted.path, tmp_path_factory.mktemp("log") / "log") as running:
+        yield running
