@@ -98,6 +98,22 @@ def templated(**templates: str) -> Tokenizer:
     return Tokenizer(None, {}, templates)  # type: ignore[arg-type]
 
 
+#: Format -> what templates that people have say of it.
+SIGNS = {
+    HERMES: [
+        r"{{ 'within XML tags:\n<tool_call>\n{\"name\": <function-name>, \"arguments\": <args>}' }}",
+        '<tool_call>[\n{"name": "one", "arguments": {}},\n]</tool_call>',
+        '<tool_call>\n{"arguments": <args-dict>, "name": <function-name>}\n</tool_call>',
+    ],
+    LLAMA: ["""{{- 'in the format {"name": function name, "parameters": dictionary}.' }}"""],
+}
+
+
+@pytest.mark.parametrize(("form", "sign"), [(form, sign) for form, signs in SIGNS.items() for sign in signs])
+def test_a_format_is_known_by_its_sign(form: Any, sign: str) -> None:
+    assert format_of(templated(default="{{ tools }}" + sign)) is form
+
+
 def test_the_format_is_that_of_the_template() -> None:
     assert format_of(templated(default=HERMES_TEMPLATE)) is HERMES
     assert format_of(templated(default=LLAMA_TEMPLATE)) is LLAMA
@@ -109,6 +125,7 @@ def test_the_format_is_that_of_the_template() -> None:
     [
         ("{{ messages }}", "tools cannot be shown to this model"),
         ("{# tools, as <tool_call> #}{{ messages }}", "tools cannot be shown to this model"),
+        ("{{ tools }}<tool_call>\n<function=f>", "another format than Hermes and Llama 3"),
         ("{{ tools }}[CALLS]", "another format than Hermes and Llama 3"),
         ("{{ tools ", "is damaged"),
     ],

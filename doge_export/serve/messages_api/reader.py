@@ -164,7 +164,9 @@ def _said(blocks: list[Any], where: str) -> list[Message]:
             raise DogeExportError(f"{place}.input is not an object.")
         function = {"name": name, "arguments": block["input"]}
         calls.append({"id": key, "type": "function", "function": function})
-    return [{"role": "assistant", "content": text} | ({"tool_calls": calls} if calls else {})]
+    if calls:
+        return [{"role": "assistant", "content": text or None, "tool_calls": calls}]
+    return [{"role": "assistant", "content": text}]
 
 
 def _joined(value: Any, where: str) -> str:

@@ -80,7 +80,7 @@ class ResponseAnswer:
                 for call in self._answer.calls
             ]
             if calls:
-                said["tool_calls"] = calls
+                said |= {"content": self._answer.text or None, "tool_calls": calls}
             self._store.put(Stored(whole, (*self._request.messages, said)))
         return whole
 

@@ -2,6 +2,7 @@
 
 __all__ = ["FORMATS", "ToolFormat", "format_of"]
 
+import re
 from dataclasses import dataclass
 
 from doge_export.core.errors import DogeExportError
@@ -12,8 +13,8 @@ from doge_export.core.tokenizer import Tokenizer
 class ToolFormat:
     """A call is a JSON object with `name` and, under `arguments`, another object; or a list of such.
 
-    `sign` is what every template of this format has in it. The object stands between `opens` and `closes`,
-    anywhere in an answer; where these are empty, a call is the whole answer.
+    `sign`, a regular expression, is found in every template of this format. The object stands between `opens`
+    and `closes`, anywhere in an answer; where these are empty, a call is the whole answer.
     """
 
     name: str
@@ -31,10 +32,15 @@ class ToolFormat:
 
 #: A template is of the first whose sign it has.
 FORMATS: tuple[ToolFormat, ...] = (
-    # Hermes 2 Pro, Qwen 2.5 and 3, SmolLM2 (which puts a list between the tags)
-    ToolFormat("Hermes", "<tool_call>", "<tool_call>", "</tool_call>", "arguments"),
+    # Hermes 2 Pro, Qwen 2.5 and 3, SmolLM2 (which puts a list between the tags). The tag alone is no sign:
+    # GLM and Qwen's coders put something else behind it. A template may write a line's end as \\n.
+    ToolFormat(
+        "Hermes",
+        r'<tool_call>(?:\\n|\s|\[)*\{\\?"(?:name|arguments)\\?":',
+        *("<tool_call>", "</tool_call>", "arguments"),
+    ),
     # Llama 3.1 to 3.3; their <|python_tag|> is a special token, which a text leaves out
-    ToolFormat("Llama 3", '{"name": function name, "parameters":', "", "", "parameters"),
+    ToolFormat("Llama 3", r'\{\\?"name\\?": function name, \\?"parameters\\?":', "", "", "parameters"),
 )
 
 
@@ -50,7 +56,7 @@ def format_of(tokenizer: Tokenizer) -> ToolFormat:
     if not tokenizer.template_reads("tools", with_tools=True):
         raise DogeExportError("tools cannot be shown to this model: its chat template has none.", remedy)
     for each in FORMATS:
-        if each.sign in source:
+        if re.search(each.sign, source):
             return each
     known = " and ".join(each.name for each in FORMATS)
     raise DogeExportError(
