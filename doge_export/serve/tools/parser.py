@@ -125,7 +125,7 @@ class ToolParser:
         if self._one:
             calls = calls[: 1 - min(self.calls, 1)]
         self.calls += len(calls)
-        self._space, self._after_call = "", True
+        self._after_call = True
         return list(calls)
 
     def _text(self, text: str) -> list[str | Call]:
