@@ -19,8 +19,8 @@ _log = logging.getLogger(__name__)
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, metavar="P",
               help="0 takes a free one.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: as onnxruntime chooses.")
-@click.option("--parallel", type=click.IntRange(min=1), default=4, show_default=True, metavar="N",
-              help="Requests that generate at once; others wait.")  # fmt: skip
+@click.option("--parallel", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",
+              help="Texts that are made at once, in common calls; others wait.")  # fmt: skip
 @click.option("--name", metavar="NAME", help="What clients call the model. Default: the bundle's folder.")
 @template_option
 @click.option("--json", "json_to", metavar="FILE|-", help="Once it listens, write the address as JSON.")

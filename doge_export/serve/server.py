@@ -31,7 +31,7 @@ class Server:
         host: str = "127.0.0.1",
         port: int = 8000,
         threads: int | None = None,
-        parallel: int = 4,
+        parallel: int = 32,
         name: str | None = None,
         chat_template: str | None = None,
     ) -> None:
