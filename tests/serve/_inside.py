@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,14 @@ class Inside:
         opened.connect(("127.0.0.1", self.port))
         opened.sendall(data)
         return opened
+
+
+def until(so: Callable[[], Any]) -> None:
+    """Wait until it is so; a minute is for ever."""
+    end = time.monotonic() + 60
+    while not so():
+        assert time.monotonic() < end, "it never was so"
+        time.sleep(0.01)
 
 
 def rest(opened: socket.socket) -> bytes:

@@ -14,7 +14,7 @@ import pytest
 from doge_export.core.bundle import Bundle
 from doge_export.serve.limits import Limits
 from tests.runtime._toy import EOS, write_toy_bundle
-from tests.serve._inside import Inside, inside, rest
+from tests.serve._inside import Inside, inside, rest, until
 from tests.serve._running import serving
 
 GET = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -51,7 +51,7 @@ def test_half_a_request_is_not_waited_for_for_ever(toy: Bundle) -> None:
             assert rest(served.raw(begun)) == b""
         dripping = served.raw(b"GET /health HTTP/1.1\r\n")
         with pytest.raises(ConnectionError):  # each byte in time, and the whole never
-            while True:
+            for _ in range(1000):
                 dripping.sendall(b"a")
                 time.sleep(0.05)
         dripping.close()
@@ -207,9 +207,7 @@ def test_more_connections_than_descriptors_are_told_so(toy: Bundle) -> None:
         assert status == 503 and "Too many connections" in said["error"]["message"]
         for each in (*kept, refused):
             each.close()
-        while answer(opened := served.raw(GET))[0] != 200:
-            opened.close()
-        opened.close()
+        until(lambda: served.ask("GET", "/health")[0] == 200)
 
 
 def test_a_client_that_does_not_read_holds_no_slot(tmp_path: Path) -> None:
@@ -218,10 +216,8 @@ def test_a_client_that_does_not_read_holds_no_slot(tmp_path: Path) -> None:
     limits = Limits(write_seconds=0.3)
     with inside(endless, limits, parallel=1, send_buffer=4096) as served:
         opened = served.raw(head(len(body)) + body, receive_buffer=4096)
-        while not served.service._tasks:
-            time.sleep(0.01)
-        while served.service._tasks:
-            time.sleep(0.05)
+        until(lambda: served.service._tasks)
+        until(lambda: not served.service._tasks)
         assert served.metric("doge_export_generations_cut_total") == 1
         opened.close()
         assert served.ask("POST", "/v1/completions", BODY)[0] == 200
@@ -248,8 +244,7 @@ def test_no_descriptor_is_left(toy: Bundle, tmp_path: Path) -> None:
         waiting = [running.connect() for _ in range(3)]
         for each in waiting:
             each.request("GET", "/health")
-        while "New connections wait" not in running.log.read_text():
-            time.sleep(0.05)
+        until(lambda: "New connections wait" in running.log.read_text())
         time.sleep(1.2)  # it has tried again by then
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
         for each in waiting:

@@ -1,6 +1,5 @@
 """The routes beside those that generate, and their names."""
 
-import time
 from collections.abc import Generator
 from typing import Any
 
@@ -12,7 +11,7 @@ from doge_export.core.bundle import Bundle
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.serve.openapi import ROUTES, description
 from tests.runtime._toy import BOS, EOS, VOCAB, write_toy_bundle
-from tests.serve._inside import Inside, inside
+from tests.serve._inside import Inside, inside, until
 
 SCHEMAS = description("0")["components"]
 MESSAGES = [{"role": "user", "content": "the cat"}]
@@ -189,16 +188,15 @@ def test_what_runs_and_what_waits(toy: Bundle) -> None:
         head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 15\r\n\r\n" + b'{"prompt": "a"}'
         with served.service.held():
             asked = [served.raw(head) for _ in range(3)]
-            while len(served.service._tasks) < 3:
-                assert served.ask("GET", "/health")[0] == 200, "it answers while everything is busy"
+            until(lambda: len(served.service._tasks) == 3)
+            assert served.ask("GET", "/health")[0] == 200, "it answers while everything is busy"
             assert [served.metric(name) for name in names] == [1, 2, 1]
             slots = served.ask("GET", "/slots")[2]
             assert slots == [{"id": 0, "is_processing": True}] and as_described("/slots", "get", slots)
         for each in asked:
             assert each.recv(100).startswith(b"HTTP/1.1 200")
             each.close()
-        while served.service._tasks:
-            time.sleep(0.01)
+        until(lambda: not served.service._tasks)
         assert [served.metric(name) for name in names] == [0, 0, 0]
 
 

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -14,7 +13,7 @@ from doge_export.runtime import Event
 from doge_export.serve.limits import Limits
 from doge_export.serve.service import Ended
 from tests.runtime._toy import EOS, write_toy_bundle
-from tests.serve._inside import Inside, inside
+from tests.serve._inside import Inside, inside, until
 
 BODY = {"prompt": "the cat", "max_tokens": 5}
 
@@ -82,13 +81,11 @@ def test_a_client_that_leaves_before_the_first_token(toy: Bundle, first_seconds:
         opened = served.raw(head.encode())
         if first_seconds < 1:
             assert opened.recv(12) == b"HTTP/1.1 200"
-        while not served.service._tasks:
-            time.sleep(0.01)
+        until(lambda: served.service._tasks)
         (task,) = served.service._tasks
         assert not task._gone.is_set()
         opened.close()
-        while not task._gone.is_set():
-            time.sleep(0.01)
+        assert task._gone.wait(60)
 
 
 def scripted(toy: Bundle, monkeypatch: pytest.MonkeyPatch, events: Any, limits: Limits | None = None) -> str:
