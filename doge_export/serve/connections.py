@@ -70,12 +70,12 @@ class _Connection(H11Protocol):
             self._writing = None
 
     def send_400_response(self, msg: str) -> None:
-        """Say what is wrong with bytes that are no HTTP, unless the response to them has begun."""
-        error = sys.exception()
-        status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
-        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+        """Say what is wrong with bytes that are no HTTP, unless a response to them has begun."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
+        error = sys.exception()
+        status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
         self._end(status, f"This is no HTTP request: {error or msg}.")
 
     def _end(self, status: int, sentence: str) -> None:

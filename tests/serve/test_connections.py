@@ -72,10 +72,13 @@ def test_a_connection_is_kept_for_the_next_request(toy: Bundle) -> None:
 
 
 def test_a_connection_is_not_kept_for_ever(toy: Bundle) -> None:
-    with inside(toy, Limits(body_bytes=100, keep_alive_seconds=0.2)) as served:
-        for sent in (GET, head(len(BODY)) + BODY, head(200) + padded(200)):  # of the last the body is unread
+    limits = Limits(body_bytes=100, keep_alive_seconds=0.2)
+    with inside(toy, limits) as served:
+        # Of the last request the body comes after the response, and nobody reads it.
+        for sent, later in ((GET, b""), (head(len(BODY)) + BODY, b""), (head(200), padded(200))):
             opened = served.raw(sent)
             assert answer(opened)[0] in (200, 413)
+            opened.sendall(later)
             assert rest(opened) == b""
 
 
@@ -177,6 +180,22 @@ def test_what_is_no_http(toy: Bundle) -> None:
         pipelined.close()
 
 
+def test_what_is_no_http_after_the_response(toy: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    """The rest of a body that was refused already: there is nothing to say any more."""
+    begun = (
+        head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+        + b"65\r\n"
+        + b"x" * 101
+        + b"\r\n"
+    )
+    with inside(toy, Limits(body_bytes=100)) as served:
+        opened = served.raw(begun)
+        assert answer(opened)[0] == 413
+        opened.sendall(b"nonsense\r\n")
+        assert rest(opened) == b""
+    assert caplog.records == []
+
+
 def test_a_bug_leaves_the_connection_usable(
     toy: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -227,11 +246,12 @@ def test_a_response_that_nobody_reads_is_dropped(toy: Bundle) -> None:
     """What is left of it waits in the server, and its connection with it."""
     limits = Limits(keep_alive_seconds=0.3, write_seconds=0.3)
     with inside(toy, limits, send_buffer=4096) as served:
-        asked = b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 4
-        for last in (b"", b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"):
-            opened = served.raw(asked + last, receive_buffer=4096)
+        one = b"GET /" + b"x" * 8000 + b" HTTP/1.1\r\nHost: a\r\n\r\n"  # its response names the path
+        last = one.replace(b"Host: a", b"Host: a\r\nConnection: close")
+        for asked in (one * 20, one * 5, one * 4 + last):  # five are less than what makes the server wait
+            opened = served.raw(asked, receive_buffer=4096)
             time.sleep(1)
-            assert len(rest(opened)) < 40_000, "the rest is gone"
+            assert len(rest(opened)) < asked.count(b"GET") * 8000, "the rest is gone"
 
 
 def test_no_descriptor_is_left(toy: Bundle, tmp_path: Path) -> None:
