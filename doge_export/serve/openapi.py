@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from doge_export.serve.fields import MAX_CHOICES, OPTIONS, UNSUPPORTED
+from doge_export.serve.openapi_operation import OPERATION_ROUTES, OPERATION_SCHEMAS, SCHEMES, SECURITY
 
 Schema = dict[str, Any]
 
@@ -19,7 +20,9 @@ _FINISH: Schema = {
 }
 _ERRORS = {
     "400": "A field is missing, wrong or not supported; the message says which.",
+    "401": "A key is needed, and none or another one was sent.",
     "404": "There is no such model.",
+    "408": "The body did not come in time.",
     "413": "The body is too large.",
     "500": "The model's logits are no numbers, or the server has a bug.",
     "503": "Too many requests wait already, or the server is ending.",
@@ -34,12 +37,16 @@ def description(version: str) -> Schema:
             "title": "doge-export serve",
             "version": version,
             "summary": "A Doge model behind HTTP.",
-            "description": "The routes and bodies are those of OpenAI's text API. There is no password. "
+            "description": "The routes and bodies are those of OpenAI's text API. "
             "Fields that are not described here are ignored.",
         },
         "servers": [{"url": "/"}],
         "paths": {path: dict(operations) for path, operations in ROUTES.items()},
-        "components": {"schemas": {name: dict(schema) for name, schema in _SCHEMAS.items()}},
+        "security": list(SECURITY),
+        "components": {
+            "schemas": {name: dict(schema) for name, schema in _SCHEMAS.items()},
+            "securitySchemes": dict(SCHEMES),
+        },
     }
 
 
@@ -139,7 +146,7 @@ _SCHEMAS: Mapping[str, Schema] = {
             ),
         }
     ),
-    "Health": _object({"status": {"const": "ok"}}),
+    **OPERATION_SCHEMAS,
     "Error": _object(
         {
             "error": _object(
@@ -181,7 +188,7 @@ ROUTES: Mapping[str, Schema] = {
         "Answer the last message of a conversation.", "ChatRequest", "ChatCompletion", "ChatCompletionChunk"
     ),
     "/v1/models": _get("The model that is served.", _json(_ref("Models"), "A list of one.")),
-    "/health": _get("Whether the server is there.", _json(_ref("Health"), "It is.")),
+    **OPERATION_ROUTES,
     "/openapi.json": _get("This description.", _json({"type": "object"}, "An OpenAPI 3.1 document.")),
     "/": _get("A page to try the model in a browser.", _PAGE),
 }
