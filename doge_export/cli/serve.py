@@ -19,10 +19,15 @@ _log = logging.getLogger(__name__)
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, metavar="P",
               help="0 takes a free one.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: as onnxruntime chooses.")
-@click.option("--parallel", type=click.IntRange(min=1), default=4, show_default=True, metavar="N",
-              help="Requests that generate at once; others wait.")  # fmt: skip
+@click.option("--parallel", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",
+              help="Texts that are made at once, in common calls; others wait.")  # fmt: skip
 @click.option("--name", metavar="NAME", help="What clients call the model. Default: the bundle's folder.")
 @template_option
+@click.option("--api-key", "keys", multiple=True, envvar="DOGE_EXPORT_API_KEY", metavar="KEY",
+              help="Only who sends it is answered. Repeatable; in the environment separated by spaces: "
+              "DOGE_EXPORT_API_KEY.")  # fmt: skip
+@click.option("--cors", "origins", multiple=True, metavar="ORIGIN",
+              help="Pages of this origin may ask the server; * is all. Repeatable.")  # fmt: skip
 @click.option("--json", "json_to", metavar="FILE|-", help="Once it listens, write the address as JSON.")
 def command(
     bundle: Path,
@@ -32,14 +37,15 @@ def command(
     parallel: int,
     name: str | None,
     chat_template: str | None,
+    keys: tuple[str, ...],
+    origins: tuple[str, ...],
     json_to: str | None,
 ) -> None:
     """Answer HTTP with the model in BUNDLE until Ctrl-C.
 
     The routes are those of OpenAI's API: /v1/completions, /v1/chat/completions, /v1/responses (all whole or
-    streamed) and /v1/models; and /v1/messages of Anthropic's. /health says that it is there, and / is a page
-    to try it. There is no password: who reaches
-    the address may use it.
+    streamed) and /v1/models; and /v1/messages of Anthropic's. /health says that it is there, /metrics how it
+    does, and / is a page to try it. Without --api-key, who reaches the address may use it.
 
     \b
     doge-export serve out/bundle --port 8000
@@ -48,7 +54,7 @@ def command(
     from doge_export.runtime import open_folder
     from doge_export.serve import Server
 
-    server = Server(open_folder(bundle), host, port, threads, parallel, name, chat_template)
+    server = Server(open_folder(bundle), host, port, threads, parallel, name, chat_template, keys, origins)
 
     def ready() -> None:
         _log.info("%s on %s", server.description, server.url)

@@ -11,49 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from doge_export.core.errors import DogeExportError
-from doge_export.core.token_ids import outside
 from doge_export.core.tokenizer import Tokenizer
+from doge_export.runtime.events import Event, Statistics, event_of
+from doge_export.runtime.limits import check_ids, check_prompts, most_tokens, token_limit
 from doge_export.runtime.neighbours import rows_are_independent
 from doge_export.runtime.options import GenerationOptions
 from doge_export.runtime.positions import say_long
 from doge_export.runtime.session import Session
 from doge_export.runtime.stop_strings import RowText
 from doge_export.runtime.token_strategy import choose_strategy
-
-_MAX_NEW_TOKENS = 100
-
-
-@dataclass(frozen=True)
-class Event:
-    """One new token of one row, the text that became certain with it, and why the row ends, if it does.
-
-    `finish_reason`: "eos", "stop" (a stop string) or "length", which is the end of `max_time` too.
-    """
-
-    row: int
-    token: int
-    text: str
-    finish_reason: str | None
-
-
-@dataclass
-class Statistics:
-    """Tokens and seconds of prefill and decode. Padding does not count; the first new token is prefill's."""
-
-    prefill_tokens: int = 0
-    prefill_seconds: float = 0.0
-    decode_tokens: int = 0
-    decode_seconds: float = 0.0
-
-    @property
-    def prefill_tokens_per_second(self) -> float:
-        """Speed of prefill; 0 where nothing was run."""
-        return self.prefill_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
-
-    @property
-    def decode_tokens_per_second(self) -> float:
-        """Speed of decoding; 0 where the first token was the last."""
-        return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
 
 
 @dataclass
@@ -121,8 +87,8 @@ def stream(
             the options is no token, no token is left to choose, or the model's logits are no numbers.
     """
     statistics = Statistics() if statistics is None else statistics
-    _check_prompts(session, prompts)
-    _check_ids(session, options)
+    check_prompts(session.bundle, prompts)
+    check_ids(session.bundle, options)
     say_long(session.bundle, max(map(len, prompts), default=0))
     if options.stop and tokenizer is None:
         raise DogeExportError("A stop string needs a tokenizer, and the bundle has none.")
@@ -152,7 +118,7 @@ def _calls(
         return _Rows(session, prompts[first:end], first, options, tokenizer, read)
 
     lengths = list(map(len, prompts))
-    end = max(length + _max_tokens(options, length) for length in lengths)
+    end = max(length + most_tokens(options, length) for length in lengths)
     if rows_are_independent(session.bundle, lengths, end):
         together = rows(0, len(prompts))
         if together.as_long_as_alone:
@@ -179,8 +145,8 @@ class _Rows:
         # Loads the graph: its seconds are not prefill's.
         self._strategy = choose_strategy(session, options, count, read, first)
         capacity, lengths = self._strategy.capacity, list(map(len, prompts))
-        self._limits = [_limit(capacity, max(lengths), options, length) for length in lengths]
-        alone = [_limit(capacity, length, options, length) for length in lengths]
+        self._limits = [token_limit(capacity, max(lengths), options, length) for length in lengths]
+        alone = [token_limit(capacity, length, options, length) for length in lengths]
         self.as_long_as_alone = self._limits == alone
         self._texts = [RowText(tokenizer, options.stop, prompt) for prompt in prompts]
         self._seen = {row: list(prompt) for row, prompt in enumerate(prompts)}
@@ -213,52 +179,10 @@ class _Rows:
             self._input_ids[row, 0] = token = tokens[row]
             seen[row].append(token)
             last = late or self._made == self._limits[row]
-            event = _event(self._first + row, token, self._texts[row], self._options, last)
+            event = event_of(self._first + row, token, self._texts[row], self._options, last)
             if event.finish_reason is not None:
                 del seen[row]
             yield event
-
-
-def _event(row: int, token: int, text: RowText, options: GenerationOptions, last: bool) -> Event:
-    if token in options.eos_token_ids:
-        return Event(row, token, text.end(token), "eos")
-    piece = text.push(token)
-    if last:
-        piece += text.end()
-    if text.stopped:
-        return Event(row, token, piece, "stop")
-    return Event(row, token, piece, "length" if last else None)
-
-
-def _check_prompts(session: Session, prompts: Sequence[Sequence[int]]) -> None:
-    vocab = session.bundle.config.vocab_size
-    for prompt in prompts:
-        if len(prompt) == 0:
-            raise DogeExportError("The prompt is empty.", "Give at least one token.")
-        if foreign := outside(tuple(prompt), vocab):
-            raise DogeExportError(
-                f"The prompt has the token id {foreign[0]}, and the model's vocabulary has {vocab} entries.",
-                "The tokenizer does not belong to this model.",
-            )
-
-
-def _check_ids(session: Session, options: GenerationOptions) -> None:
-    """Refuse ids outside the vocabulary: that of padding, which is read as a token, and those of the
-    options."""
-    vocab = session.bundle.config.vocab_size
-    for name, ids in (
-        ("pad_token_id", (options.pad_token_id,)),
-        ("forced_bos_token_id", options.forced_bos_token_id),
-        ("forced_eos_token_id", options.forced_eos_token_id),
-        ("bad_words_ids", tuple(token for sequence in options.bad_words_ids for token in sequence)),
-        ("sequence_bias", tuple(token for sequence, _ in options.sequence_bias for token in sequence)),
-    ):
-        for token in outside(ids, vocab):
-            raise DogeExportError(
-                f"{name} has the id {token}, and the model's vocabulary has {vocab} entries, from 0 to "
-                f"{vocab - 1}.",
-                "Give the id of a token.",
-            )
 
 
 def _left_padded(
@@ -272,36 +196,3 @@ def _left_padded(
         ids[row, longest - len(prompt) :] = prompt
         mask[row, longest - len(prompt) :] = 1
     return ids, mask
-
-
-def _max_tokens(options: GenerationOptions, prompt: int) -> int:
-    """Return how many tokens the options leave room for after a prompt of so many."""
-    if options.max_new_tokens is not None or options.max_length is None:
-        return options.max_new_tokens or _MAX_NEW_TOKENS
-    if prompt >= options.max_length:
-        raise DogeExportError(
-            f"A prompt has {prompt} tokens, and max_length, which counts them too, is {options.max_length}.",
-            "Say how many are to follow: --max-new-tokens (max_tokens in a request) wins over max_length.",
-        )
-    return options.max_length - prompt
-
-
-def _limit(capacity: int | None, slots: int, options: GenerationOptions, prompt: int) -> int:
-    """Return how many tokens may be made after a prompt that takes so many `slots`, padding included. It is
-    known before the first, so that no text breaks off with an error."""
-    wanted, asked = _max_tokens(options, prompt), options.max_new_tokens
-    if capacity is None:
-        return wanted
-    room = capacity - slots + 1  # the last new token is never fed
-    if room < 1:
-        raise DogeExportError(
-            f"The prompt has {slots} tokens, and the bundle's static cache holds {capacity}.",
-            f"Shorten it, or export with --max-length {slots} or more.",
-        )
-    if asked is not None and asked > room:
-        raise DogeExportError(
-            f"A prompt of {slots} tokens and {asked} new ones need {slots + asked - 1} slots, and the "
-            f"bundle's static cache holds {capacity}.",
-            f"Ask for at most {room} new tokens, or export with a larger --max-length.",
-        )
-    return min(wanted, room)

@@ -4,7 +4,7 @@ A row has the same tokens, logits and cache, to the bit, whatever stands beside 
 cut.
 """
 
-__all__ = ["SlotPool", "Snapshot"]
+__all__ = ["Ids", "Logits", "SlotPool", "Snapshot"]
 
 import itertools
 import time
@@ -184,14 +184,16 @@ class SlotPool:
         every: Collection[int] = (),
         rope_lengths: Mapping[int, int] | None = None,
         draws: Draws | None = None,
+        quiet: Collection[int] = (),
     ) -> dict[int, tuple[Ids, Logits]]:
         """Let the row in each slot read its tokens, all in one call. Then all go on alone, each with its best
         token after the last, until there are `steps` new ones.
 
         `every`: the slots for which the best tokens after every token are wanted, as a draft's verification
         needs; of one step. `rope_lengths`: slot -> the length of its text, where it is read in pieces and the
-        rope depends on it. With `draws`, a row of it for each token that is given, in their order, they are
-        drawn, which the spec must know.
+        rope depends on it. With `draws`, a row of it for each token that is given out, in their order, they
+        are drawn, which the spec must know. `quiet`: the slots for which nothing is wanted, as between the
+        pieces of a prompt; of one step, and nothing is returned for them.
 
         Returns: slot -> token ids [steps, best] or, for those of `every`, [tokens, best], best first and the
         lower id first among equals, and their logits; of one step there are the spec's `count`, of several,
@@ -200,13 +202,14 @@ class SlotPool:
 
         Raises:
             DogeExportError: a slot has no row, a row has no token or one outside the vocabulary, there is no
-                room, or several steps are asked for beside `every`.
+                room, or several steps are asked for beside `every` or `quiet`.
         """
         if not rows:
             return {}
-        if steps < 1 or (steps > 1 and every):
+        if steps < 1 or (steps > 1 and (every or quiet)):
             raise DogeExportError(
-                f"{steps} steps cannot be made" + (" with all tokens wanted." if every else ".")
+                f"{steps} steps cannot be made"
+                + (" with some tokens wanted and others not." if every or quiet else ".")
             )
         for slot in every:
             if slot not in rows:
@@ -219,11 +222,16 @@ class SlotPool:
             self._grow(self._slots, self._rounded(most))
         offsets = [0, *itertools.accumulate(counts)]
         wanted: list[int] = []
-        places: list[slice] = []
-        for row, slot in enumerate(rows) if every else ():
-            first, end = offsets[row] if slot in every else offsets[row + 1] - 1, offsets[row + 1]
-            places.append(slice(len(wanted), len(wanted) + end - first))
+        places: dict[int, slice] = {}
+        some = bool(every or quiet)
+        for slot, first, end in zip(rows, offsets, offsets[1:], strict=False) if some else ():
+            if slot in quiet:
+                continue
+            first = first if slot in every else end - 1
+            places[slot] = slice(len(wanted), len(wanted) + end - first)
             wanted.extend(range(first, end))
+        if some and not wanted:  # the graph takes none for all
+            wanted, draws = [offsets[1] - 1], None
         bound = self._bind(len(rows), offsets[-1], steps, len(wanted), draws is not None)
         if draws is not None:
             draws.bind(bound.binding, self._optional, bound.drawn)
@@ -239,7 +247,7 @@ class SlotPool:
             bound.rope[:] = [rope_lengths.get(slot, 0) for slot in rows]
         else:
             bound.rope.fill(0)
-        if every:
+        if some:
             bound.wanted[:] = wanted
         started = time.perf_counter()
         with tensors.memory_errors():
@@ -247,10 +255,10 @@ class SlotPool:
         self.seconds = time.perf_counter() - started
         for slot, count in zip(rows, counts, strict=True):
             self._lengths[slot] += count + steps - 1
-        if every:
+        if some:
             return {
                 slot: (bound.tokens[place, 0].copy(), bound.logits[place, 0].copy())
-                for slot, place in zip(rows, places, strict=True)
+                for slot, place in places.items()
             }
         return {slot: (bound.tokens[row].copy(), bound.logits[row].copy()) for row, slot in enumerate(rows)}
 

@@ -1,27 +1,30 @@
-"""The way of a request through an API of its own: started, answered whole or as named events, and what is
-wrong in that API's shape."""
+"""The way of a request through an API of its own: read, started, and answered whole or as named events."""
 
-__all__ = ["ENDING", "Answer", "Named", "Read", "answered", "json_response"]
+__all__ = ["Answer", "Named", "answered", "blame", "json_response", "read_body"]
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Protocol
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
-from doge_export.core.errors import DogeExportError
+from doge_export.core.errors import DogeExportError, NoNumbersError
 from doge_export.runtime import Event
+from doge_export.serve.failures import ENDING, INTERNAL
 from doge_export.serve.requests import TextRequest
-from doge_export.serve.service import Ended, GenerationTask, TextService
+from doge_export.serve.served import Served
+from doge_export.serve.service import Ended
+from doge_export.serve.streams import EventStream, Opened, leaving
+
+_log = logging.getLogger(__name__)
 
 #: An event's name, and its data.
 Named = tuple[str, dict[str, Any]]
-#: Reads a request's body, checks the model's name, and gives the rest to a reader, in a thread.
-Read = Callable[[Request, Any, bool], Awaitable[Any]]
-
-ENDING = "The server is ending."
 
 
 class Answer(Protocol):
@@ -29,6 +32,9 @@ class Answer(Protocol):
 
     @property
     def request(self) -> TextRequest: ...
+
+    def begin(self) -> list[Named]:
+        """Return what a stream sends before the first event."""
 
     def add(self, events: Sequence[Event]) -> list[Named]:
         """Take the events in; returns what a stream sends for them."""
@@ -43,66 +49,79 @@ class Answer(Protocol):
         """Return what a stream sends in the place of the rest."""
 
 
-async def answered(request: Request, service: TextService, answer: Answer) -> Response:
+async def read_body(request: Request, served: Served, read: Callable[[Any], Any]) -> tuple[Any, float]:
+    """What `read` makes of the request's body, and when that was there.
+
+    Raises:
+        HTTPException: see `Bodies`; or the body names another model.
+        TooManyBodies: there is no place for it.
+        DogeExportError: it is not JSON, or whatever `read` raises.
+    """
+    async with served.bodies.json(request) as body:
+        arrived = time.perf_counter()
+        if isinstance(body, dict):
+            served.check_model(body.get("model"))
+        # In a thread: a long text takes its time to tokenize.
+        return await asyncio.to_thread(read, body), arrived
+
+
+async def answered(request: Request, served: Served, answer: Answer, arrived: float) -> Response:
     """The response to a request whose `answer` has yet to be made.
 
     Raises:
-        DogeExportError: what was asked for cannot be done; it shows before the first token.
+        DogeExportError: what was asked for cannot be done.
         Busy: too many requests wait.
-        Ended: the client went away, or the server ends.
+        Ended: the server ends.
+        ClientDisconnect: the client went away.
     """
-    task = service.start(answer.request)
-    events = task.events()
-    listening = asyncio.ensure_future(_until_gone(request, task))
-    try:
-        first = await anext(events)
+    task = served.service.start(answer.request)
+    events = served.meters.watched(answer.request, arrived, task.events())
+    async with leaving(request, task):
         if answer.request.stream:
-            body = _stream(answer, first, events)
-            return StreamingResponse(
-                body, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-            )
-        answer.add(first)
-        async for batch in events:
-            answer.add(batch)
-    finally:
-        listening.cancel()
+            opened = await Opened.of(events, served.limits.first_seconds)
+            sent = _sent(answer, opened)
+            ping = served.limits.ping_seconds
+            return EventStream(sent, opened, ping, left=task.cancel, pinged=served.meters.pinged)
+        async with contextlib.aclosing(events):
+            async for batch in events:
+                answer.add(batch)
     return json_response(answer.whole())
 
 
 def json_response(data: Any, status: int = 200, **headers: str) -> Response:
     """Data as JSON."""
-    return Response(_encoded(data), status, headers, "application/json")
+    return Response(_text(data), status, headers, "application/json")
 
 
-def _encoded(data: Any) -> bytes:
-    # A request may hold half a character, which is given back; JSON spells it as backslashreplace does.
-    return json.dumps(data, ensure_ascii=False).encode("utf-8", "backslashreplace")
+def blame(error: Exception) -> tuple[str, bool]:
+    """What a stream says of an error, and whether it is the server's own."""
+    if isinstance(error, DogeExportError):
+        return str(error), isinstance(error, NoNumbersError)
+    if isinstance(error, Ended):
+        return ENDING, True
+    _log.error("A stream failed by a bug", exc_info=error)
+    return INTERNAL, True
 
 
-async def _until_gone(request: Request, task: GenerationTask) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    task.cancel()
-
-
-async def _stream(
-    answer: Answer, first: list[Event], events: AsyncGenerator[list[Event]]
-) -> AsyncGenerator[bytes]:
-    """Yield server-sent events. The generation ends with the iteration, however that ends."""
+async def _sent(answer: Answer, events: Opened) -> AsyncGenerator[str]:
+    """Yield server-sent events, an error as one of them."""
     try:
-        for event in answer.add(first):
-            yield _sent(event)
+        for each in answer.begin():
+            yield _event(each)
         async for batch in events:
-            for event in answer.add(batch):
-                yield _sent(event)
-        for event in answer.last():
-            yield _sent(event)
-    except (DogeExportError, Ended) as error:
-        yield _sent(answer.failed(error))
-    finally:
-        await events.aclose()
+            for each in answer.add(batch):
+                yield _event(each)
+        for each in answer.last():
+            yield _event(each)
+    except Exception as error:
+        yield _event(answer.failed(error))
 
 
-def _sent(event: Named) -> bytes:
+def _event(event: Named) -> str:
     name, data = event
-    return b"event: %b\ndata: %b\n\n" % (name.encode(), _encoded(data))
+    return f"event: {name}\ndata: {_text(data)}\n\n"
+
+
+def _text(data: Any) -> str:
+    # A request may hold half a character, which is given back; JSON spells it as backslashreplace does.
+    return json.dumps(data, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -7,6 +7,7 @@ from typing import Any
 
 from doge_export.serve.fields import MAX_CHOICES, OPTIONS, UNSUPPORTED
 from doge_export.serve.messages_api.schemas import MESSAGES_ROUTES, MESSAGES_SCHEMAS
+from doge_export.serve.openapi_operation import OPERATION_ROUTES, OPERATION_SCHEMAS, SCHEMES, SECURITY
 from doge_export.serve.responses_api.schemas import RESPONSES_ROUTES, RESPONSES_SCHEMAS
 from doge_export.serve.schemas import COUNT as _COUNT
 from doge_export.serve.schemas import ERRORS as _ERRORS
@@ -35,12 +36,16 @@ def description(version: str) -> Schema:
             "version": version,
             "summary": "A Doge model behind HTTP.",
             "description": "The routes and bodies are those of OpenAI's text API and of Anthropic's Messages."
-            " There is no password. In completions and chats, fields that are not described here are "
-            "ignored; elsewhere they are refused.",
+            " In completions and chats, fields that are not described here are ignored; elsewhere they are "
+            "refused.",
         },
         "servers": [{"url": "/"}],
         "paths": {path: dict(operations) for path, operations in ROUTES.items()},
-        "components": {"schemas": {name: dict(schema) for name, schema in _SCHEMAS.items()}},
+        "security": list(SECURITY),
+        "components": {
+            "schemas": {name: dict(schema) for name, schema in _SCHEMAS.items()},
+            "securitySchemes": dict(SCHEMES),
+        },
     }
 
 
@@ -122,7 +127,7 @@ _SCHEMAS: Mapping[str, Schema] = {
             ),
         }
     ),
-    "Health": _object({"status": {"const": "ok"}}),
+    **OPERATION_SCHEMAS,
     "Error": _object(
         {
             "error": _object(
@@ -162,7 +167,7 @@ ROUTES: Mapping[str, Schema] = {
     **RESPONSES_ROUTES,
     **MESSAGES_ROUTES,
     "/v1/models": _get("The model that is served.", _json(_ref("Models"), "A list of one.")),
-    "/health": _get("Whether the server is there.", _json(_ref("Health"), "It is.")),
+    **OPERATION_ROUTES,
     "/openapi.json": _get("This description.", _json({"type": "object"}, "An OpenAPI 3.1 document.")),
     "/": _get("A page to try the model in a browser.", _PAGE),
 }

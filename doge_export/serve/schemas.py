@@ -32,7 +32,9 @@ SECONDS: Schema = {"type": "integer", "description": "Seconds since 1970."}
 #: Status -> what it means, of routes that generate.
 ERRORS: Mapping[str, str] = {
     "400": "A field is missing, wrong or not supported; the message says which.",
+    "401": "A key is needed, and none or another one was sent.",
     "404": "There is no such model.",
+    "408": "The body did not come in time.",
     "413": "The body is too large.",
     "500": "The model's logits are no numbers, or the server has a bug.",
     "503": "Too many requests wait already, or the server is ending.",
@@ -79,13 +81,20 @@ def off(field: Mapping[str, tuple[Any, ...]]) -> Schema:
 
 
 def post(
-    summary: str, request: str, answer: Schema, error: str, statuses: Mapping[str, str], events: bool = True
+    summary: str,
+    request: str,
+    answer: Schema,
+    error: str,
+    statuses: Mapping[str, str],
+    others: Schema | None = None,
+    events: bool = True,
 ) -> Schema:
-    """A route's post: the names of the schemas of its request and errors, its answer, and what its errors
-    mean."""
+    """A route's post: the names of the schemas of its request and errors, its answer, what its errors mean,
+    and responses of another shape."""
     body = {"required": True, "content": {"application/json": {"schema": ref(request)}}}
     answer = answer | {"content": dict(answer["content"])}
     if events:
         answer["content"]["text/event-stream"] = {"schema": TEXT}
     wrong = {status: json_body(ref(error), meaning) for status, meaning in statuses.items()}
-    return {"post": {"summary": summary, "requestBody": body, "responses": {"200": answer, **wrong}}}
+    responses = {"200": answer, **dict(sorted({**wrong, **(others or {})}.items()))}
+    return {"post": {"summary": summary, "requestBody": body, "responses": responses}}

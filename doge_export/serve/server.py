@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 
 from doge_export.core.bundle import MODEL, Bundle
 from doge_export.core.errors import DogeExportError
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import Session
 
-_MISSING = "It needs starlette and uvicorn: pip install 'doge-export[serve]'."
+_MISSING = "It needs starlette, uvicorn and prometheus-client: pip install 'doge-export[serve]'."
 _PATIENCE = 5  # seconds that responses under way have to end
 
 
@@ -21,8 +21,8 @@ class Server:
     """A bundle, its session and a socket that listens.
 
     Raises:
-        DogeExportError: starlette or uvicorn is missing, the bundle cannot be loaded, or the address cannot
-            be listened on.
+        DogeExportError: starlette, uvicorn or prometheus-client is missing, a key or an origin cannot be one,
+            the bundle cannot be loaded, or the address cannot be listened on.
     """
 
     def __init__(
@@ -31,15 +31,23 @@ class Server:
         host: str = "127.0.0.1",
         port: int = 8000,
         threads: int | None = None,
-        parallel: int = 4,
+        parallel: int = 32,
         name: str | None = None,
         chat_template: str | None = None,
+        keys: Sequence[str] = (),
+        origins: Sequence[str] = (),
     ) -> None:
         try:
+            import prometheus_client  # noqa: F401
             import starlette  # noqa: F401
             import uvicorn  # noqa: F401
         except ImportError:
             raise DogeExportError("`serve` cannot answer HTTP here.", _MISSING) from None
+        from doge_export.serve.access import check_keys, check_origins
+
+        check_keys(keys)
+        check_origins(origins)
+        self._keys, self._origins = keys, origins
         self._name = name or bundle.path.resolve().name
         self._tokenizer = Tokenizer.load(bundle.path, chat_template)
         self._socket = _listening(host, port)
@@ -73,6 +81,7 @@ class Server:
         import uvicorn
 
         from doge_export.serve.app import build_app
+        from doge_export.serve.connections import http_config, quietly
         from doge_export.serve.requests import RequestReader
         from doge_export.serve.service import TextService
 
@@ -97,6 +106,7 @@ class Server:
                 self.should_exit = True
 
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                asyncio.get_running_loop().set_exception_handler(quietly())
                 await super().startup(sockets)
                 if on_ready is not None:
                     on_ready()
@@ -113,16 +123,10 @@ class Server:
                 service.cancel()
 
         service = TextService(self._session, self._tokenizer, self._parallel)
-        app = build_app(service, RequestReader(self._bundle, self._tokenizer, self._name))
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-        )
+        reader = RequestReader(self._bundle, self._tokenizer, self._name)
+        app = build_app(service, reader, keys=self._keys, origins=self._origins)
         try:
-            asyncio.run(Ending(config).serve(sockets=[self._socket]))
+            asyncio.run(Ending(http_config(app)).serve(sockets=[self._socket]))
         finally:
             self._socket.close()
 

@@ -1,4 +1,5 @@
-"""Generation for several clients at once: threads that generate, and an event loop that listens."""
+"""Generation for many clients at once: a thread that makes tokens for all of them, and an event loop that
+listens."""
 
 __all__ = ["Busy", "Ended", "GenerationTask", "TextService"]
 
@@ -6,18 +7,19 @@ import asyncio
 import collections
 import logging
 import threading
-import time
-from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable
 
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import Event, Session, Statistics, stream
+from doge_export.runtime.limits import check_ids, check_prompts
+from doge_export.runtime.positions import say_long
+from doge_export.runtime.scheduling import Cancelled, Job, PrefixStore, Scheduler, can_be_pooled
 from doge_export.serve.requests import TextRequest
 
 _log = logging.getLogger(__name__)
 
 _MAX_EVENTS = 1024  # events that may wait for a slow client before its generation pauses
-_LOOK = 0.2  # seconds after which a paused generation looks whether its client is still there
+_LOOK = 0.2  # seconds after which paused generations are looked at again, should nobody wake the thread
 
 
 class Busy(Exception):
@@ -29,17 +31,29 @@ class Ended(Exception):
 
 
 class TextService:
-    """Generates text for `parallel` requests at once on one session; up to `waiting` more wait for their
-    turn.
+    """Generates text on one session: `parallel` texts at once share their calls, each with the bits that it
+    has alone (runtime/scheduling); the requests of `waiting` more wait for their turn.
 
-    Every request has a cache of its own; the session and its weights are shared.
+    `prefix_bytes`: what the beginnings of texts may take that are kept for texts to come.
     """
 
-    def __init__(self, session: Session, tokenizer: Tokenizer, parallel: int = 4, waiting: int = 64) -> None:
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer,
+        parallel: int = 32,
+        waiting: int = 256,
+        prefix_bytes: int = 256 << 20,
+    ) -> None:
         self.session, self.tokenizer = session, tokenizer
         self._max_tasks = parallel + waiting
-        self._threads = ThreadPoolExecutor(parallel, thread_name_prefix="generate")
+        self._scheduler = Scheduler(session, parallel, PrefixStore(prefix_bytes))
         self._tasks: set[GenerationTask] = set()
+        self._new: collections.deque[GenerationTask] = collections.deque()
+        self._work = threading.Event()  # there is, or was, something to look at
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="generate", daemon=True)
+        self._thread.start()
 
     def start(self, request: TextRequest) -> "GenerationTask":
         """Begin, or take a place among those that wait. In the event loop's thread.
@@ -47,13 +61,29 @@ class TextService:
         Raises:
             Busy: there is no place.
         """
-        if len(self._tasks) >= self._max_tasks:
+        if len(self._tasks) >= self._max_tasks or self._closed:
             raise Busy
-        task = GenerationTask(self.session, self.tokenizer, request)
+        task = GenerationTask(self.tokenizer, request, self._work, self._tasks.discard)
         self._tasks.add(task)
-        future = self._threads.submit(task.generate)
-        asyncio.wrap_future(future).add_done_callback(lambda _: self._tasks.discard(task))
+        self._new.append(task)
+        self._work.set()
         return task
+
+    def snapshot(self) -> dict[str, float]:
+        """Return what there is now: texts that are made and that wait, and what their caches take."""
+        scheduler, pool = self._scheduler, self._scheduler.pool
+        use = scheduler.prefixes.use
+        return {
+            "running": scheduler.running,
+            "waiting": scheduler.waiting + len(self._new),
+            "slots": 0 if pool is None else pool.slots,
+            "max_slots": scheduler.max_rows,
+            "pool_bytes": 0 if pool is None else pool.bytes,
+            "prefix_bytes": scheduler.prefixes.bytes,
+            "prefix_lookups": use.lookups,
+            "prefix_hits": use.hits,
+            "prefix_tokens": use.tokens,
+        }
 
     def cancel(self) -> None:
         """End every generation after its next token, those that wait too."""
@@ -61,58 +91,76 @@ class TextService:
             task.cancel()
 
     def close(self) -> None:
-        """Cancel every generation, and end the threads."""
+        """Cancel every generation, and end the thread."""
+        self._closed = True
         self.cancel()
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._work.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        scheduler = self._scheduler
+        while True:
+            while self._new:
+                self._begin(self._new.popleft())
+            if scheduler.idle or scheduler.stalled:
+                if self._closed and scheduler.idle and not self._new:
+                    return
+                self._work.wait(_LOOK)
+                self._work.clear()
+                continue
+            scheduler.step()
+
+    def _begin(self, task: "GenerationTask") -> None:
+        """Give a task to the scheduler. What cannot be run is said before the first token."""
+        session, job = self.session, task.job
+        try:
+            if job.cancelled:
+                raise Cancelled
+            check_prompts(session.bundle, job.prompts)
+            check_ids(session.bundle, job.options)
+            say_long(session.bundle, max(map(len, job.prompts), default=0))
+            if can_be_pooled(session, job.options):
+                self._scheduler.add(job)
+            else:
+                events = stream(
+                    session, job.prompts, job.options, self.tokenizer, on_prompt=lambda _: task.check()
+                )
+                self._scheduler.add_unpooled(job, events)
+        except Exception as error:
+            job.end(error)
 
 
 class GenerationTask:
     """One request's generation, between the thread that makes its tokens and the client's coroutine."""
 
-    def __init__(self, session: Session, tokenizer: Tokenizer, request: TextRequest) -> None:
-        self._session, self._tokenizer, self._request = session, tokenizer, request
-        self.statistics = Statistics()
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        request: TextRequest,
+        work: threading.Event,
+        ended: Callable[["GenerationTask"], None],
+    ) -> None:
+        self.job = Job(request.prompts, request.options, tokenizer, self._deliver, self._finish)
+        self._work, self._ended = work, ended
         self._loop, self._ready = asyncio.get_running_loop(), asyncio.Event()
         self._events: collections.deque[Event] = collections.deque()
-        self._room = threading.Semaphore(_MAX_EVENTS)
-        self._gone = threading.Event()
         self._over = self._waking = False
         self._error: BaseException | None = None
 
+    @property
+    def statistics(self) -> Statistics:
+        """Tokens and seconds, so far."""
+        return self.job.statistics
+
     def cancel(self) -> None:
         """Stop after the token, or the piece of the prompt, that is under way."""
-        self._gone.set()
+        self.job.cancelled = True
+        self._work.set()
 
-    def generate(self) -> None:
-        """Make the tokens. In a thread of its own."""
-        started = time.perf_counter()
-        try:
-            self._check()
-            request = self._request
-            prompts, options = request.prompts, request.options
-            for event in stream(
-                self._session, prompts, options, self._tokenizer, self.statistics, lambda _: self._check()
-            ):
-                self._check()
-                while not self._room.acquire(timeout=_LOOK):
-                    self._check()
-                self._events.append(event)
-                self._wake()
-        except BaseException as error:  # the coroutine raises it
-            self._error = error
-        self._over = True
-        self._wake()
-        statistics = self.statistics
-        note = " (not whole: cancelled)" if isinstance(self._error, Ended) else ""
-        _log.info(
-            "%d prompt tokens at %.0f/s, %d more at %.0f/s, %.2f s%s",
-            statistics.prefill_tokens,
-            statistics.prefill_tokens_per_second,
-            statistics.decode_tokens,
-            statistics.decode_tokens_per_second,
-            time.perf_counter() - started,
-            note,
-        )
+    def check(self) -> None:
+        """Raise Ended where it was cancelled."""
+        if self.job.cancelled:
+            raise Ended
 
     async def events(self) -> AsyncGenerator[list[Event]]:
         """Yield the tokens as they come, all that are there at once; the generation ends with the iteration.
@@ -128,26 +176,48 @@ class GenerationTask:
                 over = self._over  # read first: what came before it is in the queue
                 batch = [self._events.popleft() for _ in range(len(self._events))]
                 if batch:
-                    self._room.release(len(batch))
                     yield batch
+                    if self.job.paused and len(self._events) < _MAX_EVENTS:
+                        self.job.paused = False
+                        self._work.set()
                 if over and not self._events:
+                    if isinstance(self._error, Cancelled):
+                        raise Ended
                     if self._error is not None:
                         raise self._error
                     return
         finally:
             self.cancel()
 
-    def _check(self) -> None:
-        if self._gone.is_set():
-            raise Ended
+    def _deliver(self, events: list[Event]) -> None:
+        """Take new events. In the scheduler's thread, as `_finish`."""
+        self._events.extend(events)
+        self.job.paused = len(self._events) >= _MAX_EVENTS
+        self._wake()
+
+    def _finish(self, error: BaseException | None) -> None:
+        self._error, self._over = error, True
+        self._wake()
+        statistics = self.statistics
+        _log.info(
+            "%d prompt tokens at %.0f/s, %d more at %.0f/s, %.2f s%s",
+            statistics.prefill_tokens,
+            statistics.prefill_tokens_per_second,
+            statistics.decode_tokens,
+            statistics.decode_tokens_per_second,
+            self.job.seconds,
+            " (not whole: cancelled)" if isinstance(error, Cancelled | Ended) else "",
+        )
 
     def _wake(self) -> None:
         # Once until the loop has looked: each call writes a byte to the pipe that wakes it, and signals write
         # to the same. The loop may have been closed under a generation that ends late.
-        if not self._waking and not self._loop.is_closed():
+        if (self._over or not self._waking) and not self._loop.is_closed():
             self._waking = True
             self._loop.call_soon_threadsafe(self._woken)
 
     def _woken(self) -> None:
         self._waking = False  # first: what comes from here on wakes the loop again
         self._ready.set()
+        if self._over:
+            self._ended(self)

@@ -33,7 +33,8 @@ def _bodies(operation: Any) -> str:
     rows = []
     for status, response in operation["responses"].items():
         types = [_type(each["schema"]) for kind, each in response["content"].items() if "json" in kind]
-        rows.append((status, ", ".join(types) or "HTML", cell(response["description"])))
+        other = "HTML" if "text/html" in response["content"] else "text"
+        rows.append((status, ", ".join(types) or other, cell(response["description"])))
     return "\n".join([*lines, table(("status", "body", "meaning"), rows)])
 
 

@@ -325,7 +325,7 @@ def test_a_client_that_leaves_ends_its_generation(served_trained, stream):
     assert served_trained.log.read_text().count("not whole") == before + 1
 
 
-def test_where_too_many_wait(toy):
+def test_where_too_many_wait(toy, monkeypatch):
     """In this process: the queue's length is no option of the command."""
     from starlette.testclient import TestClient
 
@@ -336,9 +336,8 @@ def test_where_too_many_wait(toy):
 
     tokenizer = Tokenizer.load(toy.path)
     service = TextService(Session.open(toy, 1), tokenizer, parallel=1, waiting=0)
-    held, going = threading.Event(), threading.Event()
-    service._threads.submit(lambda: (going.set(), held.wait()))  # the one thread is busy
-    going.wait()
+    held, step = threading.Event(), service._scheduler.step
+    monkeypatch.setattr(service._scheduler, "step", lambda: (held.wait(), step()))
     with TestClient(build_app(service, RequestReader(toy, tokenizer, "toy"))) as client:
         with ThreadPoolExecutor(1) as threads:
             body = {"prompt": "a", "max_tokens": 2}

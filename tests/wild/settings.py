@@ -12,7 +12,7 @@ from doge_export.core.checkpoint.folder import Checkpoint
 from doge_export.core.json_file import read_object
 from doge_export.export.sidecars import say_generation
 from doge_export.runtime import GenerationDefaults, GenerationOptions
-from doge_export.runtime.generation import _max_tokens
+from doge_export.runtime.limits import most_tokens
 from doge_export.runtime.sampling import process
 from tests.conftest import write_checkpoint
 from tests.wild._specimen import REFUSED, SAME, Area, Specimen
@@ -50,7 +50,7 @@ def _ours(folder: Path) -> GenerationOptions:
     path = folder / "generation_config.json"
     file = read_object(path) if path.is_file() else None
     options = GenerationDefaults.read(file, checkpoint.config).changed()
-    _max_tokens(options, len(PROMPT))
+    most_tokens(options, len(PROMPT))
     return options
 
 
@@ -58,7 +58,7 @@ def _compare(reference: Any, ours: GenerationOptions) -> None:
     """From the same logits come the same scores, and the text ends where transformers' does."""
     tokens = reference.sequences[0].tolist()
     limit = (
-        _STEPS if ours.max_new_tokens is None and ours.max_length is None else _max_tokens(ours, len(PROMPT))
+        _STEPS if ours.max_new_tokens is None and ours.max_length is None else most_tokens(ours, len(PROMPT))
     )
     for at, (logits, scores) in enumerate(zip(reference.logits, reference.scores, strict=True)):
         seen, token = tokens[: len(PROMPT) + at], tokens[len(PROMPT) + at]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 _LARGEST = 1 << 30  # bytes of a tokenizer.json
+_LONG = 1 << 12  # characters; fewer take some milliseconds
 
 
 def check_vocabulary(folder: Path, vocab_size: int, remedy: str) -> str | None:
@@ -161,7 +162,12 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise DogeExportError(f"The text is not valid UTF-8 at character {error.start + 1}.") from None
         with told("The tokenizer fails on this text"):
-            return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            if len(text) < _LONG:
+                return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            # This call alone lets other threads run meanwhile, and it does not note where each token stood,
+            # which takes half of the time.
+            (found,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            return list(found.ids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""

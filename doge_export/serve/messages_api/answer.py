@@ -6,10 +6,9 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from doge_export.core.errors import DogeExportError, NoNumbersError
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import Event
-from doge_export.serve.door import ENDING, Named
+from doge_export.serve.door import Named, blame
 from doge_export.serve.messages_api.reader import MessageRequest
 from doge_export.serve.requests import TextRequest
 from doge_export.serve.tools import Call, ChatAnswer
@@ -37,9 +36,13 @@ class MessageAnswer:
         """What is generated."""
         return self._request.text
 
+    def begin(self) -> list[Named]:
+        """Return what a stream sends before the first event."""
+        return [_event("message_start", message=self._message()), _event("ping")]
+
     def add(self, events: Sequence[Event]) -> list[Named]:
         """Take the events in; returns what a stream sends for them."""
-        sent = [] if self._ids else [_event("message_start", message=self._message()), _event("ping")]
+        sent: list[Named] = []
         self._ids += [event.token for event in events]
         ended = [event.finish_reason for event in events if event.finish_reason is not None]
         self._reason = ended[0] if ended else self._reason
@@ -64,10 +67,8 @@ class MessageAnswer:
 
     def failed(self, error: Exception) -> Named:
         """Return what a stream sends in the place of the rest."""
-        if isinstance(error, NoNumbersError) or not isinstance(error, DogeExportError):
-            sentence = str(error) if isinstance(error, DogeExportError) else ENDING
-            return "error", failure(sentence, "api_error")
-        return "error", failure(str(error))
+        sentence, ours = blame(error)
+        return "error", failure(sentence, "api_error" if ours else "invalid_request_error")
 
     def _message(self) -> dict[str, Any]:
         usage = {"input_tokens": self.request.prompt_tokens, "output_tokens": len(self._ids)}

@@ -57,12 +57,7 @@ class MessagesReader:
     tokenizer: Any
     counting: bool = False
 
-    @property
-    def name(self) -> str:
-        """The name by which clients call the model."""
-        return self.reader.name
-
-    def read(self, body: Any, chat: bool = True) -> "MessageRequest | int":
+    def read(self, body: Any) -> "MessageRequest | int":
         """The request in a decoded body, or the number of its prompt's tokens.
 
         Raises:

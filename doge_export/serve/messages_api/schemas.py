@@ -137,7 +137,9 @@ MESSAGES_SCHEMAS: Mapping[str, Schema] = {
     ),
 }
 
-_STATUSES = {status: meaning for status, meaning in ERRORS.items() if status != "503"}
+_STATUSES = {status: ERRORS[status] for status in ("400", "404", "408", "413", "500")}
+#: Keys are looked at before it is known whose API is asked.
+_LOCKED = {"401": json_body(ref("Error"), ERRORS["401"])}
 
 MESSAGES_ROUTES: Mapping[str, Schema] = {
     "/v1/messages": post(
@@ -150,13 +152,15 @@ MESSAGES_ROUTES: Mapping[str, Schema] = {
         ),
         "MessagesError",
         _STATUSES | {"529": ERRORS["503"]},
+        _LOCKED,
     ),
     "/v1/messages/count_tokens": post(
         "How many tokens a prompt has.",
         "CountTokensRequest",
         json_body(ref("TokenCount"), "The number."),
         "MessagesError",
-        {status: _STATUSES[status] for status in ("400", "404", "413")},
+        _STATUSES | {"529": "Too many bodies are being read already."},
+        _LOCKED,
         events=False,
     ),
 }

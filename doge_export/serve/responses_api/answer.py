@@ -7,9 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from doge_export.core.errors import DogeExportError, NoNumbersError
 from doge_export.runtime import Event
-from doge_export.serve.door import ENDING, Named
+from doge_export.serve.door import Named, blame
 from doge_export.serve.requests import TextRequest
 from doge_export.serve.responses_api.reader import ResponseRequest
 from doge_export.serve.responses_api.store import ResponseStore, Stored
@@ -44,12 +43,14 @@ class ResponseAnswer:
         """What is generated."""
         return self._request.text
 
+    def begin(self) -> list[Named]:
+        """Return what a stream sends before the first event."""
+        names = ("response.created", "response.in_progress")
+        return [self._event(name, response=self._response("in_progress")) for name in names]
+
     def add(self, events: Sequence[Event]) -> list[Named]:
         """Take the events in; returns what a stream sends for them."""
         sent: list[Named] = []
-        if not self._tokens:
-            for name in ("response.created", "response.in_progress"):
-                sent.append(self._event(name, response=self._response("in_progress")))
         self._tokens += len(events)
         ended = [event.finish_reason for event in events if event.finish_reason is not None]
         self._reason = ended[0] if ended else self._reason
@@ -86,9 +87,8 @@ class ResponseAnswer:
 
     def failed(self, error: Exception) -> Named:
         """Return what a stream sends in the place of the rest."""
-        ours = isinstance(error, NoNumbersError) or not isinstance(error, DogeExportError)
+        message, ours = blame(error)
         code = "server_error" if ours else "invalid_prompt"
-        message = str(error) if isinstance(error, DogeExportError) else ENDING
         whole = self._response("failed") | {"error": {"code": code, "message": message}}
         return self._event("response.failed", response=whole)
 

@@ -68,9 +68,8 @@ class ResponseReader:
 
     def __init__(self, reader: RequestReader, tokenizer: Any, store: ResponseStore) -> None:
         self._reader, self._tokenizer, self._store = reader, tokenizer, store
-        self.name = reader.name
 
-    def read(self, body: Any, chat: bool = True) -> ResponseRequest:
+    def read(self, body: Any) -> ResponseRequest:
         """The request in a decoded body.
 
         Raises:

@@ -1,39 +1,41 @@
 """The routes of OpenAI's Responses."""
 
-__all__ = ["routes"]
+__all__ = ["create", "delete", "retrieve"]
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from doge_export.serve.door import Read, answered, json_response
-from doge_export.serve.requests import RequestReader
+from doge_export.serve.door import answered, json_response, read_body
 from doge_export.serve.responses_api.answer import ResponseAnswer
 from doge_export.serve.responses_api.reader import ResponseReader
-from doge_export.serve.responses_api.store import ResponseStore
-from doge_export.serve.service import TextService
+from doge_export.serve.served import Served
 
 
-def routes(service: TextService, reader: RequestReader, read: Read) -> list[Route]:
-    """The routes for one bundle, with a store of their own."""
-    store = ResponseStore()
-    ours = ResponseReader(reader, service.tokenizer, store)
+async def create(request: Request, served: Served) -> Response:
+    """POST /v1/responses."""
+    reader = ResponseReader(served.reader, served.service.tokenizer, served.responses)
+    wanted, arrived = await read_body(request, served, reader.read)
+    answer = ResponseAnswer(wanted, served.reader.name, served.responses)
+    return await answered(request, served, answer, arrived)
 
-    async def create(request: Request) -> Response:
-        wanted = await read(request, ours, True)
-        return await answered(request, service, ResponseAnswer(wanted, reader.name, store))
 
-    async def kept(request: Request) -> Response:
-        key = request.path_params["response_id"]
-        if request.method == "DELETE":
-            if store.delete(key):
-                return json_response({"id": key, "object": "response", "deleted": True})
-        elif (stored := store.get(key)) is not None:
-            return json_response(stored.response)
-        raise HTTPException(404, f"No response {key[:80]!r} is kept here; the last ones used are.")
+async def retrieve(request: Request, served: Served) -> Response:
+    """GET /v1/responses/ID: a response that is kept."""
+    stored = served.responses.get(request.path_params["id"])
+    if stored is None:
+        raise _gone(request)
+    return json_response(stored.response)
 
-    return [
-        Route("/v1/responses", create, methods=["POST"]),
-        Route("/v1/responses/{response_id}", kept, methods=["GET", "DELETE"]),
-    ]
+
+async def delete(request: Request, served: Served) -> Response:
+    """DELETE /v1/responses/ID: forget it."""
+    key = request.path_params["id"]
+    if not served.responses.delete(key):
+        raise _gone(request)
+    return json_response({"id": key, "object": "response", "deleted": True})
+
+
+def _gone(request: Request) -> HTTPException:
+    key = request.path_params["id"]
+    return HTTPException(404, f"No response {key[:80]!r} is kept here; the last ones used are.")

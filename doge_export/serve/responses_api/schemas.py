@@ -145,7 +145,7 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
 }
 
 _GONE = {"404": json_body(ref("Error"), "It is not kept, or no longer.")}
-_ID: Schema = {"name": "response_id", "in": "path", "required": True, "schema": TEXT}
+_ID: Schema = {"name": "id", "in": "path", "required": True, "schema": TEXT}
 
 RESPONSES_ROUTES: Mapping[str, Schema] = {
     "/v1/responses": post(
@@ -159,7 +159,7 @@ RESPONSES_ROUTES: Mapping[str, Schema] = {
         "Error",
         ERRORS,
     ),
-    "/v1/responses/{response_id}": {
+    "/v1/responses/{id}": {
         "get": {
             "summary": "A response that is kept.",
             "parameters": [_ID],

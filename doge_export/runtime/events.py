@@ -1,0 +1,53 @@
+"""What a new token of a row means to its reader: text, and perhaps the end; and how long tokens took."""
+
+__all__ = ["Event", "Statistics", "event_of"]
+
+from dataclasses import dataclass
+
+from doge_export.runtime.options import GenerationOptions
+from doge_export.runtime.stop_strings import RowText
+
+
+@dataclass(frozen=True)
+class Event:
+    """One new token of one row, the text that became certain with it, and why the row ends, if it does.
+
+    `finish_reason`: "eos", "stop" (a stop string) or "length", which is the end of `max_time` too.
+    """
+
+    row: int
+    token: int
+    text: str
+    finish_reason: str | None
+
+
+@dataclass
+class Statistics:
+    """Tokens and seconds of prefill and decode. Padding does not count; the first new token is prefill's."""
+
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_tokens: int = 0
+    decode_seconds: float = 0.0
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Speed of prefill; 0 where nothing was run."""
+        return self.prefill_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Speed of decoding; 0 where the first token was the last."""
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+
+def event_of(row: int, token: int, text: RowText, options: GenerationOptions, last: bool) -> Event:
+    """Take the next token of row number `row`, whose text `text` is; with `last` no other follows."""
+    if token in options.eos_token_ids:
+        return Event(row, token, text.end(token), "eos")
+    piece = text.push(token)
+    if last:
+        piece += text.end()
+    if text.stopped:
+        return Event(row, token, piece, "stop")
+    return Event(row, token, piece, "length" if last else None)

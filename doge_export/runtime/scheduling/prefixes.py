@@ -1,0 +1,100 @@
+"""Beginnings of texts that were read before: rows outside the pool, found again by their tokens."""
+
+__all__ = ["PrefixStore"]
+
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from doge_export.runtime.slot_pool import Snapshot
+
+_Key = bytes
+
+
+@dataclass
+class PrefixUse:
+    """How often a prefix was looked for and found, and the tokens that did not have to be read."""
+
+    lookups: int = 0
+    hits: int = 0
+    tokens: int = 0
+
+
+class PrefixStore:
+    """Snapshots by the tokens that they have read, `capacity` bytes of them; the one that was used longest
+    ago goes first.
+
+    A `salt` keeps texts apart: what one was given is not found with another, so that nobody learns from the
+    time to the first token what others have sent.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity, self._bytes = capacity, 0
+        self._snapshots: OrderedDict[_Key, Snapshot] = OrderedDict()
+        self._lengths: Counter[int] = Counter()  # of those that are kept
+        self.use = PrefixUse()
+
+    @property
+    def bytes(self) -> int:
+        """What the snapshots take."""
+        return self._bytes
+
+    def __len__(self) -> int:
+        return len(self._snapshots)
+
+    def longest(self, tokens: Sequence[int], salt: str = "") -> Snapshot | None:
+        """Return the snapshot of the longest beginning of `tokens`, all of them included; None if none is."""
+        self.use.lookups += 1
+        keys = dict(_keys(tokens, sorted(self._lengths), salt))
+        for length in sorted(keys, reverse=True):
+            if (snapshot := self._snapshots.get(keys[length])) is not None:
+                self._snapshots.move_to_end(keys[length])
+                self.use.hits += 1
+                self.use.tokens += length
+                return snapshot
+        return None
+
+    def has(self, tokens: Sequence[int], salt: str = "") -> bool:
+        """Whether there is a snapshot of just these tokens; it counts as used."""
+        ((_, key),) = _keys(tokens, [len(tokens)], salt)
+        if key not in self._snapshots:
+            return False
+        self._snapshots.move_to_end(key)
+        return True
+
+    def add(self, tokens: Sequence[int], snapshot: Snapshot, salt: str = "") -> None:
+        """Keep a snapshot of a row that has read `tokens`; older ones go where there is no room."""
+        ((_, key),) = _keys(tokens, [len(tokens)], salt)
+        self._drop(key)
+        if snapshot.bytes > self._capacity:
+            return
+        self._snapshots[key] = snapshot
+        self._bytes += snapshot.bytes
+        self._lengths[snapshot.length] += 1
+        while self._bytes > self._capacity:
+            self._drop(next(iter(self._snapshots)))
+
+    def _drop(self, key: _Key) -> None:
+        snapshot = self._snapshots.pop(key, None)
+        if snapshot is None:
+            return
+        self._bytes -= snapshot.bytes
+        self._lengths[snapshot.length] -= 1
+        if self._lengths[snapshot.length] == 0:
+            del self._lengths[snapshot.length]
+
+
+def _keys(tokens: Sequence[int], lengths: Sequence[int], salt: str) -> Iterator[tuple[int, _Key]]:
+    """Yield (length, key) for the beginnings of `tokens` with one of the ascending `lengths`, by one pass."""
+    salted = hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    running, at = hashlib.blake2b(salted, digest_size=16), 0
+    ids = np.asarray(tokens, np.int64)
+    for length in lengths:
+        if length > len(ids):
+            return
+        running.update(ids[at:length].tobytes())
+        at = length
+        yield length, running.copy().digest()

@@ -1,0 +1,92 @@
+"""One text of a pool: what it has read, what it has made, and how its next token is chosen."""
+
+__all__ = ["Row", "can_be_pooled"]
+
+import math
+
+import numpy as np
+
+from doge_export.core.bundle import Bundle
+from doge_export.runtime.draws import draws_of
+from doge_export.runtime.events import event_of
+from doge_export.runtime.limits import token_limit
+from doge_export.runtime.options import GenerationOptions
+from doge_export.runtime.processors import best_tokens_needed
+from doge_export.runtime.sampling import check_logits
+from doge_export.runtime.scheduling.job import Job
+from doge_export.runtime.session import Session
+from doge_export.runtime.stop_strings import RowText
+
+
+def can_be_pooled(session: Session, options: GenerationOptions) -> bool:
+    """Whether the kernels choose the tokens of such a text, so that it can share calls with others."""
+    if not (session.candidates and session.pools):
+        return False
+    if options.remove_invalid_values:
+        return False
+    if best_tokens_needed(options) == 1:
+        return True
+    return session.draws and draws_of(options, 0, 1, 0, session.bundle.config.vocab_size) is not None
+
+
+class Row:
+    """Row `number` of a job. `seen`: its prompt and its tokens; of them `read` are in the cache of `slot`,
+    and what is due comes next."""
+
+    def __init__(self, job: Job, number: int, bundle: Bundle, draws: bool) -> None:
+        options, prompt = job.options, job.prompts[number]
+        self.job, self.number, self.options = job, number, options
+        self.seen, self.prompt_length, self.read = list(prompt), len(prompt), 0
+        self.slot: int | None = None
+        decode = bundle.manifest.decode
+        assert decode is not None
+        self.limit = token_limit(decode.cache.max_length, len(prompt), options, len(prompt))
+        self.constraint = None if job.constraints is None else job.constraints[number]
+        #: Whether the best token is taken each time, whatever came before.
+        self.plain = best_tokens_needed(options) == 1 and self.constraint is None
+        vocab = bundle.config.vocab_size
+        self.draws = draws_of(options, job.seed, 1, number, vocab) if draws else None
+        rope_limit = bundle.config.rope_limit
+        #: Whether the rope turns by the length of this text: what it has read is of no use to others.
+        self.turns = rope_limit is not None and len(prompt) + self.limit > rope_limit
+        self.ended = False
+        #: The same for rows that read the same before their first token.
+        self.beginning = hash((job.salt, tuple(prompt[:-1])))
+        self.known: dict[int, None] = dict.fromkeys(prompt)  # what is in it, each token once
+        self._text = RowText(job.tokenizer, options.stop, prompt)
+
+    @property
+    def due(self) -> int:
+        """Tokens that are to be read before the next one is known."""
+        return len(self.seen) - self.read
+
+    @property
+    def made(self) -> int:
+        """Its new tokens."""
+        return len(self.seen) - self.prompt_length
+
+    @property
+    def left(self) -> int:
+        """New tokens that are wanted yet, at most."""
+        return self.limit - self.made
+
+    def take(self, tokens: list[int], logits: list[float]) -> None:
+        """Take the tokens that follow what was read, up to the one that ends the text.
+
+        Raises:
+            NoNumbersError: a logit is no number.
+        """
+        limit = self.options.max_time
+        for token, logit in zip(tokens, logits, strict=True):
+            if not math.isfinite(logit):
+                check_logits(self.number, np.array([logit], np.float32), best_alone=True)
+            self.seen.append(token)
+            self.known[token] = None
+            if self.constraint is not None:
+                self.constraint.accept(token)
+            last = self.left == 0 or (limit is not None and self.job.seconds > limit)
+            event = event_of(self.number, token, self._text, self.options, last)
+            self.job.add(event)
+            if event.finish_reason is not None:
+                self.ended = True
+                return

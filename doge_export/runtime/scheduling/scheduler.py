@@ -1,0 +1,251 @@
+"""The scheduler: which rows are in the next call, with how many tokens each."""
+
+__all__ = ["Scheduler"]
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from doge_export.core.errors import DogeExportError
+from doge_export.runtime.calls import StepsPerCall
+from doge_export.runtime.events import Event
+from doge_export.runtime.scheduling.batch_draws import BatchDraws
+from doge_export.runtime.scheduling.job import Cancelled, Job, Unpooled
+from doge_export.runtime.scheduling.pieces import PromptBudget
+from doge_export.runtime.scheduling.prefixes import PrefixStore
+from doge_export.runtime.scheduling.row import Row
+from doge_export.runtime.session import Session
+from doge_export.runtime.slot_pool import Ids, Logits, SlotPool
+
+_WORTH = 32  # tokens from which on a prefix is kept
+_BOUNDARY = 512  # a long prompt's beginning is kept every so many tokens
+
+
+class Scheduler:
+    """Makes the tokens of many jobs in common calls. `step` does one; all of it in one thread.
+
+    Rows join and leave at every call. A row with one token due is in each call; rows that read a prompt share
+    what `PromptBudget` leaves to them, so that none waits for a longer one. `max_rows` are in the pool at
+    once; others wait, those of the job with the fewest rows in the pool first. Of jobs that are not for the
+    pool as many take turns.
+    """
+
+    def __init__(self, session: Session, max_rows: int = 32, prefixes: PrefixStore | None = None) -> None:
+        self._session, self._max_rows = session, max_rows
+        self.prefixes = PrefixStore(0) if prefixes is None else prefixes
+        self._pool: SlotPool | None = None
+        self._jobs: list[Job] = []
+        self._unpooled: list[Unpooled] = []
+        self._waiting: list[Row] = []
+        self._rows: list[Row] = []
+        self._draws = BatchDraws(session.bundle.config.vocab_size)
+        self._steps: dict[int, StepsPerCall] = {}  # rows -> what a call with them takes
+        self._budget = PromptBudget()
+        decode = session.bundle.manifest.decode
+        self._capacity = None if decode is None else decode.cache.max_length
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to be done."""
+        return not (self._jobs or self._unpooled)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether all that could be done is paused."""
+        jobs = [*self._jobs, *(each.job for each in self._unpooled)]
+        return bool(jobs) and all(job.paused and not job.cancelled for job in jobs)
+
+    @property
+    def running(self) -> int:
+        """Rows that are in the pool, and jobs that are not for it."""
+        return len(self._rows) + len(self._unpooled)
+
+    @property
+    def max_rows(self) -> int:
+        """The most rows that are in the pool at once."""
+        return self._max_rows
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait for a place in the pool."""
+        return len(self._waiting)
+
+    @property
+    def pool(self) -> SlotPool | None:
+        """The pool, once there was a job for it."""
+        return self._pool
+
+    def add(self, job: Job) -> None:
+        """Take a job for the pool (`can_be_pooled`).
+
+        Raises:
+            DogeExportError: a prompt and its tokens do not fit in a static cache or in max_length.
+        """
+        bundle, draws = self._session.bundle, self._session.draws
+        rows = [Row(job, number, bundle, draws) for number in range(len(job.prompts))]
+        if self._pool is None:
+            self._pool = self._session.pool()
+        self._jobs.append(job)
+        self._waiting.extend(rows)
+
+    def add_unpooled(self, job: Job, events: Iterator[Event]) -> None:
+        """Take a job whose tokens `events` make, one at a time."""
+        self._unpooled.append(Unpooled(job, events))
+
+    def step(self) -> None:
+        """Do one call for the rows of the pool, and make one token of every other job."""
+        self._forget_ended()
+        self._admit()
+        parts = self._parts()
+        if parts:
+            self._call(parts)
+        for each in [each for each in self._unpooled if not each.job.paused][: self._max_rows]:
+            each.step()
+        self._forget_ended()
+
+    def _forget_ended(self) -> None:
+        """Let go of what has ended or was cancelled."""
+        for each in [each for each in self._unpooled if each.job.over or each.job.cancelled]:
+            self._unpooled.remove(each)
+            each.close()
+            each.job.end(Cancelled())
+        gone = [job for job in self._jobs if job.over or job.cancelled]
+        if not gone:
+            return
+        for job in gone:
+            self._jobs.remove(job)
+            job.end(Cancelled())
+        self._waiting = [row for row in self._waiting if not row.job.over]
+        self._leave([row for row in self._rows if row.job.over])
+
+    def _leave(self, rows: Iterable[Row]) -> None:
+        pool = self._in_use()
+        for row in rows:
+            if row.slot is not None:
+                pool.close(row.slot)
+                row.slot = None
+            self._rows.remove(row)
+
+    def _admit(self) -> None:
+        """Let waiting rows in, as many as there are places for."""
+        while self._waiting and len(self._rows) < self._max_rows:
+            inside: dict[int, int] = {}
+            for each in self._rows:
+                inside[id(each.job)] = inside.get(id(each.job), 0) + 1
+            row = min(self._waiting, key=lambda row: inside.get(id(row.job), 0))  # the first of equals
+            self._waiting.remove(row)
+            self._rows.append(row)
+
+    def _begin(self, row: Row) -> None:
+        """Give a row a slot, with what is known of the beginning of its prompt."""
+        pool = self._in_use()
+        known = None if row.turns else self.prefixes.longest(row.seen[:-1], row.job.salt)
+        row.slot = pool.open() if known is None else pool.restore(known)
+        row.read = 0 if known is None else known.length
+
+    def _parts(self) -> dict[int, int]:
+        """Row (its place in the list) -> how many tokens it reads in the next call."""
+        wanted: dict[int, int] = {}
+        parts: dict[int, int] = {}
+        beginnings = set()  # that are being read
+        for at, row in enumerate(self._rows):
+            if row.job.paused:
+                continue
+            if row.slot is None:
+                if row.beginning in beginnings and not row.turns:
+                    continue  # one of equal prompts is read, and the others go on from there
+                self._begin(row)
+            if row.due == 1:
+                parts[at] = 1
+            else:
+                wanted[at] = row.due - 1
+                beginnings.add(row.beginning)
+        for at, count in self._budget.shared(wanted, decoding=bool(parts)).items():
+            row = self._rows[at]
+            if not row.turns:
+                count = min(count, _BOUNDARY - row.read % _BOUNDARY)
+            parts[at] = count
+        return parts
+
+    def _call(self, parts: Mapping[int, int]) -> None:
+        """Let the rows read `parts`, and give out what follows in those that have read all."""
+        pool, rows = self._in_use(), [self._rows[at] for at in parts]
+        counts = list(parts.values())
+        fed = {}
+        for row, count in zip(rows, counts, strict=True):
+            assert row.slot is not None
+            fed[row.slot] = row.seen[row.read : row.read + count]
+        choosing = [row.due == count for row, count in zip(rows, counts, strict=True)]
+        turning = {
+            row.slot: row.prompt_length
+            for row, count in zip(rows, counts, strict=True)
+            if row.turns and row.slot is not None and row.read + count <= row.prompt_length
+        }
+        steps = 1
+        if all(choosing) and not turning and all(row.constraint is None for row in rows):
+            steps = self._timed(len(rows)).best(self._steps_wanted(rows))
+        try:
+            chosen = [row for row, chooses in zip(rows, choosing, strict=True) if chooses]
+            quiet = [slot for slot, chooses in zip(fed, choosing, strict=True) if not chooses]
+            draws = self._draws.of(chosen)
+            made = pool.step(fed, steps, quiet=quiet, rope_lengths=turning, draws=draws)
+        except DogeExportError as error:
+            for row in rows:
+                row.job.end(error)
+            return
+        if all(choosing):
+            self._timed(len(rows)).took(steps, pool.seconds)
+        self._budget.took(sum(counts) - sum(choosing), sum(choosing), steps, pool.seconds)
+        for row, count, chooses in zip(rows, counts, choosing, strict=True):
+            assert row.slot is not None
+            row.read += count
+            if chooses:
+                tokens, logits = made[row.slot]
+                row.read += steps - 1
+                self._take(row, tokens[:, 0], logits[:, 0])
+            elif row.due == 1 or row.read % _BOUNDARY == 0:
+                self._keep(row)
+        for job in {id(row.job): row.job for row in rows}.values():
+            job.deliver()
+
+    def _steps_wanted(self, rows: Sequence[Row]) -> int:
+        """Return how many tokens the rows want, most of them at least: what a call makes beyond the end of a
+        text is left out, and costs less than calls for the sake of each end."""
+        left = sorted(row.left for row in rows)
+        return left[0] if self._capacity is not None else left[len(left) // 4]
+
+    def _take(self, row: Row, tokens: Ids, logits: Logits) -> None:
+        try:
+            row.take(tokens.tolist(), logits.tolist())
+        except Exception as error:
+            row.job.end(error)
+            return
+        if row.ended:
+            self._keep_ended(row)
+            self._leave([row])
+
+    def _keep(self, row: Row) -> None:
+        """Keep what a row has read for texts that begin likewise."""
+        tokens = row.seen[: row.read]
+        if row.turns or row.read < _WORTH or self.prefixes.has(tokens, row.job.salt):
+            return
+        assert row.slot is not None
+        self.prefixes.add(tokens, self._in_use().snapshot(row.slot), row.job.salt)
+
+    def _keep_ended(self, row: Row) -> None:
+        """Keep a whole text, which the next turn of a conversation begins with: all but its last token, which
+        was never read."""
+        beyond = row.read - (len(row.seen) - 1)  # tokens that the kernels made after the end
+        assert row.slot is not None
+        if beyond > 0:
+            try:
+                self._in_use().rewind(row.slot, beyond)
+            except DogeExportError:  # a full bounded cache: the end of the prompt has to do
+                return
+            row.read -= beyond
+        self._keep(row)
+
+    def _timed(self, rows: int) -> StepsPerCall:
+        return self._steps.setdefault(rows, StepsPerCall())
+
+    def _in_use(self) -> SlotPool:
+        assert self._pool is not None
+        return self._pool

@@ -1,0 +1,80 @@
+"""Who may use the server: those with a key, and pages of the origins that are allowed."""
+
+__all__ = ["Keys", "check_keys", "check_origins", "cors"]
+
+import hmac
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from doge_export.core.errors import DogeExportError
+from doge_export.serve.responses import failure
+
+_OPEN = frozenset({"/", "/health"})
+_REFUSED = "The API key is missing or wrong. Send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`."
+
+
+class Keys:
+    """Refuses requests without one of the keys. Whether the server is there, and its page, everyone may
+    see."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app, self._keys = app, [key.encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in _OPEN or self._fits(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+            return
+        response = JSONResponse(failure(_REFUSED), 401, headers={"WWW-Authenticate": "Bearer"})
+        await response(scope, receive, send)
+
+    def _fits(self, headers: Headers) -> bool:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = [token.strip()] if scheme.lower() == "bearer" else []
+        given.append(headers.get("x-api-key", ""))
+        # Every pair is compared: the time that it takes must not say which keys come near.
+        fits = [hmac.compare_digest(each.encode(), key) for each in given for key in self._keys]
+        return any(fits)
+
+
+def check_keys(keys: Sequence[str]) -> None:
+    """See that a header can hold each.
+
+    Raises:
+        DogeExportError: one is empty, or has a space or a character that is not ASCII.
+    """
+    if not all(key and all("!" <= character <= "~" for character in key) for key in keys):
+        raise DogeExportError(
+            "An API key is empty, or has a space or a character that is not ASCII.",
+            "Make one, for example by `openssl rand -hex 32`.",
+        )
+
+
+def check_origins(origins: Sequence[str]) -> None:
+    """See that a browser can send each.
+
+    Raises:
+        DogeExportError: one is neither * nor a scheme and a host.
+    """
+    for origin in origins:
+        parts = urlsplit(origin)
+        if origin != "*" and (not parts.scheme or f"{parts.scheme}://{parts.netloc}" != origin):
+            raise DogeExportError(
+                f"{origin!r} is no origin.", "One is https://example.org or http://localhost:3000; * is all."
+            )
+
+
+def cors(origins: Sequence[str]) -> Middleware:
+    """What lets pages of `origins` ask the server."""
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],
+        max_age=3600,
+    )

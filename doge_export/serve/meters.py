@@ -1,0 +1,164 @@
+"""What is counted for those who watch the server, in the format of Prometheus.
+
+The names that begin with `vllm:` are those that routers and dashboards know already.
+"""
+
+__all__ = ["CONTENT_TYPE", "Meters"]
+
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from doge_export.runtime import Event
+from doge_export.serve.requests import TextRequest
+
+_FIRST = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+)
+_BETWEEN = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_WHOLE = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 240, 480, 960)
+_ENDS = {"eos": "stop", "stop": "stop", "length": "length"}
+
+
+class Meters:
+    """The server's counters. `snapshot` gives what its service does at the moment, or None."""
+
+    def __init__(self, model: str, version: str, snapshot: Callable[[], Mapping[str, Any] | None]) -> None:
+        self._registry = CollectorRegistry()
+        labels = ("model_name",)
+
+        def counter(name: str, meaning: str) -> Counter:
+            return Counter(name, meaning, labels, registry=self._registry).labels(model)
+
+        def histogram(name: str, meaning: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(name, meaning, labels, registry=self._registry, buckets=buckets).labels(model)
+
+        self._prompt = counter("vllm:prompt_tokens", "Tokens of prompts that were read to their end.")
+        self._generated = counter("vllm:generation_tokens", "New tokens.")
+        self._first = histogram(
+            "vllm:time_to_first_token_seconds", "From the body's end to the first token.", _FIRST
+        )
+        self._between = histogram(
+            "vllm:inter_token_latency_seconds", "From a choice's token to its next one.", _BETWEEN
+        )
+        self._whole = histogram(
+            "vllm:e2e_request_latency_seconds", "From the body's end to the last token.", _WHOLE
+        )
+        self._ended = Counter(
+            "vllm:request_success",
+            "Choices that ended, by their reason.",
+            ("model_name", "finished_reason"),
+            registry=self._registry,
+        )
+        self._cut = counter("doge_export_generations_cut", "Generations that an error or their client ended.")
+        self._responses = Counter(
+            "doge_export_http_responses",
+            "Responses, by route and status.",
+            ("path", "status"),
+            registry=self._registry,
+        )
+        self._pings = counter("doge_export_stream_pings", "Comments sent into streams that had to wait.")
+        info = Gauge("doge_export_info", "1.", ("model_name", "version"), registry=self._registry)
+        info.labels(model, version).set(1)
+        self._model = model
+        self._registry.register(_Now(model, snapshot))
+
+    def text(self) -> bytes:
+        """All of them, as Prometheus reads them."""
+        return generate_latest(self._registry)
+
+    def responded(self, path: str, status: int) -> None:
+        """Count a response; `path` is that of the route, not what the client wrote."""
+        self._responses.labels(path, status).inc()
+
+    def pinged(self) -> None:
+        """Count a comment in a stream."""
+        self._pings.inc()
+
+    async def watched(
+        self, request: TextRequest, arrived: float, events: AsyncGenerator[list[Event]]
+    ) -> AsyncGenerator[list[Event]]:
+        """Yield `events` and count them. `arrived`: when the request was there, by `time.perf_counter`."""
+        last: dict[int, float] = {}
+        whole = False
+        try:
+            async for batch in events:
+                now = time.perf_counter()
+                if not last:
+                    self._first.observe(now - arrived)
+                    self._prompt.inc(request.prompt_tokens)
+                self._generated.inc(len(batch))
+                self._gaps(batch, now, last)
+                yield batch
+            whole = True
+        finally:
+            await events.aclose()
+            if whole:
+                self._whole.observe(time.perf_counter() - arrived)
+            else:
+                self._cut.inc()
+
+    def _gaps(self, batch: list[Event], now: float, last: dict[int, float]) -> None:
+        counts: dict[int, int] = {}
+        for event in batch:
+            counts[event.row] = counts.get(event.row, 0) + 1
+            if event.finish_reason is not None:
+                self._ended.labels(self._model, _ENDS[event.finish_reason]).inc()
+        for row, count in counts.items():
+            # Tokens that come together share the time since the one before; with the first one they came at
+            # once.
+            gap = (now - last[row]) / count if row in last else 0.0
+            for _ in range(count - (row not in last)):
+                self._between.observe(gap)
+            last[row] = now
+
+
+class _Now(Collector):
+    """What is so at the moment when it is asked for."""
+
+    def __init__(self, model: str, snapshot: Callable[[], Mapping[str, Any] | None]) -> None:
+        self._model, self._snapshot = model, snapshot
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        now = self._snapshot()
+        if now is None:
+            return
+        slots = now["slots"]
+        taken = sum(bool(slot["is_processing"]) for slot in slots)
+        for name, meaning, value in (
+            ("vllm:num_requests_running", "Requests that generate.", now["running"]),
+            ("vllm:num_requests_waiting", "Requests that wait for a slot.", now["waiting"]),
+            (
+                "vllm:kv_cache_usage_perc",
+                "Share of slots in use, 0 to 1: each has a cache of its own.",
+                taken / len(slots) if slots else 0,
+            ),
+            ("doge_export_slots", "Slots.", len(slots)),
+        ):
+            family = GaugeMetricFamily(name, meaning, labels=("model_name",))
+            family.add_metric((self._model,), value)
+            yield family

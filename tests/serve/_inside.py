@@ -1,0 +1,141 @@
+"""A server in a thread of this process, with limits that the command does not offer, and a client by hand."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+
+from doge_export.core.bundle import Bundle
+from doge_export.core.tokenizer import Tokenizer
+from doge_export.runtime import Session
+from doge_export.serve import TextService
+from doge_export.serve.app import build_app
+from doge_export.serve.connections import http_config
+from doge_export.serve.limits import Limits
+from doge_export.serve.requests import RequestReader
+
+
+class Known(TextService):
+    """A service that says what it does, with one slot a thread."""
+
+    def snapshot(self) -> dict[str, Any]:
+        slots = self._threads._max_workers
+        running = min(len(self._tasks), slots)
+        each = [{"id": number, "is_processing": number < running} for number in range(slots)]
+        return {"running": running, "waiting": len(self._tasks) - running, "slots": each}
+
+    @contextlib.contextmanager
+    def held(self) -> Generator[None]:
+        """Nothing is generated within the block."""
+        release = threading.Event()
+        for _ in range(self._threads._max_workers):
+            self._threads.submit(release.wait)
+        try:
+            yield
+        finally:
+            release.set()
+
+
+@dataclass
+class Inside:
+    service: Known
+    port: int
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, Any]:
+        """Status, headers and body, decoded where it is JSON."""
+        connection = self.connect()
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, data, {**self.headers, **given})
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        connection.close()
+        kind = answer.headers.get("Content-Type", "")
+        return answer.status, answer.headers, json.loads(text) if kind == "application/json" else text
+
+    def post(self, path: str, body: Any) -> Any:
+        status, _, answer = self.ask("POST", path, body)
+        assert status == 200, answer
+        return answer
+
+    def metric(self, name: str) -> float:
+        """The sum over labels."""
+        lines = self.ask("GET", "/metrics")[2].splitlines()
+        values = [
+            float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name}{{", f"{name} "))
+        ]
+        assert values, name
+        return sum(values)
+
+    def raw(self, data: bytes, receive_buffer: int | None = None) -> socket.socket:
+        """A socket by which `data` was sent."""
+        opened = socket.socket()
+        if receive_buffer is not None:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        opened.settimeout(30)
+        opened.connect(("127.0.0.1", self.port))
+        opened.sendall(data)
+        return opened
+
+
+def until(so: Callable[[], Any]) -> None:
+    """Wait until it is so; a minute is for ever."""
+    end = time.monotonic() + 60
+    while not so():
+        assert time.monotonic() < end, "it never was so"
+        time.sleep(0.01)
+
+
+def rest(opened: socket.socket) -> bytes:
+    """What comes until the server closes the connection."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := opened.recv(1 << 16):
+            received += part
+    opened.close()
+    return received
+
+
+@contextlib.contextmanager
+def inside(
+    bundle: Bundle,
+    limits: Limits | None = None,
+    *,
+    name: str = "toy",
+    parallel: int = 2,
+    waiting: int = 64,
+    most: int | None = None,
+    send_buffer: int | None = None,
+    **options: Any,
+) -> Generator[Inside]:
+    tokenizer = Tokenizer.load(bundle.path)
+    service = Known(Session.open(bundle, 1), tokenizer, parallel, waiting)
+    app = build_app(service, RequestReader(bundle, tokenizer, name), limits, **options)
+    server = uvicorn.Server(http_config(app, limits, most))
+    listening = socket.create_server(("127.0.0.1", 0))
+    if send_buffer is not None:  # connections inherit it
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield Inside(service, listening.getsockname()[1])
+    finally:
+        service.cancel()
+        server.should_exit = server.force_exit = True
+        thread.join()
+        service.close()
