@@ -60,8 +60,8 @@ class Draws:
 
 def draws_of(options: GenerationOptions, seed: int, rows: int, first: int, vocab: int) -> Draws | None:
     """Return how the kernels draw what `Sampler` draws, for `rows` rows from number `first` on; None where
-    only it can, or where no token is left."""
-    if any(row.applies(options) and row.name not in _KNOWN for row in PROCESSORS):
+    only it can, where no token is left, or where log-probabilities are asked for."""
+    if options.scored or any(row.applies(options) and row.name not in _KNOWN for row in PROCESSORS):
         return None
     if not all(
         value == 0 or _LOWEST <= value <= _HIGHEST

@@ -20,6 +20,7 @@ from doge_export import __version__
 from doge_export.core.errors import DogeExportError, NoNumbersError
 from doge_export.core.json_file import parse_json
 from doge_export.runtime import Event
+from doge_export.serve.errors import FieldError
 from doge_export.serve.openapi import description
 from doge_export.serve.requests import RequestReader, TextRequest
 from doge_export.serve.responses import CompletionResponse, failure, models
@@ -85,9 +86,6 @@ async def _read(request: Request, reader: RequestReader, chat: bool) -> TextRequ
         decoded = parse_json(bytes(body))
     except ValueError:
         raise DogeExportError("The body is not JSON.") from None
-    model = decoded.get("model") if isinstance(decoded, dict) else None
-    if model not in (None, "", reader.name):
-        raise HTTPException(404, f"There is no model {model!r} here; {reader.name!r} is served.")
     return await asyncio.to_thread(reader.read, decoded, chat)  # a long text takes its time to tokenize
 
 
@@ -144,11 +142,12 @@ def _sent(data: dict[str, Any]) -> str:
 
 def _failed(error: DogeExportError) -> dict[str, Any]:
     kind = "server_error" if isinstance(error, NoNumbersError) else "invalid_request_error"
-    return failure(str(error), kind)
+    return failure(error, kind)
 
 
 async def _wrong(request: Request, error: Exception) -> Response:
-    return JSONResponse(failure(str(error)), 400)
+    assert isinstance(error, DogeExportError)
+    return JSONResponse(failure(error), error.status if isinstance(error, FieldError) else 400)
 
 
 async def _no_numbers(request: Request, error: Exception) -> Response:
