@@ -82,7 +82,8 @@ def draws_of(options: GenerationOptions, seed: int, rows: int, first: int, vocab
     bias[bias == -np.inf] = 0
     if never[:vocab].all():
         return None
-    settings = [getattr(options, name) for name in ("temperature", "top_k", "top_p", "min_p")]
+    limit = options.top_k if options.top_k < vocab else 0  # all of them; the kernels take no larger number
+    settings = (options.temperature, limit, options.top_p, options.min_p)
     signed = seed - 2**64 if seed >= 2**63 else seed
     inputs: dict[str, npt.NDArray[np.generic]] = {
         "sampling": np.array([[*settings, options.repetition_penalty]] * rows, np.float64),
