@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from doge_export.core.errors import DogeExportError
+from doge_export.serve.fields import LARGEST
 from doge_export.serve.requests import RequestReader, TextRequest
 from doge_export.serve.tools import ToolUse
 
@@ -77,8 +78,8 @@ def limit_of(body: Mapping[str, Any], field: str) -> int | None:
         DogeExportError: it is no whole number from 1 on.
     """
     value = body.get(field)
-    if value is not None and (type(value) is not int or value < 1):
-        raise DogeExportError(f"{field} is {_shown(value)}, not a whole number of 1 or more.")
+    if value is not None and (type(value) is not int or not 1 <= value <= LARGEST):
+        raise DogeExportError(f"{field} is {_shown(value)}, not a whole number from 1 to {LARGEST}.")
     return value
 
 

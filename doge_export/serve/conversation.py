@@ -1,22 +1,23 @@
 """Messages of a conversation, checked, and as the tokens of a prompt."""
 
-__all__ = ["chat_ids", "joined_text", "read_arguments", "read_messages"]
+__all__ = ["chat_ids", "chat_text", "joined_text", "read_arguments"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from doge_export.core.errors import DogeExportError
 from doge_export.core.json_file import parse_json
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.serve.tools import ToolUse
+from doge_export.serve.values import wrong
 
 Message = dict[str, Any]
 
 
-def chat_ids(
+def chat_text(
     tokenizer: Tokenizer, messages: Sequence[Message], tools: ToolUse | None = None, continued: bool = False
-) -> list[int]:
-    """The tokens of `messages` and, unless the last of them is `continued`, of an answer's beginning.
+) -> str:
+    """The text of `messages` and, unless the last of them is `continued`, of an answer's beginning.
 
     Raises:
         DogeExportError: the chat template refuses the messages, or would leave out calls that they hold.
@@ -24,7 +25,8 @@ def chat_ids(
     source = tokenizer.template_source(with_tools=tools is not None)
     for at, message in enumerate(messages):
         if "tool_calls" in message and "tool_calls" not in source:
-            raise DogeExportError(
+            raise wrong(
+                "messages",
                 f"Message {at} has calls of tools, and this model's chat template does not show them.",
                 "Leave them out.",
             )
@@ -33,19 +35,18 @@ def chat_ids(
         tools=None if tools is None else tools.definitions,
         continue_final_message=continued,
     )
-    opening = "" if tools is None else tools.opening
-    return tokenizer.encode(text + opening, add_special_tokens=False)
+    return text if tools is None else text + tools.opening
 
 
-def read_messages(messages: Any) -> list[Message]:
-    """The `messages` of a request as the chat template takes them.
+def chat_ids(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: ToolUse | None = None, continued: bool = False
+) -> list[int]:
+    """The tokens of `chat_text`.
 
     Raises:
-        DogeExportError: there are none, or one is not as it must be.
+        DogeExportError: see there.
     """
-    if not isinstance(messages, list) or not messages:
-        raise DogeExportError("The request has no messages.")
-    return [_message(message, at) for at, message in enumerate(messages)]
+    return tokenizer.encode(chat_text(tokenizer, messages, tools, continued), add_special_tokens=False)
 
 
 def joined_text(content: Any) -> str | None:
@@ -63,41 +64,6 @@ def joined_text(content: Any) -> str | None:
     return content if isinstance(content, str) else None
 
 
-def _message(message: Any, at: int) -> Message:
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise DogeExportError("A message is not an object with a role and a content.")
-    calls = _calls(message.get("tool_calls"), f"messages[{at}].tool_calls")
-    content = joined_text(message.get("content"))
-    if content is None and (message.get("content") is not None or not calls):
-        raise DogeExportError("A message has no content.")
-    read: Message = {"role": message["role"], "content": content}
-    if calls:
-        read["tool_calls"] = calls
-    for key in ("tool_call_id", "name"):
-        if not isinstance(message.get(key), str | None):
-            raise DogeExportError(f"messages[{at}].{key} is not a text.")
-        if message["role"] == "tool" and message.get(key) is not None:
-            read[key] = message[key]
-    return read
-
-
-def _calls(calls: Any, where: str) -> list[Message]:
-    if calls is None:
-        return []
-    if not isinstance(calls, list):
-        raise DogeExportError(f"{where} is no list of calls.")
-    return [_call(call, f"{where}[{at}]") for at, call in enumerate(calls)]
-
-
-def _call(call: Any, where: str) -> Message:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise DogeExportError(f"{where} has no function with a name and arguments.")
-    arguments = read_arguments(function.get("arguments"), f"{where}.function.arguments")
-    read = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    return read | ({"id": call["id"]} if isinstance(call.get("id"), str) else {})
-
-
 def read_arguments(arguments: Any, where: str) -> dict[str, Any]:
     """The object that a call's `arguments` are the JSON of: templates write it as JSON themselves.
 
@@ -109,5 +75,5 @@ def read_arguments(arguments: Any, where: str) -> dict[str, Any]:
     except ValueError:
         read = None
     if not isinstance(read, dict) or not isinstance(arguments, str):
-        raise DogeExportError(f"{where} is not the text of a JSON object.")
+        raise wrong(where, f"{where} is not the text of a JSON object.")
     return read

@@ -9,15 +9,16 @@ __all__ = [
     "Schema",
     "json_body",
     "listed",
+    "nullable",
     "object_of",
+    "off",
     "optional",
+    "post",
     "ref",
 ]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-from doge_export.serve.fields import OptionField
 
 Schema = dict[str, Any]
 
@@ -25,13 +26,12 @@ TEXT: Schema = {"type": "string"}
 #: Of any type. `type` says so, since what reads the description looks there.
 ANY = ["null", "boolean", "number", "string", "array", "object"]
 COUNT: Schema = {"type": "integer", "minimum": 0}
-_TYPES = {int: "integer", float: "number"}
 SECONDS: Schema = {"type": "integer", "description": "Seconds since 1970."}
 
 
 #: Status -> what it means, of routes that generate.
 ERRORS: Mapping[str, str] = {
-    "400": "A field is missing, wrong or not supported; the message says which.",
+    "400": "A field is missing, unknown, wrong or not supported; the message says which.",
     "401": "A key is needed, and none or another one was sent.",
     "404": "There is no such model.",
     "408": "The body did not come in time.",
@@ -66,12 +66,14 @@ def json_body(schema: Schema, meaning: str) -> Schema:
     return {"description": meaning, "content": {"application/json": {"schema": schema}}}
 
 
-def option_fields(options: Mapping[str, OptionField], names: Sequence[str]) -> Schema:
-    """The fields `names` that set an option of the generation."""
-    return {
-        name: optional(_TYPES[options[name].kind], options[name].meaning, **options[name].limits)
-        for name in names
-    }
+def nullable(schema: Mapping[str, Any]) -> Schema:
+    """A field that may be left out, for which null stands too."""
+    meaning = {"description": schema["description"]}
+    if "anyOf" in schema:
+        return {"anyOf": [*schema["anyOf"], {"type": "null"}], **meaning}
+    if schema["type"] == "array":
+        return {"anyOf": [{**schema}, {"type": "null"}], **meaning}
+    return {**schema, "type": [schema["type"], "null"]}
 
 
 def off(field: Mapping[str, tuple[Any, ...]]) -> Schema:

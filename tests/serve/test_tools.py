@@ -137,8 +137,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (_tools() | {"parallel_tool_calls": 1}, "parallel_tool_calls is 1"),
     (_called(function={}), r"messages\[0\].tool_calls\[0\] has no function"),
     (_called(function={"name": "f", "arguments": "[1]"}), r"tool_calls\[0\].function.arguments is not"),
-    (_called(function={"name": "f", "arguments": {}}), r"tool_calls\[0\].function.arguments is not"),
-    ({"messages": [{"role": "assistant", "tool_calls": 3}]}, r"messages\[0\].tool_calls is no list"),
+    (_called(function={"name": "f", "arguments": {}}), r"tool_calls\[0\].function.arguments is an object"),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": 3}]},
+        "tool_calls is 3, not a list of objects",
+    ),
     ({"messages": [{"role": "tool", "content": "a", "tool_call_id": 3}]}, r"messages\[0\].tool_call_id"),
     ({"messages": [{"role": "assistant", "content": None, "tool_calls": []}]}, "no content"),
 ]

@@ -5,7 +5,7 @@ __all__ = ["MESSAGES_ROUTES", "MESSAGES_SCHEMAS"]
 from collections.abc import Mapping
 
 from doge_export.serve.checked import PASSED
-from doge_export.serve.fields import OPTIONS
+from doge_export.serve.fields import FIELDS, LARGEST
 from doge_export.serve.messages_api.reader import LABELS, MAX_STOPS, OFF
 from doge_export.serve.schemas import (
     ANY,
@@ -15,9 +15,9 @@ from doge_export.serve.schemas import (
     Schema,
     json_body,
     listed,
+    nullable,
     object_of,
     off,
-    option_fields,
     optional,
     post,
     ref,
@@ -76,11 +76,16 @@ MESSAGES_SCHEMAS: Mapping[str, Schema] = {
     "MessagesRequest": object_of(
         {
             "messages": _MESSAGES,
-            "max_tokens": {"type": "integer", "minimum": 1, "description": "The most new tokens."},
+            "max_tokens": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": LARGEST,
+                "description": "The most new tokens.",
+            },
         },
         stop_sequences=_STOPS,
         stream=optional("boolean", "Send the answer in pieces, as server-sent events."),
-        **option_fields(OPTIONS, PASSED),
+        **{name: nullable(FIELDS[name].schema) for name in PASSED},
         **_COUNTED,
     )
     | {"additionalProperties": False},

@@ -5,7 +5,7 @@ __all__ = ["RESPONSES_ROUTES", "RESPONSES_SCHEMAS"]
 from collections.abc import Mapping
 
 from doge_export.serve.checked import PASSED
-from doge_export.serve.fields import OPTIONS
+from doge_export.serve.fields import FIELDS, LARGEST
 from doge_export.serve.responses_api.reader import LABELS, OFF
 from doge_export.serve.responses_api.store import MAX_BYTES, MAX_RESPONSES
 from doge_export.serve.schemas import (
@@ -17,9 +17,9 @@ from doge_export.serve.schemas import (
     Schema,
     json_body,
     listed,
+    nullable,
     object_of,
     off,
-    option_fields,
     optional,
     post,
     ref,
@@ -83,8 +83,8 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
             "description": f"Keep the response, which is so without it: the last {MAX_RESPONSES:,} that were "
             f"used, and {MAX_BYTES >> 20} MiB of them, in memory.",
         },
-        max_output_tokens=optional("integer", "The most new tokens.", minimum=1),
-        **option_fields(OPTIONS, PASSED),
+        max_output_tokens=optional("integer", "The most new tokens.", minimum=1, maximum=LARGEST),
+        **{name: nullable(FIELDS[name].schema) for name in PASSED},
         stream=optional("boolean", "Send the answer in pieces, as server-sent events."),
         tools={"anyOf": [{"type": "null"}, listed(ref("ResponseTool"))], "description": "As in a chat."},
         tool_choice={

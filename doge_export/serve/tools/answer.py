@@ -51,7 +51,7 @@ class ChatAnswer:
         calls = [_shown(call) for call in self.calls]
         return {"role": "assistant", "content": self.text or None, "tool_calls": calls}
 
-    def reason(self, reason: str) -> str:
+    def reason(self, reason: str | None) -> str | None:
         """Return OpenAI's `finish_reason`, which is `reason` unless the answer ended with calls."""
         return "tool_calls" if self.calls and reason == "stop" else reason
 

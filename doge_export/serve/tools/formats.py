@@ -5,8 +5,8 @@ __all__ = ["FORMATS", "ToolFormat", "format_of"]
 import re
 from dataclasses import dataclass
 
-from doge_export.core.errors import DogeExportError
 from doge_export.core.tokenizer import Tokenizer
+from doge_export.serve.values import wrong
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,13 @@ def format_of(tokenizer: Tokenizer) -> ToolFormat:
     source = tokenizer.template_source(with_tools=True)
     remedy = 'Leave them out, or send tool_choice "none".'
     if not tokenizer.template_reads("tools", with_tools=True):
-        raise DogeExportError("tools cannot be shown to this model: its chat template has none.", remedy)
+        raise wrong("tools", "tools cannot be shown to this model: its chat template has none.", remedy)
     for each in FORMATS:
         if re.search(each.sign, source):
             return each
     known = " and ".join(each.name for each in FORMATS)
-    raise DogeExportError(
+    raise wrong(
+        "tools",
         f"tools cannot be called by this model: its chat template has calls in another format than {known}.",
         remedy,
     )

@@ -1,6 +1,15 @@
 """What `openapi.py` says of tools, and of messages, which may hold calls of them."""
 
-__all__ = ["ARGUMENTS", "CHAT_FIELDS", "CHAT_FINISH", "CHAT_SCHEMAS", "NAMED", "STRICT", "TOOL_PARAMETERS"]
+__all__ = [
+    "ARGUMENTS",
+    "CALL",
+    "CHAT_FIELDS",
+    "CHAT_FINISH",
+    "CHAT_SCHEMAS",
+    "NAMED",
+    "STRICT",
+    "TOOL_PARAMETERS",
+]
 
 from collections.abc import Mapping
 
@@ -17,20 +26,15 @@ ARGUMENTS: Schema = TEXT | {"description": "A JSON object, as text."}
 
 #: Fields of a chat's request.
 CHAT_FIELDS: Mapping[str, Schema] = {
-    "tools": {
-        "anyOf": [{"type": "null"}, listed(ref("Tool"))],
-        "description": "What the model may call. Its chat template must know tools.",
-    },
+    "tools": listed(ref("Tool"), description="What the model may call. Its chat template must know tools."),
     "tool_choice": {
         "anyOf": [
-            {"type": "null"},
-            {"enum": ["auto", "none", "required"]},
+            TEXT | {"enum": ["auto", "none", "required"]},
             object_of({"type": {"const": "function"}, "function": object_of({"name": TEXT})}),
         ],
         "description": "auto: the model chooses, as without it. none: it is not shown the tools. required, "
         "or the name of one: the answer begins with a call; what follows is the model's, and may be none.",
     },
-    "parallel_tool_calls": optional("boolean", "With false an answer ends after its first call."),
 }
 
 CHAT_FINISH: Schema = {
@@ -39,24 +43,10 @@ CHAT_FINISH: Schema = {
     "tool_calls: the answer ended, and it holds calls of tools.",
 }
 
-_MESSAGE = object_of(
-    {"role": TEXT},
-    content={
-        "anyOf": [TEXT, listed(_PART), {"type": "null"}],
-        "description": "The text. A message with calls may have none.",
-    },
-    tool_calls={"anyOf": [{"type": "null"}, listed(ref("ToolCall"))], "description": "Calls of the model's."},
-    tool_call_id=optional("string", "The call that a message of the role tool answers."),
-    name=optional("string", "Shown to the chat template of the role tool only."),
-)
-#: A message has one of the two.
-_ONE_OF: list[Schema] = [
-    {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}},
-    {"required": ["tool_calls"], "properties": {"tool_calls": {"type": "array", "minItems": 1}}},
-]
+#: A call in a message.
+CALL: Schema = object_of({"function": object_of({"name": TEXT, "arguments": ARGUMENTS})}, id=TEXT, type=TEXT)
 
 CHAT_SCHEMAS: Mapping[str, Schema] = {
-    "Message": _MESSAGE | {"anyOf": _ONE_OF},
     "Tool": object_of(
         {
             "type": {"const": "function"},
@@ -68,9 +58,7 @@ CHAT_SCHEMAS: Mapping[str, Schema] = {
             ),
         }
     ),
-    "ToolCall": object_of(
-        {"function": object_of({"name": TEXT, "arguments": ARGUMENTS})}, id=TEXT, type=TEXT
-    ),
+    "ToolCall": CALL,
     "ChatAnswer": object_of(
         {"role": {"const": "assistant"}, "content": {"type": ["string", "null"]}},
         tool_calls=listed(ref("ToolCall")),

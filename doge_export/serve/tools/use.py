@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from doge_export.core.errors import DogeExportError
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.serve.tools.formats import ToolFormat, format_of
 from doge_export.serve.tools.parser import ToolParser
+from doge_export.serve.values import wrong
 
 #: What OpenAI and Anthropic let a tool be called.
 NAME = r"^[a-zA-Z0-9_-]{1,64}$"
@@ -56,7 +56,7 @@ def read_tools(body: Mapping[str, Any], tokenizer: Tokenizer) -> ToolUse | None:
     """
     tools = body.get("tools")
     if tools is not None and not isinstance(tools, list):
-        raise DogeExportError("tools is no list.")
+        raise wrong("tools", "tools is no list.")
     definitions = [_definition(tool, f"tools[{at}]") for at, tool in enumerate(tools or ())]
     choice = body.get("tool_choice")
     named = choice.get("function") if isinstance(choice, dict) else None
@@ -80,11 +80,11 @@ def tool_use(
         DogeExportError: they do not go together, or the model's chat template knows no tools.
     """
     if parallel is not None and not isinstance(parallel, bool):
-        raise DogeExportError(f"parallel_tool_calls is {parallel!r}, not true or false.")
+        raise wrong("parallel_tool_calls", f"parallel_tool_calls is {parallel!r}, not true or false.")
     if choice in ("required", "named") and not definitions:
-        raise DogeExportError("tool_choice asks for a call, and the request has no tools.")
+        raise wrong("tool_choice", "tool_choice asks for a call, and the request has no tools.")
     if choice == "named" and name not in [each["function"]["name"] for each in definitions]:
-        raise DogeExportError(f"tool_choice names {name!r}, which is none of the request's tools.")
+        raise wrong("tool_choice", f"tool_choice names {name!r}, which is none of the request's tools.")
     if not definitions or choice == "none":
         return None
     forced = {"required": _ANY, "named": name}.get(choice)
@@ -102,14 +102,14 @@ def read_definition(tool: Mapping[str, Any], where: str, parameters: str) -> dic
     """
     name, description, schema = tool.get("name"), tool.get("description"), tool.get(parameters)
     if not isinstance(name, str) or re.match(NAME, name) is None or name.endswith("\n"):
-        raise DogeExportError(f"{where}.name is not of 1 to 64 letters, digits, - and _.")
+        raise wrong(where, f"{where}.name is not of 1 to 64 letters, digits, - and _.")
     if description is not None and not isinstance(description, str):
-        raise DogeExportError(f"{where}.description is not a text.")
+        raise wrong(where, f"{where}.description is not a text.")
     if schema is not None and not isinstance(schema, dict):
-        raise DogeExportError(f"{where}.{parameters} is not a JSON schema, which is an object.")
+        raise wrong(where, f"{where}.{parameters} is not a JSON schema, which is an object.")
     if tool.get("strict") not in (None, False):
-        raise DogeExportError(
-            f"{where}.strict is not supported: nothing holds the model to the schema.", "Leave it out."
+        raise wrong(
+            where, f"{where}.strict is not supported: nothing holds the model to the schema.", "Leave it out."
         )
     function: dict[str, Any] = {"name": name}
     if description is not None:
@@ -121,9 +121,9 @@ def read_definition(tool: Mapping[str, Any], where: str, parameters: str) -> dic
 
 def _definition(tool: Any, where: str) -> dict[str, Any]:
     if not isinstance(tool, dict) or tool.get("type") != "function":
-        raise DogeExportError(f'{where} is not an object of the type "function", the only one there is.')
+        raise wrong(where, f'{where} is not an object of the type "function", the only one there is.')
     if not isinstance(tool.get("function"), dict):
-        raise DogeExportError(f"{where}.function is not an object.")
+        raise wrong(where, f"{where}.function is not an object.")
     return read_definition(tool["function"], f"{where}.function", "parameters")
 
 
@@ -136,7 +136,8 @@ def choice_kind(choice: Any, name: Any) -> str:
     if choice is None or choice in _CHOICES:
         return choice or "auto"
     if not isinstance(choice, dict) or choice.get("type") != "function" or not isinstance(name, str):
-        raise DogeExportError(
-            f"tool_choice is neither {', '.join(_CHOICES)} nor an object of the type function with its name."
+        raise wrong(
+            "tool_choice",
+            f"tool_choice is neither {', '.join(_CHOICES)} nor an object of the type function with its name.",
         )
     return "named"
