@@ -8,6 +8,7 @@ __all__ = [
     "GenerationOptions",
     "Session",
     "Statistics",
+    "TokenLogprobs",
     "generate",
     "open_folder",
     "stream",
@@ -15,6 +16,7 @@ __all__ = [
 
 from doge_export.runtime.generation import Completion, Event, Generation, Statistics, generate, stream
 from doge_export.runtime.generation_config import GenerationDefaults
+from doge_export.runtime.logprobs import TokenLogprobs
 from doge_export.runtime.opening import open_folder
 from doge_export.runtime.options import GenerationOptions
 from doge_export.runtime.session import Session

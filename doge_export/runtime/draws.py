@@ -60,8 +60,8 @@ class Draws:
 
 def draws_of(options: GenerationOptions, seed: int, rows: int, first: int, vocab: int) -> Draws | None:
     """Return how the kernels draw what `Sampler` draws, for `rows` rows from number `first` on; None where
-    only it can, or where no token is left."""
-    if any(row.applies(options) and row.name not in _KNOWN for row in PROCESSORS):
+    only it can, where no token is left, or where log-probabilities are asked for."""
+    if options.scored or any(row.applies(options) and row.name not in _KNOWN for row in PROCESSORS):
         return None
     if not all(
         value == 0 or _LOWEST <= value <= _HIGHEST
@@ -82,7 +82,8 @@ def draws_of(options: GenerationOptions, seed: int, rows: int, first: int, vocab
     bias[bias == -np.inf] = 0
     if never[:vocab].all():
         return None
-    settings = [getattr(options, name) for name in ("temperature", "top_k", "top_p", "min_p")]
+    limit = options.top_k if options.top_k < vocab else 0  # all of them; the kernels take no larger number
+    settings = (options.temperature, limit, options.top_p, options.min_p)
     signed = seed - 2**64 if seed >= 2**63 else seed
     inputs: dict[str, npt.NDArray[np.generic]] = {
         "sampling": np.array([[*settings, options.repetition_penalty]] * rows, np.float64),

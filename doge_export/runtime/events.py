@@ -4,6 +4,7 @@ __all__ = ["Event", "Statistics", "event_of"]
 
 from dataclasses import dataclass
 
+from doge_export.runtime.logprobs import TokenLogprobs
 from doge_export.runtime.options import GenerationOptions
 from doge_export.runtime.stop_strings import RowText
 
@@ -13,12 +14,16 @@ class Event:
     """One new token of one row, the text that became certain with it, and why the row ends, if it does.
 
     `finish_reason`: "eos", "stop" (a stop string) or "length", which is the end of `max_time` too.
+    `logprobs`: of the token, where the options ask for them. `prompt_logprobs`: likewise, with a row's first
+    token, of each token of its prompt but the first.
     """
 
     row: int
     token: int
     text: str
     finish_reason: str | None
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass

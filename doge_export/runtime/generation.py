@@ -5,7 +5,7 @@ __all__ = ["Completion", "Event", "Generation", "Statistics", "generate", "strea
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,10 @@ from doge_export.runtime.limits import check_ids, check_prompts, most_tokens, to
 from doge_export.runtime.neighbours import rows_are_independent
 from doge_export.runtime.options import GenerationOptions
 from doge_export.runtime.positions import say_long
+from doge_export.runtime.scored_tokens import ScoredTokens
 from doge_export.runtime.session import Session
 from doge_export.runtime.stop_strings import RowText
-from doge_export.runtime.token_strategy import choose_strategy
+from doge_export.runtime.token_strategy import TokenStrategy, choose_strategy
 
 
 @dataclass
@@ -143,7 +144,7 @@ class _Rows:
         self._input_ids, self._real = _left_padded(prompts, options.pad_token_id)
         self._position_ids = np.clip(np.cumsum(self._real, axis=1) - 1, 0, None)
         # Loads the graph: its seconds are not prefill's.
-        self._strategy = choose_strategy(session, options, count, read, first)
+        self._strategy = _strategy(session, options, count, read, first)
         capacity, lengths = self._strategy.capacity, list(map(len, prompts))
         self._limits = [token_limit(capacity, max(lengths), options, length) for length in lengths]
         alone = [token_limit(capacity, length, options, length) for length in lengths]
@@ -179,10 +180,31 @@ class _Rows:
             self._input_ids[row, 0] = token = tokens[row]
             seen[row].append(token)
             last = late or self._made == self._limits[row]
-            event = event_of(self._first + row, token, self._texts[row], self._options, last)
+            event = self._scored(
+                row, event_of(self._first + row, token, self._texts[row], self._options, last)
+            )
             if event.finish_reason is not None:
                 del seen[row]
             yield event
+
+    def _scored(self, row: int, event: Event) -> Event:
+        """Return the event with the log-probabilities that were asked for."""
+        if not isinstance(self._strategy, ScoredTokens):
+            return event
+        prompt = self._strategy.prompts.get(row) if self._made == 1 else None
+        return replace(event, logprobs=self._strategy.made[row], prompt_logprobs=prompt)
+
+
+def _strategy(
+    session: Session,
+    options: GenerationOptions,
+    batch: int,
+    read: Callable[[int], None] | None,
+    first: int,
+) -> TokenStrategy:
+    if options.scored:
+        return ScoredTokens(session, options, batch, read or (lambda _: None), first)
+    return choose_strategy(session, options, batch, read, first)
 
 
 def _left_padded(

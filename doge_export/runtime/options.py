@@ -26,6 +26,11 @@ class GenerationOptions:
     either, 100, or what a static cache has room for. `min_new_tokens` wins over `min_length` likewise.
     `max_time` is in seconds, from the prompt on; the token under way is finished. `stop` are stop_strings.
 
+    Not of transformers: `frequency_penalty` and `presence_penalty`, which are OpenAI's and count new tokens
+    alone; `logprobs`, with which every new token comes with its log-probability and so many of the best ones,
+    and `prompt_logprobs`, with which those of the prompt come too. They are of the model's own distribution,
+    whatever changes the choice.
+
     Of a batch, each row counts its own tokens, without padding, so that it is what it would be alone.
 
     Raises:
@@ -62,6 +67,10 @@ class GenerationOptions:
     exponential_decay_length_penalty: tuple[float, float] | None = None
     remove_invalid_values: bool = False
     renormalize_logits: bool = False
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
 
     def __post_init__(self) -> None:
         for name, good in _RANGES.items():
@@ -79,6 +88,11 @@ class GenerationOptions:
     def greedy(self) -> bool:
         """Whether the most likely token is taken each time."""
         return self.temperature == 0
+
+    @property
+    def scored(self) -> bool:
+        """Whether log-probabilities are asked for, which takes the logits of all tokens."""
+        return self.logprobs is not None or self.prompt_logprobs
 
 
 def _positive(value: float) -> bool:
@@ -101,4 +115,7 @@ _RANGES: Mapping[str, Callable[[Any], bool]] = {
     "max_time": lambda value: value is None or not math.isnan(value),
     "encoder_repetition_penalty": _positive,
     "exponential_decay_length_penalty": lambda value: value is None or math.isfinite(value[1]),
+    "frequency_penalty": math.isfinite,
+    "presence_penalty": math.isfinite,
+    "logprobs": lambda value: value is None or value >= 0,
 }

@@ -1,5 +1,5 @@
 """Processors that change the scores of the next token, a row each, in the order in which transformers does
-it.
+it. Those that it has not, `frequency_penalty` and `presence_penalty`, stand behind its own penalty.
 
 Source of what each does: transformers 5, `generation/logits_process.py`; of the order and of when a row
 applies: `GenerationMixin._get_logits_processor`. The functions compute in the type of the scores they are
@@ -9,7 +9,6 @@ given, and leave those as they are.
 __all__ = [
     "PROCESSORS",
     "Processor",
-    "Scores",
     "Text",
     "bad_words",
     "best_tokens_needed",
@@ -19,15 +18,12 @@ __all__ = [
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from doge_export.runtime.options import GenerationOptions, Ids, SequenceBias
-
-#: [vocab], of float32, or of a wider type where float32 is too narrow.
-Scores = npt.NDArray[np.floating[Any]]
+from doge_export.runtime.penalties import Scores, frequency_penalty, presence_penalty, repetition_penalty
 
 _REMOVED = -np.inf
 _WEIGHT = 2.0**40
@@ -69,21 +65,6 @@ def sequence_bias(scores: Scores, biases: SequenceBias, seen: npt.NDArray[np.int
             added[ids[-1]] += bias
     result: Scores = scores + added
     return forced(result, np.flatnonzero(result == np.inf)) if result.max() == np.inf else result
-
-
-def repetition_penalty(
-    scores: Scores, seen: npt.NDArray[np.int64], penalty: float | np.floating[Any]
-) -> Scores:
-    """Make every token in `seen` less likely: positive scores are divided, negative ones multiplied.
-
-    A token counts once however often it was seen; the prompt counts too.
-    """
-    scores = scores.copy()
-    tokens = np.unique(seen)
-    tokens = tokens[tokens < scores.shape[-1]]
-    seen_scores, factor = scores[tokens], scores.dtype.type(penalty)
-    scores[tokens] = np.where(seen_scores < 0, seen_scores * factor, seen_scores / factor)
-    return scores
 
 
 def no_repeat_ngram(
@@ -298,6 +279,16 @@ PROCESSORS: tuple[Processor, ...] = (
         lambda s, o, t: repetition_penalty(s, t.seen, o.repetition_penalty),
     ),
     Processor(
+        "frequency_penalty",
+        lambda o: o.frequency_penalty != 0,
+        lambda s, o, t: frequency_penalty(s, t.seen[t.prompt :], o.frequency_penalty),
+    ),
+    Processor(
+        "presence_penalty",
+        lambda o: o.presence_penalty != 0,
+        lambda s, o, t: presence_penalty(s, t.seen[t.prompt :], o.presence_penalty),
+    ),
+    Processor(
         "no_repeat_ngram_size",
         lambda o: o.no_repeat_ngram_size > 0,
         lambda s, o, t: no_repeat_ngram(s, o.no_repeat_ngram_size, t.seen, t.seen),
@@ -391,7 +382,7 @@ def best_tokens_needed(options: GenerationOptions) -> int | None:
 
     Equals of the k-th best stay in the choice, so that one token more must show that they end.
     """
-    if any(row.applies(options) for row in PROCESSORS if not row.among_best):
+    if options.scored or any(row.applies(options) for row in PROCESSORS if not row.among_best):
         return None
     if options.greedy:
         return 1

@@ -10,16 +10,8 @@ import numpy.typing as npt
 
 from doge_export.core.errors import DogeExportError, NoNumbersError
 from doge_export.runtime.options import GenerationOptions
-from doge_export.runtime.processors import (
-    PROCESSORS,
-    Processor,
-    Scores,
-    Text,
-    repetition_penalty,
-    temperature,
-    top_k,
-    top_p,
-)
+from doge_export.runtime.penalties import Scores, repetition_penalty
+from doge_export.runtime.processors import PROCESSORS, Processor, Text, temperature, top_k, top_p
 from doge_export.runtime.random_words import exact_gumbel, gumbel, token_words
 
 _SEED_BITS = 2**64 - 1

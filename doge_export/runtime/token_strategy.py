@@ -47,19 +47,28 @@ class AllLogits:
         self.capacity = self._cache.capacity
 
     def last_logits(self, input_ids: Ids, real: Ids, position_ids: Ids) -> npt.NDArray[np.float32]:
-        """Run a call; returns the logits [batch, 1, vocab] of the last position."""
+        """Read the tokens; returns the logits [batch, 1, vocab] of the last position."""
+        *_, logits = self.calls(input_ids, real, position_ids, last=True)
+        return logits
+
+    def calls(
+        self, input_ids: Ids, real: Ids, position_ids: Ids, last: bool = False
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Run the tokens, in pieces where the cache is for that; yields the logits [batch, sequence, vocab]
+        of each call, those of its last position alone where nothing else is wanted."""
         if not self._cache.streams:
             self._mask = np.concatenate([self._mask, real], axis=1)
             logits, self._cache = self._session.step(
-                input_ids, self._mask, position_ids, self._cache, last=True
+                input_ids, self._mask, position_ids, self._cache, last=last
             )
-            return logits
+            yield logits
+            return
         length = int(position_ids.max()) + 1
         for part in pieces(input_ids.shape[1], self._read):
             logits, self._cache = self._session.step(
-                input_ids[:, part], real[:, part], position_ids[:, part], self._cache, length, last=True
+                input_ids[:, part], real[:, part], position_ids[:, part], self._cache, length, last=last
             )
-        return logits
+            yield logits
 
     def choose(
         self, input_ids: Ids, real: Ids, position_ids: Ids, rows: Mapping[int, Sequence[int]], left: int

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from doge_export.core.errors import DogeExportError, NoNumbersError
 from doge_export.serve.bodies import TooManyBodies
+from doge_export.serve.errors import FieldError
 from doge_export.serve.responses import failure
 from doge_export.serve.service import Busy, Ended
 
@@ -26,12 +27,13 @@ def described(error: Exception) -> dict[str, Any] | None:
     it."""
     if isinstance(error, DogeExportError):
         kind = "server_error" if isinstance(error, NoNumbersError) else "invalid_request_error"
-        return failure(str(error), kind)
+        return failure(error, kind)
     return failure(ENDING, "server_error") if isinstance(error, Ended) else None
 
 
 async def _wrong(request: Request, error: Exception) -> Response:
-    return JSONResponse(failure(str(error)), 400)
+    assert isinstance(error, DogeExportError)
+    return JSONResponse(failure(error), error.status if isinstance(error, FieldError) else 400)
 
 
 async def _no_numbers(request: Request, error: Exception) -> Response:

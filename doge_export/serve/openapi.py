@@ -5,13 +5,14 @@ __all__ = ["ROUTES", "description"]
 from collections.abc import Mapping
 from typing import Any
 
-from doge_export.serve.fields import MAX_CHOICES, OPTIONS, UNSUPPORTED
+from doge_export.serve.fields import LARGEST, known_fields
+from doge_export.serve.messages import MESSAGE
 from doge_export.serve.openapi_operation import OPERATION_ROUTES, OPERATION_SCHEMAS, SCHEMES, SECURITY
 
 Schema = dict[str, Any]
 
-_TYPES = {int: "integer", float: "number"}
 _TEXT: Schema = {"type": "string"}
+_NULL: Schema = {"type": "null"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _SECONDS: Schema = {"type": "integer", "description": "Seconds since 1970."}
 _FINISH: Schema = {
@@ -19,7 +20,7 @@ _FINISH: Schema = {
     "description": "stop: the model ended the text, or a stop text came. length: the tokens were used up.",
 }
 _ERRORS = {
-    "400": "A field is missing, wrong or not supported; the message says which.",
+    "400": "A field is missing, unknown, wrong or not supported; `param` says which, `code` what it is.",
     "401": "A key is needed, and none or another one was sent.",
     "404": "There is no such model.",
     "408": "The body did not come in time.",
@@ -38,7 +39,7 @@ def description(version: str) -> Schema:
             "version": version,
             "summary": "A Doge model behind HTTP.",
             "description": "The routes and bodies are those of OpenAI's text API. "
-            "Fields that are not described here are ignored.",
+            "A field that is not described here is refused.",
         },
         "servers": [{"url": "/"}],
         "paths": {path: dict(operations) for path, operations in ROUTES.items()},
@@ -48,11 +49,6 @@ def description(version: str) -> Schema:
             "securitySchemes": dict(SCHEMES),
         },
     }
-
-
-def _optional(kind: str, meaning: str, **more: Any) -> Schema:
-    """A field that may be left out, for which null stands too."""
-    return {"type": [kind, "null"], "description": meaning, **more}
 
 
 def _object(required: Mapping[str, Any], **optional: Any) -> Schema:
@@ -67,76 +63,115 @@ def _list(items: Schema, **more: Any) -> Schema:
     return {"type": "array", "items": items, **more}
 
 
-def _common_fields() -> Schema:
-    """The fields that both posts take."""
-    options = {
-        name: _optional(_TYPES[each.kind], each.meaning, **each.limits) for name, each in OPTIONS.items()
-    }
-    off = {
-        name: {"enum": [None, *values], "description": "Not supported: any other value is refused."}
-        for name, values in UNSUPPORTED.items()
-    }
-    return {
-        "model": {
-            "type": ["string", "null"],
-            "description": "The name of the model that is served, as /v1/models gives it, or nothing.",
+def _nullable(schema: Mapping[str, Any]) -> Schema:
+    """A field that may be left out, for which null stands too."""
+    meaning = {"description": schema["description"]}
+    if "anyOf" in schema:
+        return {"anyOf": [*schema["anyOf"], {"type": "null"}], **meaning}
+    if schema["type"] == "array":
+        return {"anyOf": [{**schema}, {"type": "null"}], **meaning}
+    return {**schema, "type": [schema["type"], "null"]}
+
+
+def _request(chat: bool, **prompt: Any) -> Schema:
+    """The body of a request: what there must be, and every field that may be left out."""
+    taken, unsupported = known_fields(chat)
+    model = "The name of the model that is served, as /v1/models gives it, or nothing."
+    fields = {
+        "model": {"type": ["string", "null"], "description": model},
+        **{name: _nullable(each.schema) for name, each in taken.items()},
+        **{
+            name: {"enum": [None, *each.off], "description": "Not supported: any other value is refused."}
+            for name, each in unsupported.items()
         },
-        **options,
-        "stop": {
-            "anyOf": [{"type": "null"}, _TEXT | {"minLength": 1}, _list(_TEXT | {"minLength": 1})],
-            "description": "The text ends before any of these.",
-        },
-        "n": _optional(
-            "integer",
-            f"Choices for each prompt; of all prompts together {MAX_CHOICES} at most.",
-            minimum=1,
-            maximum=MAX_CHOICES,
-        ),
-        "stream": _optional("boolean", "Send the text in pieces, as server-sent events."),
-        "stream_options": _optional(
-            "object",
-            "With include_usage a stream ends with a chunk that has no choices and the usage.",
-            properties={"include_usage": {"type": "boolean"}},
-        ),
-        **off,
     }
+    return _object(prompt, **fields) | {
+        "additionalProperties": False,
+        "allOf": [_LIMIT_ONCE, _NOTHING_NEW_NEEDS_ECHO, *([_TOP_NEEDS_LOGPROBS] if chat else [])],
+    }
+
+
+def _unless(bad: Schema, **needed: Any) -> Schema:
+    """Where a field is as `bad` says, others must be as is `needed`."""
+    return {"if": _object(bad), "then": _object(needed)}
+
+
+_LIMIT_ONCE = {
+    "not": _object({"max_tokens": {"type": "integer"}, "max_completion_tokens": {"type": "integer"}})
+}
+_TOP_NEEDS_LOGPROBS = _unless({"top_logprobs": {"type": "integer", "minimum": 1}}, logprobs={"const": True})
+_NOTHING_NEW_NEEDS_ECHO = _unless({"max_tokens": {"const": 0}}, echo={"const": True})
 
 
 def _completion(kind: str, choice: Schema) -> Schema:
     head = {"id": _TEXT, "object": {"const": kind}, "created": _SECONDS, "model": _TEXT}
+    head["system_fingerprint"] = _TEXT | {
+        "description": "Another one where the bundle or the program is another."
+    }
     return _object({**head, "choices": _list(choice), "usage": _ref("Usage")})
 
 
 def _chunk(kind: str, choice: Schema) -> Schema:
     whole = _completion(kind, choice)
-    return whole | {"required": [name for name in whole["required"] if name != "usage"]}
+    usage = {
+        "anyOf": [_ref("Usage"), _NULL],
+        "description": "With include_usage: null but in the last chunk, which has no choices.",
+    }
+    return whole | {
+        "required": [name for name in whole["required"] if name != "usage"],
+        "properties": whole["properties"] | {"usage": usage},
+    }
 
 
-def _choice(finish: Schema, **content: Any) -> Schema:
-    return _object({"index": _COUNT, **content, "logprobs": {"type": "null"}, "finish_reason": finish})
+def _choice(finish: Schema, logprobs: str, **content: Any) -> Schema:
+    scores = {"anyOf": [_ref(logprobs), _NULL], "description": "null where they were not asked for."}
+    return _object({"index": _COUNT, **content, "logprobs": scores, "finish_reason": finish})
 
 
-_IDS = _list({"type": "integer", "minimum": 0}, minItems=1)
+_IDS = _list({"type": "integer", "minimum": 0, "maximum": LARGEST}, minItems=1)
 _PROMPT: Schema = {
     "anyOf": [_TEXT, _list(_TEXT, minItems=1), _IDS, _list(_IDS, minItems=1)],
     "description": "A text, token ids, or a list of either.",
 }
-_PART = _object({"text": _TEXT}, type=_TEXT)
-_STILL: Schema = {"anyOf": [_FINISH, {"type": "null"}], "description": "null while the choice goes on."}
+_STILL: Schema = {"anyOf": [_FINISH, _NULL], "description": "null while the choice goes on."}
 _DELTA = _object({"content": _TEXT}, role={"const": "assistant"})
 _ANSWER = _object({"role": {"const": "assistant"}, "content": _TEXT})
 
+_SPELLED = "The end of text is among them. A part of a character is spelled in bytes: bytes:\\xe2\\x82."
+_SCORED: Schema = {
+    "token": _TEXT | {"description": _SPELLED},
+    "bytes": {
+        "anyOf": [_list({"type": "integer", "minimum": 0, "maximum": 255}), _NULL],
+        "description": "null for a special token, which the text leaves out.",
+    },
+    "logprob": {"type": "number", "description": "-9999 where the model gives it no chance."},
+}
+
 _SCHEMAS: Mapping[str, Schema] = {
-    "CompletionRequest": _object({"prompt": _PROMPT}, **_common_fields()),
-    "ChatRequest": _object(
-        {"messages": _list(_ref("Message"), minItems=1, description="The conversation so far.")},
-        **_common_fields(),
+    "CompletionRequest": _request(False, prompt=_PROMPT),
+    "ChatRequest": _request(
+        True, messages=_list(_ref("Message"), minItems=1, description="The conversation so far.")
     ),
-    "Message": _object({"role": _TEXT, "content": {"anyOf": [_TEXT, _list(_PART)]}}),
-    "Completion": _completion("text_completion", _choice(_FINISH, text=_TEXT)),
-    "ChatCompletion": _completion("chat.completion", _choice(_FINISH, message=_ANSWER)),
-    "CompletionChunk": _chunk("text_completion", _choice(_STILL, text=_TEXT)),
-    "ChatCompletionChunk": _chunk("chat.completion.chunk", _choice(_STILL, delta=_DELTA)),
+    "Message": dict(MESSAGE),
+    "Completion": _completion("text_completion", _choice(_FINISH, "Logprobs", text=_TEXT)),
+    "ChatCompletion": _completion("chat.completion", _choice(_FINISH, "ChatLogprobs", message=_ANSWER)),
+    "CompletionChunk": _chunk("text_completion", _choice(_STILL, "Logprobs", text=_TEXT)),
+    "ChatCompletionChunk": _chunk("chat.completion.chunk", _choice(_STILL, "ChatLogprobs", delta=_DELTA)),
+    "Logprobs": _object(
+        {
+            "tokens": _list(_TEXT, description=_SPELLED),
+            "token_logprobs": _list(
+                {"type": ["number", "null"]}, description="null for the first token of a prompt."
+            ),
+            "top_logprobs": _list(
+                {"type": ["object", "null"], "additionalProperties": {"type": "number"}},
+                description="The likeliest tokens in each place, and the one that stands there.",
+            ),
+            "text_offset": _list(_COUNT, description="Where each token begins in the text, in characters."),
+        }
+    ),
+    "ChatLogprobs": _object({"content": _list(_ref("TokenLogprob")), "refusal": _NULL}),
+    "TokenLogprob": _object({**_SCORED, "top_logprobs": _list(_object(_SCORED))}),
     "Usage": _object({"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": _COUNT}),
     "Models": _object(
         {
@@ -153,8 +188,11 @@ _SCHEMAS: Mapping[str, Schema] = {
                 {
                     "message": _TEXT | {"description": "One sentence, and what to do about it."},
                     "type": {"enum": ["invalid_request_error", "server_error"]},
-                    "param": {"type": "null"},
-                    "code": {"type": "null"},
+                    "param": {"type": ["string", "null"], "description": "The field that is wrong."},
+                    "code": {
+                        "type": ["string", "null"],
+                        "description": "Such as unknown_parameter, invalid_type or invalid_value.",
+                    },
                 }
             )
         }

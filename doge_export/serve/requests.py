@@ -1,23 +1,51 @@
 """The body of a request, checked: prompts as token ids, and the options of their generation."""
 
-__all__ = ["RequestReader", "TextRequest"]
+__all__ = ["RequestReader", "Served", "TextRequest"]
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from doge_export import __version__
 from doge_export.core.bundle import Bundle
 from doge_export.core.errors import DogeExportError
+from doge_export.core.token_ids import outside
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import GenerationDefaults, GenerationOptions
-from doge_export.serve.fields import MAX_CHOICES, OPTIONS, UNSUPPORTED
+from doge_export.serve.errors import FieldError, shown
+from doge_export.serve.fields import MAX_CHOICES, MAX_STOP_BYTES, known_fields
+from doge_export.serve.messages import read_messages
+from doge_export.serve.values import check, is_off, unknown, wrong
 
-_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_TAKEN = {chat: known_fields(chat)[0] for chat in (False, True)}
+_OFF = {chat: known_fields(chat)[1] for chat in (False, True)}
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a response says of the model, and writes tokens with. `fingerprint`: another one where the files
+    of the bundle, or the program, are others."""
+
+    name: str
+    fingerprint: str
+    tokenizer: Tokenizer
+
+    @classmethod
+    def of(cls, bundle: Bundle, tokenizer: Tokenizer, name: str) -> "Served":
+        """Take the hashes from the manifest, and read no file."""
+        files = (f"{entry.sha256} {file}\n" for file, entry in sorted(bundle.files.items()))
+        digest = hashlib.sha256("".join((f"{__version__}\n", *files)).encode()).hexdigest()
+        return cls(name, f"fp_{digest[:12]}", tokenizer)
 
 
 @dataclass(frozen=True)
 class TextRequest:
-    """A request: one choice a prompt, in their order; `copies` choices of each prompt stand side by side."""
+    """A request: one choice a prompt, in their order; `copies` choices of each prompt stand side by side.
+
+    `echoes`: what the texts begin with, one a choice, or none at all. `hidden`: nothing new was asked for,
+    and the one token that is made all the same is left out.
+    """
 
     prompts: tuple[tuple[int, ...], ...]
     options: GenerationOptions
@@ -25,6 +53,9 @@ class TextRequest:
     copies: int = 1
     stream: bool = False
     include_usage: bool = False
+    echoes: tuple[str, ...] = ()
+    hidden: bool = False
+    served: Served = field(kw_only=True, repr=False, compare=False)
 
     @property
     def prompt_tokens(self) -> int:
@@ -38,101 +69,190 @@ class RequestReader:
     def __init__(self, bundle: Bundle, tokenizer: Tokenizer, name: str) -> None:
         self._tokenizer, self.name = tokenizer, name
         self._defaults = GenerationDefaults.of(bundle)
+        self._vocab_size = bundle.config.vocab_size
+        self.served = Served.of(bundle, tokenizer, name)
 
     def read(self, body: Any, chat: bool) -> TextRequest:
         """The request in a decoded body, of /v1/chat/completions where `chat`, else of /v1/completions.
 
         Raises:
-            DogeExportError: a field is missing, of another type or out of its range, or asks for what is
+            FieldError: a field is missing, unknown, of another type or out of its range, or asks for what is
                 not done here.
+            DogeExportError: the body is no object, or what the bundle says cannot be done.
         """
         if not isinstance(body, dict):
             raise DogeExportError("The body is not a JSON object.")
-        for field, off in UNSUPPORTED.items():
-            if body.get(field) is not None and body[field] not in off:
-                raise DogeExportError(f"{field} is not supported.", "Leave it out.")
-        changes = {
-            each.option: _taken(body, field, each.kind)
-            for field, each in OPTIONS.items()
-            if body.get(field) is not None
-        }
-        options = self._defaults.changed(**changes, stop=_texts(body.get("stop"), "stop"))
-        prompts = [self._chat_prompt(body)] if chat else self._prompts(body.get("prompt"))
-        copies = _taken(body, "n", int) if body.get("n") is not None else 1
-        if copies < 1:
-            raise DogeExportError(f"n is {copies}; it must be 1 or more.")
+        given = self._given(body, chat)
+        hidden = given.get("max_tokens") == 0
+        if hidden and not given.get("echo"):
+            without = "" if chat else " without echo"
+            raise wrong("max_tokens", f"max_tokens is 0; it must be at least 1{without}.")
+        options = self._options(given, chat)
+        if chat:
+            prompts, texts = [self._chat_prompt(body)], None
+        else:
+            prompts, texts = self._prompts(body.get("prompt"))
+        copies = int(given.get("n", 1))
         if (choices := len(prompts) * copies) > MAX_CHOICES:
-            raise DogeExportError(
-                f"The request asks for {choices} choices at once, and {MAX_CHOICES} are the most.",
+            raise wrong(
+                "n" if copies > 1 else "prompt",
+                f"The request asks for {choices:,} choices at once, prompts times n, and {MAX_CHOICES} are "
+                "the most.",
                 "Send several requests.",
             )
-        streams = body.get("stream_options")
+        echoes: list[str] = []
+        if given.get("echo"):
+            echoes = texts or [self._tokenizer.decode(prompt) for prompt in prompts]
         return TextRequest(
             prompts=tuple(tuple(prompt) for prompt in prompts for _ in range(copies)),
             options=options,
             chat=chat,
             copies=copies,
-            stream=body.get("stream") is not None and _taken(body, "stream", bool),
-            include_usage=isinstance(streams, dict) and bool(streams.get("include_usage")),
+            stream=bool(given.get("stream")),
+            include_usage=bool(given.get("stream_options", {}).get("include_usage")),
+            echoes=tuple(echo for echo in echoes for _ in range(copies)),
+            hidden=hidden,
+            served=self.served,
         )
 
-    def _prompts(self, prompt: Any) -> list[list[int]]:
-        if prompt is None:
-            raise DogeExportError("The request has no prompt.")
-        if _is_ids(prompt):
-            return [prompt]
-        if isinstance(prompt, list) and prompt and all(map(_is_ids, prompt)):
-            return prompt
-        texts = _texts(prompt, "prompt")
-        if not texts:
-            raise DogeExportError("The request has no prompt.")
-        return [self._tokenizer.encode(text) for text in texts]
+    def _given(self, body: Mapping[str, Any], chat: bool) -> dict[str, Any]:
+        """The fields that are there, each checked by itself; null is as good as nothing."""
+        self._check_model(body.get("model"))
+        taken, off = _TAKEN[chat], _OFF[chat]
+        given: dict[str, Any] = {}
+        for name, value in body.items():
+            if name in ("model", "messages" if chat else "prompt"):
+                continue
+            if name not in taken and name not in off:
+                raise unknown(name, (*taken, *off, "model", "messages" if chat else "prompt"))
+            if value is None:
+                continue
+            if name in off:
+                if not is_off(value, off[name].off):
+                    raise FieldError(
+                        f"{name} is not supported.",
+                        "Leave it out.",
+                        field=name,
+                        code="unsupported_parameter",
+                    )
+                continue
+            check(value, taken[name].schema, name)
+            given[name] = value
+        return given
+
+    def _check_model(self, model: Any) -> None:
+        if model is not None:
+            check(model, {"type": "string"}, "model")
+        if model not in (None, "", self.name):
+            raise FieldError(
+                f"There is no model {shown(model)} here; {shown(self.name)} is served.",
+                field="model",
+                code="model_not_found",
+                status=404,
+            )
+
+    def _options(self, given: Mapping[str, Any], chat: bool) -> GenerationOptions:
+        _check_together(given)
+        changes: dict[str, Any] = {}
+        for name, value in given.items():
+            known = _TAKEN[chat][name]
+            if known.option:
+                changes[known.option] = float(value) if known.schema["type"] == "number" else int(value)
+        if "top_k" in given:
+            changes["top_k"] = max(0, int(given["top_k"]))
+        if changes.get("max_new_tokens") == 0:
+            changes["max_new_tokens"] = 1
+        if chat and given.get("logprobs"):
+            changes["logprobs"] = int(given.get("top_logprobs", 0))
+        elif not chat and "logprobs" in given:
+            changes |= {"logprobs": int(given["logprobs"]), "prompt_logprobs": bool(given.get("echo"))}
+        biases = {int(token): float(bias) for token, bias in given.get("logit_bias", {}).items()}
+        self._check_ids("logit_bias", biases)
+        if biases:
+            own = self._defaults.always.get("sequence_bias", ())
+            changes["sequence_bias"] = (*own, *(((token,), bias) for token, bias in biases.items()))
+        options = self._defaults.changed(**changes, stop=_stops(given.get("stop")))
+        return self._ending(options, given)
+
+    def _ending(self, options: GenerationOptions, given: Mapping[str, Any]) -> GenerationOptions:
+        """Return the options with the tokens that end a text."""
+        more = dict.fromkeys(map(int, given.get("stop_token_ids", ())))
+        self._check_ids("stop_token_ids", more)
+        if not more and not given.get("ignore_eos"):
+            return options
+        ends = {} if given.get("ignore_eos") else dict.fromkeys(options.eos_token_ids)
+        options = options if (ends | more) else replace(options, exponential_decay_length_penalty=None)
+        return replace(options, eos_token_ids=tuple(ends | more))
+
+    def _check_ids(self, name: str, ids: Mapping[int, Any] | list[int]) -> None:
+        for token in outside(tuple(ids), self._vocab_size)[:1]:
+            raise wrong(
+                name,
+                f"{name} has the token id {shown(token)}, and those of the model are from 0 to "
+                f"{self._vocab_size - 1}.",
+            )
+
+    def _prompts(self, prompt: Any) -> tuple[list[list[int]], list[str] | None]:
+        """The ids of each prompt, and the texts if that is what they came as."""
+        if prompt is None or prompt == []:
+            raise FieldError("The request has no prompt.", field="prompt", code="missing_required_parameter")
+        many = [prompt] if _is_ids(prompt) else prompt
+        if isinstance(many, list) and all(map(_is_ids, many)):
+            prompts = [list(map(int, ids)) for ids in many]
+            for ids in prompts:
+                self._check_ids("prompt", ids)
+            return prompts, None
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise wrong(
+                "prompt",
+                f"prompt is {shown(prompt)}, not a text, a list of token ids, or a list of either.",
+                code="invalid_type",
+            )
+        return [self._encoded(text, "prompt") for text in texts], texts
 
     def _chat_prompt(self, body: Mapping[str, Any]) -> list[int]:
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise DogeExportError("The request has no messages.")
-        text = self._tokenizer.apply_chat_template([_message(message) for message in messages])
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        messages = read_messages(body.get("messages"))
+        text = self._tokenizer.apply_chat_template(messages)
+        return self._encoded(text, "messages", add_special_tokens=False)
 
-
-def _message(message: Any) -> dict[str, Any]:
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise DogeExportError("A message is not an object with a role and a content.")
-    content = message.get("content")
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        texts = [part for part in parts if isinstance(part, str)]
-        if len(texts) < len(parts):
-            raise DogeExportError("A message has a part that is no text; the model reads text alone.")
-        content = "".join(texts)
-    if not isinstance(content, str):
-        raise DogeExportError("A message has no content.")
-    return {"role": message["role"], "content": content}
-
-
-def _taken(body: Mapping[str, Any], field: str, kind: type) -> Any:
-    value = body[field]
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    def _encoded(self, text: str, name: str, add_special_tokens: bool = True) -> list[int]:
         try:
-            return float(value)
-        except OverflowError:
-            raise DogeExportError(f"{field} is too large a number.") from None
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise DogeExportError(f"{field} is {value!r}, not {_TYPES[kind]}.")
-    return value
+            return self._tokenizer.encode(text, add_special_tokens)
+        except DogeExportError as error:
+            raise wrong(name, f"{name}: {error.message}", error.remedy) from None
 
 
-def _texts(value: Any, field: str) -> tuple[str, ...]:
-    texts = () if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) for text in texts):
-        raise DogeExportError(f"{field} is neither a text nor a list of texts.")
-    return tuple(texts)
+def _check_together(given: Mapping[str, Any]) -> None:
+    """See that no field speaks against another."""
+    if "max_tokens" in given and "max_completion_tokens" in given:
+        raise wrong(
+            "max_completion_tokens",
+            "max_completion_tokens and max_tokens are two names of one limit.",
+            "Give one of them.",
+        )
+    most = given.get("max_tokens", given.get("max_completion_tokens"))
+    if most is not None and given.get("min_tokens", 0) > most:
+        raise wrong("min_tokens", f"min_tokens is {given['min_tokens']}, and max_tokens is {most}.")
+    if given.get("top_logprobs") and not given.get("logprobs"):
+        raise wrong("top_logprobs", "top_logprobs needs logprobs.", "Set logprobs to true.")
+
+
+def _stops(stop: Any) -> tuple[str, ...]:
+    texts = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+    for text in texts:
+        if (size := len(text.encode("utf-8", "surrogatepass"))) > MAX_STOP_BYTES:
+            raise wrong("stop", f"stop has a text of {size:,} bytes, and {MAX_STOP_BYTES:,} are the most.")
+    return texts
 
 
 def _is_ids(value: Any) -> bool:
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(token, int) and not isinstance(token, bool) for token in value)
+        and all(
+            (isinstance(token, int) and not isinstance(token, bool))
+            or (isinstance(token, float) and token.is_integer())
+            for token in value
+        )
     )

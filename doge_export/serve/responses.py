@@ -5,19 +5,35 @@ __all__ = ["CompletionResponse", "failure", "models"]
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from doge_export.runtime import Completion, Event
+from doge_export.core.errors import DogeExportError
+from doge_export.runtime import Event
+from doge_export.serve.errors import FieldError
+from doge_export.serve.logprobs import ScoredTokens, of_chat, of_completion
 from doge_export.serve.requests import TextRequest
 
 _REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
+
+
+@dataclass
+class _Choice:
+    """One text as it grows, in pieces, of which a stream has sent the first `sent`."""
+
+    scored: ScoredTokens
+    texts: list[str] = field(default_factory=list)
+    made: int = 0
+    begun: bool = False
+    finish_reason: str | None = None
+    sent: int = 0
 
 
 class CompletionResponse:
     """The response to one request, built from its events."""
 
     def __init__(self, request: TextRequest, model: str) -> None:
-        self._request = request
+        self._request, self._tokenizer = request, request.served.tokenizer
         kind = "chat.completion" if request.chat else "text_completion"
         chunk = "chat.completion.chunk" if request.chat else kind
         prefix = "chatcmpl" if request.chat else "cmpl"
@@ -26,67 +42,103 @@ class CompletionResponse:
             "object": chunk if request.stream else kind,
             "created": int(time.time()),
             "model": model,
+            "system_fingerprint": request.served.fingerprint,
         }
-        self._completions = [Completion() for _ in request.prompts]
-        self._begun: set[int] = set()
+        self._choices = [_Choice(ScoredTokens(self._tokenizer)) for _ in request.prompts]
 
     def add(self, events: Sequence[Event]) -> list[dict[str, Any]]:
-        """Take the events in; returns the chunks that a stream sends for them, one a choice at most."""
-        pieces: dict[int, str] = {}
-        ended: dict[int, str] = {}
+        """Take the events in; returns the chunks that a stream sends for them: for a choice the role, if it
+        begins, and one with what is new of it at most."""
+        begun = {event.row: None for event in events if not self._choices[event.row].begun}
+        rows = dict.fromkeys(event.row for event in events)
         for event in events:
-            completion = self._completions[event.row]
-            completion.ids.append(event.token)
-            completion.text += event.text
-            pieces[event.row] = pieces.get(event.row, "") + event.text
-            if event.finish_reason is not None:
-                completion.finish_reason = event.finish_reason
-                ended[event.row] = _REASONS[event.finish_reason]
-        return [
-            self._head | {"choices": [self._chunk(row, piece, ended.get(row))]}
-            for row, piece in pieces.items()
-            if piece or row in ended
-        ]
+            self._take(event)
+        if not self._request.stream:
+            return []
+        roles = [self._chunk(row, {"role": "assistant", "content": ""}) for row in begun] * self._request.chat
+        return roles + [chunk for row in rows for chunk in self._rest(row)]
 
     def whole(self) -> dict[str, Any]:
         """Return everything at once, after the last event."""
-        choices = [
-            {
-                "index": index,
-                **(
-                    {"message": {"role": "assistant", "content": each.text}}
-                    if self._request.chat
-                    else {"text": each.text}
-                ),
-                "logprobs": None,
-                "finish_reason": _REASONS[each.finish_reason],
-            }
-            for index, each in enumerate(self._completions)
-        ]
+        choices = []
+        for index, each in enumerate(self._choices):
+            text = "".join(each.texts)
+            content = {"message": {"role": "assistant", "content": text}}
+            choices.append(
+                {
+                    "index": index,
+                    **(content if self._request.chat else {"text": text}),
+                    "logprobs": self._logprobs(each),
+                    "finish_reason": each.finish_reason,
+                }
+            )
         return self._head | {"choices": choices, "usage": self._usage()}
 
     def last(self) -> list[dict[str, Any]]:
         """Return the chunks that a stream sends after the last choice has ended."""
         return [self._head | {"choices": [], "usage": self._usage()}] if self._request.include_usage else []
 
-    def _chunk(self, row: int, piece: str, finish_reason: str | None) -> dict[str, Any]:
-        content: dict[str, Any] = {"text": piece}
-        if self._request.chat:
-            role = {} if row in self._begun else {"role": "assistant"}
-            content = {"delta": role | {"content": piece}}
-        self._begun.add(row)
-        return {"index": row, **content, "logprobs": None, "finish_reason": finish_reason}
+    def _take(self, event: Event) -> None:
+        choice, request = self._choices[event.row], self._request
+        if not choice.begun and request.echoes:
+            echo = request.echoes[event.row]
+            choice.texts.append(echo)
+            if event.prompt_logprobs is not None:
+                choice.scored.prompt(request.prompts[event.row], event.prompt_logprobs, echo)
+        choice.begun = True
+        if event.finish_reason is not None:
+            choice.finish_reason = "length" if request.hidden else _REASONS[event.finish_reason]
+        if request.hidden:
+            return
+        choice.made += 1
+        choice.texts.append(event.text)
+        if event.logprobs is not None:
+            choice.scored.add(event.token, event.logprobs)
+
+    def _rest(self, row: int) -> list[dict[str, Any]]:
+        """Return the chunk with what is new of a choice, if there is some, or if it has ended."""
+        choice = self._choices[row]
+        text, choice.sent = "".join(choice.texts[choice.sent :]), len(choice.texts)
+        if not text and choice.finish_reason is None:
+            return []
+        content: dict[str, Any] = {"content": text}
+        return [self._chunk(row, content, self._logprobs(choice), choice.finish_reason)]
+
+    def _chunk(
+        self,
+        row: int,
+        content: dict[str, Any],
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+    ) -> dict[str, Any]:
+        choice = {
+            "index": row,
+            **({"delta": content} if self._request.chat else {"text": content["content"]}),
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+        usage = {"usage": None} if self._request.include_usage else {}
+        return self._head | {"choices": [choice]} | usage
+
+    def _logprobs(self, choice: _Choice) -> dict[str, Any] | None:
+        """Return those of the tokens that were not sent yet."""
+        if not self._request.options.scored:
+            return None
+        shape = of_chat if self._request.chat else of_completion
+        return shape(choice.scored.take(), self._tokenizer)
 
     def _usage(self) -> dict[str, int]:
         prompt = self._request.prompt_tokens
-        new = sum(len(each.ids) for each in self._completions)
+        new = sum(each.made for each in self._choices)
         return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
 
-def failure(sentence: str, kind: str = "invalid_request_error") -> dict[str, Any]:
-    """An error's body. Half a character, which a request may hold, is shown by its number."""
-    shown = sentence.encode("utf-8", "backslashreplace").decode("utf-8")
-    return {"error": {"message": shown, "type": kind, "param": None, "code": None}}
+def failure(what: str | DogeExportError, kind: str = "invalid_request_error") -> dict[str, Any]:
+    """The body of an error, with the field of the request that it is in, where it is in one. Half a
+    character, which a request may hold, is shown by its number."""
+    sentence = str(what).encode("utf-8", "backslashreplace").decode("utf-8")
+    param, code = (what.field, what.code) if isinstance(what, FieldError) else (None, None)
+    return {"error": {"message": sentence, "type": kind, "param": param, "code": code}}
 
 
 def models(name: str, created: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from doge_export import __version__
 from doge_export.serve.openapi import description
 
 _NULL = {"type": "null"}
+_LARGEST = 2**63 - 1  # what a limit is that no reader asks for
 
 
 def page() -> str:
@@ -59,15 +60,17 @@ def _type(schema: Any) -> str:
     if "const" in schema or "enum" in schema:
         values = schema.get("enum", [schema.get("const")])
         return " or ".join(f"`{json.dumps(value)}`" for value in values)
-    if schema["type"] == "array":
+    if schema["type"] == "array" and "items" in schema:
         return f"list of {_type(schema['items'])}"
     if schema["type"] == "object" and "properties" in schema:
         return f"object with {', '.join(f'`{name}`' for name in schema['properties'])}"
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    return " or ".join(kind for kind in kinds if kind != "null") or "null"
+    words = ("list" if kind == "array" else kind for kind in kinds if kind != "null")
+    return " or ".join(words) or "null"
 
 
 def _limits(schema: Any) -> str:
     words = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most"}
-    found = [f"{text} {schema[key]}" for key, text in words.items() if key in schema]
+    said = {key: text for key, text in words.items() if schema.get(key, _LARGEST) < _LARGEST}
+    found = [f"{text} {schema[key]}" for key, text in said.items()]
     return ", ".join(found)

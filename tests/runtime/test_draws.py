@@ -17,7 +17,7 @@ def _drawn(draw):
     ids = st.integers(0, 256)
     return {
         "temperature": draw(st.sampled_from([0.0, 0.001, 0.5, 0.8, 1.0, 3.0, 1000.0])),
-        "top_k": draw(st.sampled_from([0, 0, 1, 5, 64, 200, 1000])),
+        "top_k": draw(st.sampled_from([0, 0, 1, 5, 64, 200, 1000, 10**30])),
         "top_p": draw(st.sampled_from([1.0, 1.0, 0.9, 0.5, 0.0])),
         "min_p": draw(st.sampled_from([0.0, 0.0, 0.05, 0.5, 1.0])),
         "repetition_penalty": draw(st.sampled_from([1.0, 1.0, 1.3, 0.6])),

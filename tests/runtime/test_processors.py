@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from doge_export.core.config import DogeConfig
+from doge_export.runtime import GenerationOptions
+from doge_export.runtime.draws import draws_of
 from doge_export.runtime.generation_config import GenerationDefaults
-from doge_export.runtime.processors import PROCESSORS
+from doge_export.runtime.processors import PROCESSORS, best_tokens_needed
 from doge_export.runtime.sampling import process
 from doge_export.runtime.settings import SETTINGS
 from tests.conftest import SMALL
@@ -104,8 +106,35 @@ CASES: dict[str, list[dict[str, Any]]] = {
 }  # fmt: skip
 
 
+#: Rows that transformers has not.
+OURS = {"frequency_penalty": 0.7, "presence_penalty": -1.2}
+
+
 def test_every_row_has_its_case() -> None:
-    assert list(CASES) == [row.name for row in PROCESSORS], "in transformers' order, too"
+    rows = [row.name for row in PROCESSORS]
+    assert list(CASES) == [name for name in rows if name not in OURS], "in transformers' order, too"
+    assert set(OURS) < set(rows)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+@pytest.mark.parametrize("prompt", [2, 5, len(SEEN)])
+@pytest.mark.parametrize("asked", [*({name: value} for name, value in OURS.items()), OURS], ids=str)
+def test_penalties_are_as_openai_defines_them(
+    asked: dict[str, float], prompt: int, temperature: float
+) -> None:
+    """mu[j] - c[j] * frequency - (c[j] > 0) * presence, where c counts what was made; before the
+    temperature."""
+    logits = np.random.default_rng(1).normal(0, 3, VOCAB).astype(np.float32)
+    expected = logits.astype(np.float64)
+    for token in range(VOCAB):
+        count = SEEN[prompt:].count(token)
+        expected[token] -= count * asked.get("frequency_penalty", 0)
+        expected[token] -= (count > 0) * asked.get("presence_penalty", 0)
+    options = GenerationOptions(temperature=temperature, **asked)  # type: ignore[arg-type]
+    found = process(logits, np.array(SEEN), options, prompt)
+    np.testing.assert_allclose(found, expected / (temperature or 1), rtol=1e-5, atol=1e-6)
+    assert found.dtype == np.float32
+    assert best_tokens_needed(options) is None and draws_of(options, 1, 1, 0, VOCAB) is None
 
 
 @pytest.mark.parametrize("name", CASES)

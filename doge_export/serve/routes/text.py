@@ -33,8 +33,6 @@ async def chat(request: Request, served: Served) -> Response:
 async def _respond(request: Request, served: Served, chat: bool) -> Response:
     async with served.bodies.json(request) as body:
         arrived = time.perf_counter()
-        if isinstance(body, dict):
-            served.check_model(body.get("model"))
         # In a thread: a long text takes its time to tokenize.
         wanted = await asyncio.to_thread(served.reader.read, body, chat)
     del body

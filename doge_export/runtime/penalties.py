@@ -1,0 +1,42 @@
+"""Penalties on tokens that a text has already, as functions of the scores of the next one."""
+
+__all__ = ["Scores", "frequency_penalty", "presence_penalty", "repetition_penalty"]
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+#: [vocab], of float32, or of a wider type where float32 is too narrow.
+Scores = npt.NDArray[np.floating[Any]]
+
+
+def repetition_penalty(
+    scores: Scores, seen: npt.NDArray[np.int64], penalty: float | np.floating[Any]
+) -> Scores:
+    """Make every token in `seen` less likely: positive scores are divided, negative ones multiplied.
+
+    A token counts once however often it was seen; the prompt counts too.
+    """
+    scores = scores.copy()
+    tokens = np.unique(seen)
+    tokens = tokens[tokens < scores.shape[-1]]
+    seen_scores, factor = scores[tokens], scores.dtype.type(penalty)
+    scores[tokens] = np.where(seen_scores < 0, seen_scores * factor, seen_scores / factor)
+    return scores
+
+
+def frequency_penalty(scores: Scores, made: npt.NDArray[np.int64], penalty: float) -> Scores:
+    """Take the penalty from the score of a token as many times as it is in `made`. The prompt does not count:
+    so OpenAI's API has it, and vLLM."""
+    scores = scores.copy()
+    tokens, counts = np.unique(made, return_counts=True)
+    scores[tokens] -= scores.dtype.type(penalty) * counts.astype(scores.dtype)
+    return scores
+
+
+def presence_penalty(scores: Scores, made: npt.NDArray[np.int64], penalty: float) -> Scores:
+    """Take the penalty once from the score of each token in `made`; the prompt does not count either."""
+    scores = scores.copy()
+    scores[np.unique(made)] -= scores.dtype.type(penalty)
+    return scores
