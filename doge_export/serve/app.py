@@ -7,13 +7,12 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from importlib import resources
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from doge_export import __version__
@@ -21,6 +20,7 @@ from doge_export.core.errors import DogeExportError, NoNumbersError
 from doge_export.core.json_file import parse_json
 from doge_export.runtime import Event
 from doge_export.serve.openapi import description
+from doge_export.serve.page import page_routes
 from doge_export.serve.requests import RequestReader, TextRequest
 from doge_export.serve.responses import CompletionResponse, failure, models
 from doge_export.serve.service import Busy, Ended, GenerationTask, TextService
@@ -33,7 +33,6 @@ _CLIENT_LEFT = 499  # nobody reads it
 def build_app(service: TextService, reader: RequestReader) -> Starlette:
     """The ASGI application for one bundle."""
     started = int(time.time())
-    page = (resources.files("doge_export.serve") / "page.html").read_text(encoding="utf-8")
 
     def route(chat: bool) -> Callable[[Request], Awaitable[Response]]:
         async def respond(request: Request) -> Response:
@@ -51,12 +50,9 @@ def build_app(service: TextService, reader: RequestReader) -> Starlette:
     async def described(request: Request) -> Response:
         return JSONResponse(description(__version__))
 
-    async def front(request: Request) -> Response:
-        return HTMLResponse(page)
-
     return Starlette(
         routes=[
-            Route("/", front),
+            *page_routes(),
             Route("/health", health),
             Route("/openapi.json", described),
             Route("/v1/models", listed),
