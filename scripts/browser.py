@@ -169,18 +169,20 @@ class Page:
         return str(self.value(f"document.querySelector({json.dumps(selector)}).innerText"))
 
     def click(self, selector: str) -> None:
-        """Press the mouse in the middle of the first such element, which has to be what is drawn there."""
-        middle = self.wait(f"""(() => {{
-            const found = document.querySelector({json.dumps(selector)});
-            if (!found) return null;
-            found.scrollIntoView({{block: "nearest"}});
-            const box = found.getBoundingClientRect();
-            const x = box.x + box.width / 2, y = box.y + box.height / 2;
-            const top = document.elementFromPoint(x, y);
-            return top && (found.contains(top) || top.contains(found)) ? [x, y] : null;
-        }})()""")
-        place = {"x": middle[0], "y": middle[1]}
-        self.send("Input.dispatchMouseEvent", type="mouseMoved", **place)
+        """Press the mouse in the middle of the first such element, which has to be what is drawn there; it
+        may show only when the mouse is on what it is in."""
+        for expression in ("found.parentElement", "found"):
+            middle = self.wait(f"""(() => {{
+                const found = document.querySelector({json.dumps(selector)});
+                if (!found) return null;
+                const place = {expression};
+                place.scrollIntoView({{block: "nearest"}});
+                const box = place.getBoundingClientRect();
+                const x = box.x + box.width / 2, y = box.y + box.height / 2;
+                return place !== found || found.contains(document.elementFromPoint(x, y)) ? [x, y] : null;
+            }})()""")
+            place = {"x": middle[0], "y": middle[1]}
+            self.send("Input.dispatchMouseEvent", type="mouseMoved", **place)
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
 
@@ -202,7 +204,9 @@ class Page:
         self.send("Input.dispatchKeyEvent", type="keyDown", modifiers=held, **code, **more)
         self.send("Input.dispatchKeyEvent", type="keyUp", modifiers=held, **code)
 
-    def look(self, width: int, height: int, dark: bool = False, scale: float = 1, phone: bool = False) -> None:
+    def look(
+        self, width: int, height: int, dark: bool = False, scale: float = 1, phone: bool = False
+    ) -> None:
         """Be a window of this size, for somebody who prefers light or dark."""
         self.send(
             "Emulation.setDeviceMetricsOverride",
@@ -221,7 +225,7 @@ class Page:
 def browsing(program: Path) -> Generator[Page]:
     """A page of a browser that knows nothing of earlier ones."""
     commands, answers = os.pipe(), os.pipe()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, open(os.devnull, "w") as nothing:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = ["--headless", "--remote-debugging-pipe", f"--user-data-dir={profile}", "--disable-gpu"]
         options += [_MOUSE, "--hide-scrollbars", "--no-first-run", "--disable-dev-shm-usage"]
         options += ["--no-sandbox"] if os.geteuid() == 0 else []
@@ -229,8 +233,8 @@ def browsing(program: Path) -> Generator[Page]:
             [sys.executable, "-c", _BECOME, str(commands[0]), str(answers[1]), str(program), *options],
             pass_fds=(commands[0], answers[1]),
             env=_environment(program),
-            stdout=nothing,
-            stderr=nothing,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         os.close(commands[0])
         os.close(answers[1])

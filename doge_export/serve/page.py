@@ -1,4 +1,4 @@
-"""The page at `/`: its files, as they lie in `static`, each with the policy that a browser holds the page to."""
+"""The page at `/`: its files, as they lie in `static`, each with the policy that a browser holds it to."""
 
 __all__ = ["page_routes"]
 

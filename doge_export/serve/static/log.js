@@ -71,9 +71,11 @@ export class Log {
     if (place.dataset.shown === (turn.error ?? "")) return;
     place.dataset.shown = turn.error ?? "";
     place.hidden = !turn.error;
-    place.replaceChildren(make("span", { role: "alert" }, turn.error ?? ""));
+    place.replaceChildren();
+    if (!turn.error) return;
     const again = () => this.actions.regenerate(turn);
-    if (turn.error) place.append(make("button", { type: "button", onclick: again }, "Try again"));
+    place.append(make("span", { role: "alert" }, turn.error));
+    place.append(make("button", { type: "button", onclick: again }, "Try again"));
   }
 
   #fillTools(place, entry, turn, running) {
