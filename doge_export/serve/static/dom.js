@@ -4,14 +4,14 @@ const SVG = "http://www.w3.org/2000/svg";
 
 export const by = id => document.getElementById(id);
 
-/** A new element with these properties, which holds these nodes and texts. */
+/** A new element with these properties, which holds these nodes and texts, or lists of them. */
 export function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (name.includes("-") || name === "role") element.setAttribute(name, value);
     else element[name] = value;
   }
-  element.append(...children);
+  for (const child of children.flat()) element.append(child); // there may be more than a call has room for
   return element;
 }
 

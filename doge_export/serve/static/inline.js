@@ -81,7 +81,7 @@ class Reader {
     const end = kinds && this.opens(run) ? this.closing(run, start) : -1;
     if (end < 0) return this.take(run, start);
     const inner = inline(this.text.slice(start, end), this.depth + 1, this.linked);
-    const built = kinds.reduceRight((nodes, kind) => [make(kind, {}, ...nodes)], inner);
+    const built = kinds.reduceRight((nodes, kind) => [make(kind, {}, nodes)], inner);
     return this.put(built[0], end + run.length);
   }
 
@@ -149,7 +149,7 @@ class Reader {
 }
 
 function anchor(url, nodes) {
-  return make("a", { href: url, target: "_blank", rel: "noopener noreferrer" }, ...nodes);
+  return make("a", { href: url, target: "_blank", rel: "noopener noreferrer" }, nodes);
 }
 
 /** The address in full if a click on it can only open a page or a letter; else null. */

@@ -77,7 +77,7 @@ const TITLE = {
     const end = text.length - /#*$/.exec(text.slice(-9))[0].length;
     if (end === 0 || text[end - 1] === " ") text = text.slice(0, end).trimEnd();
     const level = Math.min(marks.length + 2, 6); // the page's own are h1 and h2
-    return [at + 1, () => make(`h${level}`, { className: `h${marks.length}` }, ...inline(text))];
+    return [at + 1, () => make(`h${level}`, { className: `h${marks.length}` }, inline(text))];
   },
 };
 
@@ -92,7 +92,7 @@ const QUOTED = {
     let end = at;
     while (end < lines.length && QUOTE.test(lines[end])) end++;
     const inner = lines.slice(at, end).map(line => line.replace(QUOTE, ""));
-    return [end, () => make("blockquote", {}, ...build(inner, depth + 1))];
+    return [end, () => make("blockquote", {}, build(inner, depth + 1))];
   },
 };
 
@@ -123,7 +123,7 @@ const LIST = {
     }
     while (!lines[end - 1].trim()) end--;
     return [end, () => {
-      const list = make(ordered ? "ol" : "ul", {}, ...items.map(each => itemOf(each, loose, depth)));
+      const list = make(ordered ? "ol" : "ul", {}, items.map(each => itemOf(each, loose, depth)));
       if (ordered) list.start = parseInt(first, 10);
       return list;
     }];
@@ -135,7 +135,7 @@ function itemOf(lines, loose, depth) {
     const element = block.build();
     return block.paragraph && !loose ? [...element.childNodes] : [element];
   });
-  return make("li", {}, ...parts);
+  return make("li", {}, parts);
 }
 
 const TABLE = {
@@ -153,14 +153,14 @@ const TABLE = {
     });
     const row = (kind, line) => {
       const found = cells(line);
-      return make("tr", {}, ...sides.map((side, column) =>
-        make(kind, { className: side }, ...inline(found[column] ?? ""))));
+      return make("tr", {}, sides.map((side, column) =>
+        make(kind, { className: side }, inline(found[column] ?? ""))));
     };
     return [end, () => make("div", { className: "table", tabIndex: 0 }, make(
       "table",
       {},
       make("thead", {}, row("th", lines[at])),
-      make("tbody", {}, ...lines.slice(at + 2, end).map(line => row("td", line))),
+      make("tbody", {}, lines.slice(at + 2, end).map(line => row("td", line))),
     ))];
   },
 };
@@ -188,7 +188,7 @@ const PARAGRAPH = {
     let end = at + 1;
     while (end < lines.length && lines[end].trim() && !starts(lines, end)) end++;
     const text = lines.slice(at, end).map(line => line.trim()).join("\n");
-    return [end, () => make("p", {}, ...inline(text))];
+    return [end, () => make("p", {}, inline(text))];
   },
 };
 
