@@ -18,6 +18,7 @@ from doge_export.serve.bugs import Bugs
 from doge_export.serve.failures import HANDLERS
 from doge_export.serve.limits import Limits
 from doge_export.serve.meters import Meters
+from doge_export.serve.page import page_routes
 from doge_export.serve.paths import Paths
 from doge_export.serve.requests import RequestReader
 from doge_export.serve.routes import ROUTES, Row
@@ -37,6 +38,7 @@ def build_app(
     meters = Meters(reader.name, __version__, lambda: snapshot(service))
     served = Served(service, reader, limits, Bodies(limits), meters, int(time.time()))
     routes = [Route(row.path, _bound(row, served), methods=[row.method]) for row in ROUTES]
+    routes += page_routes()
     before = [Middleware(Paths, routes=routes, meters=meters), Middleware(Bugs)]
     if origins:
         before.append(cors(origins))
