@@ -18,7 +18,7 @@ WORKERS := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 # Where this is set, every process compiles what it imports anew: 12 s for torch and transformers, hundreds of times.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup plugins export test test-gpu docs docs-serve ctest sanitize sanitize-kernels sanitize-threads sanitize-library check-abi test-arm lint format bench fixtures clean
+.PHONY: help setup plugins export test test-gpu docs docs-serve ctest sanitize sanitize-kernels sanitize-threads sanitize-library check-abi test-arm browser lint format bench fixtures clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -47,7 +47,7 @@ export: $(STAMP) ## Export the trained fixture, validate it and let it write a f
 
 # What compiles goes on while pip fetches and mypy thinks; pytest has the machine to itself.
 test: ## Lint, check types and layers, and run the tests
-	$(MAKE) --jobs=$(JOBS) --output-sync=target lint ctest sanitize-kernels check-abi test-arm
+	$(MAKE) --jobs=$(JOBS) --output-sync=target lint ctest sanitize-kernels check-abi test-arm browser
 	$(MAKE) sanitize-library
 	$(BIN)/python -m pytest $(WORKERS)
 
@@ -103,6 +103,9 @@ sanitize-library: $(STAMP) # after sanitize-kernels
 
 check-abi: ## Hold our copy of ONNX Runtime's ABI to the real header, where npm can fetch it
 	$(PYTHON) scripts/check_ort_abi.py || test $$? -eq 77
+
+browser: ## Fetch a Chromium into build/browser for the tests of the server's page, where none is installed
+	$(PYTHON) scripts/browser.py || test $$? -eq 77
 
 lint: $(STAMP) ## Ruff, mypy and the import contracts
 	$(BIN)/ruff check .

@@ -108,6 +108,9 @@ def test_no_extra_is_there(environment: Path, folder: Path) -> None:
         **outside(environment, folder),
     ).splitlines()
     assert listed[0].startswith(str(environment.parent))
+    page = Path("serve", "static")  # no module, so nothing but the wheel's list brings it along
+    installed, here = Path(listed[0]).parent / page, ROOT / "doge_export" / page
+    assert sorted(each.name for each in installed.iterdir()) == sorted(each.name for each in here.iterdir())
     names = {each.lower().replace("_", "-") for each in listed[1:]}
     base = {Requirement(each).name.lower().replace("_", "-") for each in project["dependencies"]}
     assert base < names

@@ -53,6 +53,7 @@ class ScoredTokens(AllLogits):
         at, end = 0, input_ids.shape[1]
         for logits in self.calls(input_ids, real, position_ids):
             for place in range(at, min(at + logits.shape[1], end - 1)):
+                self._read(0)  # nothing new; but who is told may end it here, and a prompt can be long
                 for row in np.flatnonzero(real[:, place]):
                     here = logits[row, place - at]
                     if not self._options.remove_invalid_values:

@@ -16,6 +16,7 @@ from doge_export.core.errors import DogeExportError
 from doge_export.serve.responses import failure
 
 _OPEN = frozenset({"/", "/health"})
+_OPEN_FOLDER = "/static/"  # the page's files
 _REFUSED = "The API key is missing or wrong. Send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`."
 
 
@@ -27,7 +28,7 @@ class Keys:
         self._app, self._keys = app, [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _OPEN or self._fits(Headers(scope=scope)):
+        if scope["type"] != "http" or _is_open(scope["path"]) or self._fits(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
         response = JSONResponse(failure(_REFUSED), 401, headers={"WWW-Authenticate": "Bearer"})
@@ -40,6 +41,10 @@ class Keys:
         # Every pair is compared: the time that it takes must not say which keys come near.
         fits = [hmac.compare_digest(each.encode(), key) for each in given for key in self._keys]
         return any(fits)
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN or path.startswith(_OPEN_FOLDER)
 
 
 def check_keys(keys: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from doge_export.serve.bugs import Bugs
 from doge_export.serve.failures import HANDLERS
 from doge_export.serve.limits import Limits
 from doge_export.serve.meters import Meters
+from doge_export.serve.page import page_routes
 from doge_export.serve.paths import Paths
 from doge_export.serve.requests import RequestReader
 from doge_export.serve.routes import ROUTES, Row
@@ -38,6 +39,7 @@ def build_app(
     served = Served(service, reader, limits, Bodies(limits), meters, int(time.time()))
     paths = dict.fromkeys(row.path for row in ROUTES)
     routes = [_route([row for row in ROUTES if row.path == path], served) for path in paths]
+    routes += page_routes()
     before = [Middleware(Paths, routes=routes, meters=meters), Middleware(Bugs)]
     if origins:
         before.append(cors(origins))

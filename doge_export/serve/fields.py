@@ -120,7 +120,7 @@ FIELDS: Mapping[str, Field] = {
     ),
     "logit_bias": _field(
         "object",
-        "Token id -> what is added to its logit.",
+        "Token id -> what is added to its logit, from -100 to 100.",
         propertyNames={"pattern": "^(0|[1-9][0-9]{0,17})$", "description": "a token id"},
         additionalProperties={"type": "number", "minimum": -100, "maximum": 100},
     ),

@@ -66,6 +66,24 @@ def test_they_are_transformers(
             )
 
 
+def test_a_long_prompt_can_be_given_up_while_it_is_scored(exported: Any) -> None:
+    class Left(Exception):
+        pass
+
+    told: list[int] = []
+
+    def leave(tokens: int) -> None:
+        told.append(tokens)
+        if len(told) == 3:
+            raise Left
+
+    session = Session.open(exported()[1], threads=1)
+    options = GenerationOptions(max_new_tokens=2, logprobs=0, prompt_logprobs=True)
+    with pytest.raises(Left):
+        next(stream(session, [list(range(3, 11))], options, on_prompt=leave))
+    assert told == [0, 0, 0]
+
+
 def test_without_being_asked_for_there_are_none(exported: Any) -> None:
     session = Session.open(exported()[1], threads=1)
     events = _events(session, 0, GenerationOptions(max_new_tokens=3))

@@ -35,6 +35,9 @@ def _options(tmp_path, generation, **changes):
         {"max_new_tokens": 0},
         {"seed": -1},
         {"stop": ("",)},
+        {"frequency_penalty": float("nan")},
+        {"presence_penalty": float("inf")},
+        {"logprobs": -1},
     ],
     ids=str,
 )

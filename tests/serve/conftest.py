@@ -1,9 +1,10 @@
-"""A toy that is served for several files of tests."""
+"""A toy that is served for several files of tests, and a browser for those of the page."""
 
 from collections.abc import Generator
 
 import pytest
 
+from browser import Page, browsing, found
 from doge_export.core.bundle import Bundle
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.serve.requests import RequestReader
@@ -33,3 +34,12 @@ def reader(scripted: Bundle) -> RequestReader:
 def server(scripted: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
     with serving(scripted.path, tmp_path_factory.mktemp("log") / "log") as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Generator[Page]:
+    program = found()
+    if program is None:
+        pytest.skip("there is no Chromium; scripts/browser.py fetches one")
+    with browsing(program) as page:
+        yield page

@@ -237,6 +237,26 @@ def test_logprobs_of_a_completion(
         assert parts == getattr(found, name)
 
 
+def test_a_stop_text_is_held_back_and_its_tokens_have_logprobs(
+    client: openai.OpenAI, tokenizer: Tokenizer
+) -> None:
+    """Whole and streamed the same: of every token that was made, whether its text shows or not."""
+    ids = tokenizer.encode(PROMPT)
+    new = twin(ids)
+    at = next(at for at in range(3, COUNT) if tokenizer.pieces[new[at]].isalpha())
+    stop = tokenizer.pieces[new[at]].decode()
+    made = next(at for at in range(COUNT) if stop in tokenizer.decode(new[: at + 1])) + 1
+    given: Any = {"model": "toy", "prompt": PROMPT, "max_tokens": COUNT, "logprobs": 1, "stop": [stop, "zz"]}
+    (choice,) = client.completions.create(**given).choices
+    text = tokenizer.decode(new[:made])
+    assert (choice.text, choice.finish_reason) == (text[: text.index(stop)], "stop")
+    assert choice.logprobs and choice.logprobs.tokens == [spelled(tokenizer, each) for each in new[:made]]
+    chunks = [chunk.choices[0] for chunk in client.completions.create(**given, stream=True)]
+    assert "".join(chunk.text for chunk in chunks) == choice.text
+    parts = [token for chunk in chunks if chunk.logprobs for token in chunk.logprobs.tokens or ()]
+    assert parts == choice.logprobs.tokens
+
+
 def test_logprobs_of_a_chat(client: openai.OpenAI, tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("<bos>[user] the cat\n[assistant] ", add_special_tokens=False)
     given: Any = {"model": "toy", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": COUNT}

@@ -39,5 +39,4 @@ ROUTES: Sequence[Row] = (
     Row("GET", "/metrics", watching.metrics),
     Row("GET", "/slots", watching.slots),
     Row("GET", "/openapi.json", about.described),
-    Row("GET", "/", about.page),
 )

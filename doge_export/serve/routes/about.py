@@ -1,12 +1,9 @@
-"""What is served: the model's name, the description of the routes, and a page to try them."""
+"""What is served: the model's name and the description of the routes."""
 
-__all__ = ["described", "model", "models", "page"]
-
-from functools import cache
-from importlib import resources
+__all__ = ["described", "model", "models"]
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from doge_export import __version__
 from doge_export.serve import responses
@@ -29,13 +26,3 @@ async def model(request: Request, served: Served) -> Response:
 async def described(request: Request, served: Served) -> Response:
     """GET /openapi.json."""
     return JSONResponse(description(__version__))
-
-
-async def page(request: Request, served: Served) -> Response:
-    """GET /."""
-    return HTMLResponse(_page())
-
-
-@cache
-def _page() -> str:
-    return (resources.files("doge_export.serve") / "page.html").read_text(encoding="utf-8")
