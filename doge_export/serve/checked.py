@@ -17,9 +17,11 @@ from dataclasses import replace
 from typing import Any
 
 from doge_export.core.errors import DogeExportError
+from doge_export.serve.errors import FieldError
 from doge_export.serve.fields import LARGEST
 from doge_export.serve.requests import RequestReader, TextRequest
 from doge_export.serve.tools import ToolUse
+from doge_export.serve.values import unknown, wrong
 
 #: Field -> the values of it that ask for nothing.
 Off = Mapping[str, tuple[Any, ...]]
@@ -41,9 +43,11 @@ def check_fields(body: Any, known: Collection[str], off: Off) -> Mapping[str, An
         if field in known:
             continue
         if field not in off:
-            raise DogeExportError(f"{field[:_SHOWN]} is no field that is known here.", "Leave it out.")
+            raise unknown(field, (*known, *off))
         if value is not None and not any(value == each and type(value) is type(each) for each in off[field]):
-            raise DogeExportError(f"{field} is not supported.", "Leave it out.")
+            raise FieldError(
+                f"{field} is not supported.", "Leave it out.", field=field, code="unsupported_parameter"
+            )
     return body
 
 
@@ -55,7 +59,7 @@ def text_of(body: Mapping[str, Any], field: str) -> str | None:
     """
     value = body.get(field)
     if value is not None and not isinstance(value, str):
-        raise DogeExportError(f"{field} is {_shown(value)}, not a text.")
+        raise wrong(field, f"{field} is {_shown(value)}, not a text.")
     return value
 
 
@@ -67,7 +71,7 @@ def flag_of(body: Mapping[str, Any], field: str, default: bool = False) -> bool:
     """
     value = body.get(field)
     if value is not None and not isinstance(value, bool):
-        raise DogeExportError(f"{field} is {_shown(value)}, not true or false.")
+        raise wrong(field, f"{field} is {_shown(value)}, not true or false.")
     return default if value is None else value
 
 
@@ -79,7 +83,7 @@ def limit_of(body: Mapping[str, Any], field: str) -> int | None:
     """
     value = body.get(field)
     if value is not None and (type(value) is not int or not 1 <= value <= LARGEST):
-        raise DogeExportError(f"{field} is {_shown(value)}, not a whole number from 1 to {LARGEST}.")
+        raise wrong(field, f"{field} is {_shown(value)}, not a whole number from 1 to {LARGEST}.")
     return value
 
 
@@ -91,7 +95,7 @@ def list_of(body: Mapping[str, Any], field: str) -> Sequence[Any]:
     """
     value = body.get(field)
     if value is not None and not isinstance(value, list):
-        raise DogeExportError(f"{field} is {_shown(value)}, not a list.")
+        raise wrong(field, f"{field} is {_shown(value)}, not a list.")
     return value or []
 
 
@@ -102,7 +106,7 @@ def name_of(value: Any, where: str) -> str:
         DogeExportError: it is not, or it is something else.
     """
     if not isinstance(value, str):
-        raise DogeExportError(f"{where} is {'missing' if value is None else f'{_shown(value)}, not a text'}.")
+        raise wrong(where, f"{where} is {'missing' if value is None else f'{_shown(value)}, not a text'}.")
     return value
 
 

@@ -190,7 +190,7 @@ def _with(*blocks: Any, role: str = "user") -> dict[str, Any]:
 LEAST: dict[str, Any] = {"max_tokens": 9, "messages": [USER]}
 WRONG: list[tuple[Any, str]] = [
     (3, "not a JSON object"),
-    (LEAST | {"stop": "a"}, "stop is no field that is known here"),
+    (LEAST | {"stop": "a"}, "There is no field stop. "),
     (LEAST | {"thinking": {"type": "enabled", "budget_tokens": 9}}, "thinking is not supported"),
     ({"messages": [USER]}, "no max_tokens"),
     (LEAST | {"max_tokens": 0}, "max_tokens is 0"),
