@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import resource
+import signal
 import socket
 import time
 from pathlib import Path
@@ -272,3 +273,18 @@ def test_no_descriptor_is_left(toy: Bundle, tmp_path: Path) -> None:
             each.close()
         log = running.log.read_text()
         assert log.count("New connections wait") == 1 and "Traceback" not in log
+
+
+def test_an_unfinished_body_does_not_keep_the_server_from_ending(toy: Bundle, tmp_path: Path) -> None:
+    with serving(toy.path, tmp_path / "log") as running:
+        connection = running.connect()
+        connection.putrequest("POST", "/v1/completions")
+        connection.putheader("Content-Length", "100")
+        connection.endheaders()
+        assert running.request("GET", "/health")[0] == 200
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)  # two at once are one
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(timeout=20) == 0, "a body has 30 seconds"
+        connection.close()
+        assert "Traceback" not in running.log.read_text()
