@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 _BACKLOG = 128
 _RESERVED = 64  # descriptors for everything else: the model's files, the log
 _FEWEST = 16
+_LINGERING = 2  # seconds
 _SAID_AGAIN = 60  # seconds
 
 
@@ -37,12 +38,14 @@ class _Connection(H11Protocol):
 
     _phase: tuple[str, int] = ("", 0)
     _timer: asyncio.TimerHandle | None = None
+    _ended = False
     _writing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.most:
             self._end(503, "Too many connections are open already. Try again in a moment.")
+            self.transport.close()  # they are what there are too many of
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -52,6 +55,8 @@ class _Connection(H11Protocol):
                 timer.cancel()
 
     def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
         super().data_received(data)
         self._watch()
 
@@ -87,7 +92,13 @@ class _Connection(H11Protocol):
         ]
         for event in (h11.Response(status_code=status, headers=headers), h11.Data(body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        if self.cycle is not None:  # whoever waits for the rest of its body need not wait any more
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        # What still comes is thrown away for a moment: closing a connection with bytes unread takes back what
+        # was written to it.
+        self._ended = True
+        self.transport.write_eof()
 
     def _watch(self) -> None:
         """Start the timer of what the client has to do next, if it is not the one that runs."""
@@ -104,6 +115,8 @@ class _Connection(H11Protocol):
         """What the connection waits for, with a number that tells one time from the next, and for how
         long."""
         limits, number = self.limits, 0 if self.cycle is None else id(self.cycle)
+        if self._ended:
+            return ("end", number), _LINGERING
         if self.transport.is_closing():
             return ("close", number), limits.write_seconds  # for what is written to be read
         if self.cycle is not None and not self.cycle.response_complete:

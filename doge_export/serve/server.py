@@ -15,6 +15,7 @@ from doge_export.runtime import Session
 
 _MISSING = "It needs starlette, uvicorn and prometheus-client: pip install 'doge-export[serve]'."
 _PATIENCE = 5  # seconds that responses under way have to end
+_LAST_WORDS = 2  # and then to say that they could not
 
 
 class Server:
@@ -121,6 +122,9 @@ class Server:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._hurry.wait(), _PATIENCE)
                 service.cancel()
+                await asyncio.sleep(_LAST_WORDS)
+                for connection in list(self.server_state.connections):  # of clients that do not send or read
+                    connection.transport.abort()
 
         service = TextService(self._session, self._tokenizer, self._parallel)
         reader = RequestReader(self._bundle, self._tokenizer, self._name)

@@ -8,6 +8,7 @@ import collections
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import Event, Session, Statistics, stream
@@ -69,15 +70,15 @@ class TextService:
         self._work.set()
         return task
 
-    def snapshot(self) -> dict[str, float]:
-        """Return what there is now: texts that are made and that wait, and what their caches take."""
+    def snapshot(self) -> dict[str, Any]:
+        """Return what there is now: requests that run and that wait, the slots for their texts, and bytes and
+        uses of the caches. From any thread; the figures may be of moments apart."""
         scheduler, pool = self._scheduler, self._scheduler.pool
-        use = scheduler.prefixes.use
+        rows, use = scheduler.rows, scheduler.prefixes.use
         return {
-            "running": scheduler.running,
-            "waiting": scheduler.waiting + len(self._new),
-            "slots": 0 if pool is None else pool.slots,
-            "max_slots": scheduler.max_rows,
+            "running": (running := scheduler.running),
+            "waiting": max(0, len(self._tasks) - running),
+            "slots": [{"id": slot, "is_processing": slot < rows} for slot in range(scheduler.max_rows)],
             "pool_bytes": 0 if pool is None else pool.bytes,
             "prefix_bytes": scheduler.prefixes.bytes,
             "prefix_lookups": use.lookups,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import uvicorn
 
 from doge_export.core.bundle import Bundle
@@ -24,24 +25,14 @@ from doge_export.serve.requests import RequestReader
 
 
 class Known(TextService):
-    """A service that says what it does, with one slot a thread."""
-
-    def snapshot(self) -> dict[str, Any]:
-        slots = self._threads._max_workers
-        running = min(len(self._tasks), slots)
-        each = [{"id": number, "is_processing": number < running} for number in range(slots)]
-        return {"running": running, "waiting": len(self._tasks) - running, "slots": each}
+    """A service that can be held."""
 
     @contextlib.contextmanager
     def held(self) -> Generator[None]:
         """Nothing is generated within the block."""
-        release = threading.Event()
-        for _ in range(self._threads._max_workers):
-            self._threads.submit(release.wait)
-        try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self._scheduler, "step", lambda: time.sleep(0.01))
             yield
-        finally:
-            release.set()
 
 
 @dataclass

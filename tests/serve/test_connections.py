@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import resource
+import signal
 import socket
 import time
 from pathlib import Path
@@ -167,17 +168,17 @@ def test_what_is_no_http(toy: Bundle) -> None:
             (b"nonsense\r\n\r\n", 400),
             (b"GET /health HTTP/1.1\r\n\r\n", 400),  # without Host
             (b"GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", 400),
-            (b"GET /health HTTP/1.1\r\nA: " + b"x" * (70 << 10), 431),
+            (b"GET /health HTTP/1.1\r\nA: " + b"x" * (1 << 20), 431),
             (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400),  # TLS
             (garbled, 400),
         ):
-            found, said = answer(opened := served.raw(sent))
-            assert (found, "This is no HTTP request" in said["error"]["message"]) == (status, True), sent[:40]
-            opened.close()
-        pipelined = served.raw(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\nnonsense\r\n\r\n")
-        assert answer(pipelined) == (200, {"status": "ok"})
-        assert answer(pipelined)[0] == 400
-        pipelined.close()
+            with contextlib.closing(served.raw(sent)) as opened:
+                found, said = answer(opened)
+                assert (found, "This is no HTTP request" in said["error"]["message"]) == (status, True)
+                opened.sendall(b"more")
+                assert opened.recv(1) == b""
+        both = rest(served.raw(GET + b"nonsense\r\n\r\n"))
+        assert both.startswith(b"HTTP/1.1 200") and b"HTTP/1.1 400" in both and b"no HTTP request" in both
 
 
 def test_what_is_no_http_after_the_response(toy: Bundle, caplog: pytest.LogCaptureFixture) -> None:
@@ -272,3 +273,18 @@ def test_no_descriptor_is_left(toy: Bundle, tmp_path: Path) -> None:
             each.close()
         log = running.log.read_text()
         assert log.count("New connections wait") == 1 and "Traceback" not in log
+
+
+def test_an_unfinished_body_does_not_keep_the_server_from_ending(toy: Bundle, tmp_path: Path) -> None:
+    with serving(toy.path, tmp_path / "log") as running:
+        connection = running.connect()
+        connection.putrequest("POST", "/v1/completions")
+        connection.putheader("Content-Length", "100")
+        connection.endheaders()
+        assert running.request("GET", "/health")[0] == 200
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)  # two at once are one
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(timeout=20) == 0, "a body has 30 seconds"
+        connection.close()
+        assert "Traceback" not in running.log.read_text()

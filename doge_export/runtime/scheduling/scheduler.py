@@ -55,18 +55,19 @@ class Scheduler:
 
     @property
     def running(self) -> int:
-        """Rows that are in the pool, and jobs that are not for it."""
-        return len(self._rows) + len(self._unpooled)
+        """Jobs that have a row in the pool, or are not for it and take their turns."""
+        return len({id(row.job) for row in self._rows}) + min(len(self._unpooled), self._max_rows)
+
+    @property
+    def rows(self) -> int:
+        """Texts that are being made."""
+        unpooled = self._unpooled[: self._max_rows]
+        return min(len(self._rows) + sum(each.job.left for each in unpooled), self._max_rows)
 
     @property
     def max_rows(self) -> int:
         """The most rows that are in the pool at once."""
         return self._max_rows
-
-    @property
-    def waiting(self) -> int:
-        """Rows that wait for a place in the pool."""
-        return len(self._waiting)
 
     @property
     def pool(self) -> SlotPool | None:
