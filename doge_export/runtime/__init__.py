@@ -6,13 +6,17 @@ __all__ = [
     "Generation",
     "GenerationDefaults",
     "GenerationOptions",
+    "RuleTokenizer",
+    "Rules",
     "Session",
     "Statistics",
+    "compile_constraint",
     "generate",
     "open_folder",
     "stream",
 ]
 
+from doge_export.runtime.constraints import Rules, RuleTokenizer, compile_constraint
 from doge_export.runtime.generation import Completion, Event, Generation, Statistics, generate, stream
 from doge_export.runtime.generation_config import GenerationDefaults
 from doge_export.runtime.opening import open_folder

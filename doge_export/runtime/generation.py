@@ -13,6 +13,7 @@ import numpy.typing as npt
 from doge_export.core.errors import DogeExportError
 from doge_export.core.token_ids import outside
 from doge_export.core.tokenizer import Tokenizer
+from doge_export.runtime.constraints import Constraint
 from doge_export.runtime.neighbours import rows_are_independent
 from doge_export.runtime.options import GenerationOptions
 from doge_export.runtime.positions import say_long
@@ -27,7 +28,8 @@ _MAX_NEW_TOKENS = 100
 class Event:
     """One new token of one row, the text that became certain with it, and why the row ends, if it does.
 
-    `finish_reason`: "eos", "stop" (a stop string) or "length", which is the end of `max_time` too.
+    `finish_reason`: "eos", "stop" (a stop string, or the text's rules allow no more) or "length", which is
+    the end of `max_time` too.
     """
 
     row: int
@@ -84,16 +86,17 @@ def generate(
     tokenizer: Tokenizer | None = None,
     on_text: Callable[[int, str], None] | None = None,
     on_prompt: Callable[[int], None] | None = None,
+    constraints: Sequence[Constraint | None] | None = None,
 ) -> Generation:
     """Continue every prompt; `on_text` gets the row and each new piece of its text as it comes, `on_prompt`
-    how many tokens of a long prompt were read, as they are.
+    how many tokens of a long prompt were read, as they are. `constraints`: see `stream`.
 
     Raises:
         DogeExportError: see `stream`.
     """
     statistics = Statistics()
     completions = [Completion() for _ in prompts]
-    for event in stream(session, prompts, options, tokenizer, statistics, on_prompt):
+    for event in stream(session, prompts, options, tokenizer, statistics, on_prompt, constraints):
         completion = completions[event.row]
         completion.ids.append(event.token)
         completion.text += event.text
@@ -111,14 +114,17 @@ def stream(
     tokenizer: Tokenizer | None = None,
     statistics: Statistics | None = None,
     on_prompt: Callable[[int], None] | None = None,
+    constraints: Sequence[Constraint | None] | None = None,
 ) -> Generator[Event]:
     """Continue every prompt, token by token; each is continued as it is alone, its draws apart, and the rows
-    take turns. Text and stop strings need the `tokenizer`.
+    take turns. Text and stop strings need the `tokenizer`. `constraints` are the rules of each new text, one
+    object a row, at its beginning; they go on with it.
 
     Raises:
         DogeExportError: a prompt is empty or has an id outside the vocabulary, prompt and new tokens do
             not fit in a static cache or in max_length, there are stop strings and no tokenizer, an id of
-            the options is no token, no token is left to choose, or the model's logits are no numbers.
+            the options is no token, no token is left to choose, or the model's logits are no numbers; or
+            there are not as many constraints as prompts.
     """
     statistics = Statistics() if statistics is None else statistics
     _check_prompts(session, prompts)
@@ -128,7 +134,9 @@ def stream(
         raise DogeExportError("A stop string needs a tokenizer, and the bundle has none.")
     if not prompts:
         return
-    calls = _calls(session, prompts, options, tokenizer, on_prompt)
+    if constraints is not None and len(constraints) != len(prompts):
+        raise DogeExportError(f"There are {len(constraints)} constraints for {len(prompts)} prompts.")
+    calls = _calls(session, prompts, options, tokenizer, on_prompt, constraints or ())
     until = time.perf_counter() + (math.inf if options.max_time is None else options.max_time)
     # In turns, so that the rows grow side by side however many calls they take.
     while calls:
@@ -144,12 +152,13 @@ def _calls(
     options: GenerationOptions,
     tokenizer: Tokenizer | None,
     read: Callable[[int], None] | None,
+    rules: Sequence[Constraint | None],
 ) -> list["_Rows"]:
     """Put all rows in common calls where each gives what it gives alone, else each in calls of its own. What
     cannot be run is refused here, before the first token of any row."""
 
     def rows(first: int, end: int) -> _Rows:
-        return _Rows(session, prompts[first:end], first, options, tokenizer, read)
+        return _Rows(session, prompts[first:end], first, options, tokenizer, read, rules[first:end])
 
     lengths = list(map(len, prompts))
     end = max(length + _max_tokens(options, length) for length in lengths)
@@ -171,13 +180,15 @@ class _Rows:
         options: GenerationOptions,
         tokenizer: Tokenizer | None,
         read: Callable[[int], None] | None,
+        rules: Sequence[Constraint | None],
     ) -> None:
         count = len(prompts)
         self._options, self._first = options, first
+        self._rules = dict(enumerate(rules))
         self._input_ids, self._real = _left_padded(prompts, options.pad_token_id)
         self._position_ids = np.clip(np.cumsum(self._real, axis=1) - 1, 0, None)
         # Loads the graph: its seconds are not prefill's.
-        self._strategy = choose_strategy(session, options, count, read, first)
+        self._strategy = choose_strategy(session, options, count, read, first, rules)
         capacity, lengths = self._strategy.capacity, list(map(len, prompts))
         self._limits = [_limit(capacity, max(lengths), options, length) for length in lengths]
         alone = [_limit(capacity, length, options, length) for length in lengths]
@@ -213,19 +224,28 @@ class _Rows:
             self._input_ids[row, 0] = token = tokens[row]
             seen[row].append(token)
             last = late or self._made == self._limits[row]
-            event = _event(self._first + row, token, self._texts[row], self._options, last)
+            whole = _whole(self._rules.get(row), token)
+            event = _event(self._first + row, token, self._texts[row], self._options, last, whole)
             if event.finish_reason is not None:
                 del seen[row]
             yield event
 
 
-def _event(row: int, token: int, text: RowText, options: GenerationOptions, last: bool) -> Event:
+def _whole(rules: Constraint | None, token: int) -> bool:
+    """Tell the rules of a text its token; returns whether they allow no more."""
+    if rules is None:
+        return False
+    rules.accept(token)
+    return rules.ended
+
+
+def _event(row: int, token: int, text: RowText, options: GenerationOptions, last: bool, whole: bool) -> Event:
     if token in options.eos_token_ids:
         return Event(row, token, text.end(token), "eos")
     piece = text.push(token)
-    if last:
+    if last or whole:
         piece += text.end()
-    if text.stopped:
+    if text.stopped or whole:
         return Event(row, token, piece, "stop")
     return Event(row, token, piece, "length" if last else None)
 
