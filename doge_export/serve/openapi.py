@@ -5,6 +5,7 @@ __all__ = ["ROUTES", "description"]
 from collections.abc import Mapping
 from typing import Any
 
+from doge_export.serve.constraints import RULES
 from doge_export.serve.fields import MAX_CHOICES, OPTIONS, UNSUPPORTED
 
 Schema = dict[str, Any]
@@ -15,7 +16,8 @@ _COUNT: Schema = {"type": "integer", "minimum": 0}
 _SECONDS: Schema = {"type": "integer", "description": "Seconds since 1970."}
 _FINISH: Schema = {
     "enum": ["stop", "length"],
-    "description": "stop: the model ended the text, or a stop text came. length: the tokens were used up.",
+    "description": "stop: the model ended the text, a stop text came, or the text is whole by its rules. "
+    "length: the tokens were used up.",
 }
 _ERRORS = {
     "400": "A field is missing, wrong or not supported; the message says which.",
@@ -91,8 +93,14 @@ def _common_fields() -> Schema:
             "With include_usage a stream ends with a chunk that has no choices and the usage.",
             properties={"include_usage": {"type": "boolean"}},
         ),
+        **{name: _or_null(schema) for name, schema in RULES.items()},
         **off,
     }
+
+
+def _or_null(schema: Mapping[str, Any]) -> Schema:
+    branches = schema.get("anyOf", [{name: each for name, each in schema.items() if name != "description"}])
+    return {"anyOf": [{"type": "null"}, *branches], "description": schema["description"]}
 
 
 def _completion(kind: str, choice: Schema) -> Schema:

@@ -10,6 +10,8 @@ from doge_export.core.bundle import Bundle
 from doge_export.core.errors import DogeExportError
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import GenerationDefaults, GenerationOptions
+from doge_export.runtime.constraints import RuledText
+from doge_export.serve.constraints import RuleReader
 from doge_export.serve.fields import MAX_CHOICES, OPTIONS, UNSUPPORTED
 
 _TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
@@ -17,7 +19,8 @@ _TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 @dataclass(frozen=True)
 class TextRequest:
-    """A request: one choice a prompt, in their order; `copies` choices of each prompt stand side by side."""
+    """A request: one choice a prompt, in their order; `copies` choices of each prompt stand side by side.
+    `rules`: what each new text has to be."""
 
     prompts: tuple[tuple[int, ...], ...]
     options: GenerationOptions
@@ -25,11 +28,16 @@ class TextRequest:
     copies: int = 1
     stream: bool = False
     include_usage: bool = False
+    rules: RuledText | None = None
 
     @property
     def prompt_tokens(self) -> int:
         """The number of tokens of all prompts; each counts once, however many choices it has."""
         return sum(map(len, self.prompts)) // self.copies
+
+    def constraints(self) -> list[RuledText] | None:
+        """The rules of each choice, to be used once; None where there are none."""
+        return None if self.rules is None else [self.rules.copy() for _ in self.prompts]
 
 
 class RequestReader:
@@ -38,6 +46,7 @@ class RequestReader:
     def __init__(self, bundle: Bundle, tokenizer: Tokenizer, name: str) -> None:
         self._tokenizer, self.name = tokenizer, name
         self._defaults = GenerationDefaults.of(bundle)
+        self._rules = RuleReader(bundle, tokenizer)
 
     def read(self, body: Any, chat: bool) -> TextRequest:
         """The request in a decoded body, of /v1/chat/completions where `chat`, else of /v1/completions.
@@ -74,6 +83,7 @@ class RequestReader:
             copies=copies,
             stream=body.get("stream") is not None and _taken(body, "stream", bool),
             include_usage=isinstance(streams, dict) and bool(streams.get("include_usage")),
+            rules=self._rules.read(body),
         )
 
     def _prompts(self, prompt: Any) -> list[list[int]]:

@@ -91,7 +91,13 @@ class GenerationTask:
             request = self._request
             prompts, options = request.prompts, request.options
             for event in stream(
-                self._session, prompts, options, self._tokenizer, self.statistics, lambda _: self._check()
+                self._session,
+                prompts,
+                options,
+                self._tokenizer,
+                self.statistics,
+                lambda _: self._check(),
+                request.constraints(),
             ):
                 self._check()
                 while not self._room.acquire(timeout=_LOOK):

@@ -213,7 +213,6 @@ WRONG: list[tuple[str, Any, int, str]] = [
     ("chat/completions", {"messages": [{"role": "user"}]}, 400, "no content"),
     ("chat/completions", {"messages": [USER | {"content": [{"type": "image_url"}]}]}, 400, "text alone"),
     ("chat/completions", {"messages": [USER], "tools": [{}]}, 400, "tools"),
-    ("chat/completions", {"messages": [USER], "response_format": {"type": "json_object"}}, 400, "response_f"),
 ]  # fmt: skip
 
 
