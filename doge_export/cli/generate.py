@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from doge_export.cli._generation import generation_options, read_stdin, template_option
+from doge_export.cli._generation import (
+    generation_options,
+    read_stdin,
+    rule_options,
+    rules_of,
+    template_option,
+)
 from doge_export.cli._progress import show_progress
 from doge_export.cli._shared import write_json
 
@@ -27,6 +33,7 @@ _LONG = 4096  # tokens of a prompt that takes its time
 @click.option("--chat", is_flag=True, help="Put the prompt into the chat template as the user's message.")
 @template_option
 @generation_options
+@rule_options
 @click.option("--json", "json_to", metavar="FILE|-", help="Write the text and its numbers as JSON.")
 def command(
     bundle: Path,
@@ -36,6 +43,10 @@ def command(
     json_to: str | None,
     threads: int | None,
     stop: tuple[str, ...],
+    json_schema: str | None,
+    regex: str | None,
+    choice: tuple[str, ...],
+    grammar: Path | None,
     **changes: Any,
 ) -> None:
     """Continue a prompt with the model in BUNDLE, a folder that `doge-export export` or `build-engine` wrote.
@@ -48,8 +59,16 @@ def command(
     echo "Hello" | doge-export generate out/bundle -p - --json -
     """
     from doge_export.core.tokenizer import Tokenizer
-    from doge_export.runtime import GenerationDefaults, Session, generate, open_folder
+    from doge_export.runtime import (
+        GenerationDefaults,
+        RuleTokenizer,
+        Session,
+        compile_constraint,
+        generate,
+        open_folder,
+    )
 
+    rules = rules_of(json_schema, regex, choice, grammar)
     opened = open_folder(bundle)
     tokenizer = Tokenizer.load(opened.path, chat_template)
     options = GenerationDefaults.of(opened).changed(stop=stop, **changes)
@@ -59,6 +78,10 @@ def command(
         ids = tokenizer.encode(tokenizer.apply_chat_template(messages), add_special_tokens=False)
     else:
         ids = tokenizer.encode(text)
+    constraint = None
+    if rules is not None:
+        tokens = RuleTokenizer(tokenizer, opened.config.vocab_size, options.eos_token_ids)
+        constraint = compile_constraint(tokens, rules)
     session = Session.open(opened, threads)
 
     with contextlib.ExitStack() as reading:
@@ -71,7 +94,9 @@ def command(
             sys.stdout.flush()
 
         on_text = None if json_to == "-" else show
-        result = generate(session, [ids], options, tokenizer, on_text, on_prompt=bar)
+        result = generate(
+            session, [ids], options, tokenizer, on_text, on_prompt=bar, constraints=[constraint]
+        )
     if json_to != "-":
         click.echo()
     statistics = result.statistics

@@ -6,14 +6,18 @@ __all__ = [
     "Generation",
     "GenerationDefaults",
     "GenerationOptions",
+    "RuleTokenizer",
+    "Rules",
     "Session",
     "Statistics",
     "TokenLogprobs",
+    "compile_constraint",
     "generate",
     "open_folder",
     "stream",
 ]
 
+from doge_export.runtime.constraints import Rules, RuleTokenizer, compile_constraint
 from doge_export.runtime.generation import Completion, Event, Generation, Statistics, generate, stream
 from doge_export.runtime.generation_config import GenerationDefaults
 from doge_export.runtime.logprobs import TokenLogprobs

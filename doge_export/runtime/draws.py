@@ -3,7 +3,7 @@
 __all__ = ["Draws", "draws_of"]
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,15 +26,30 @@ _SEEN = 256  # ids by which the room for them grows
 
 @dataclass
 class Draws:
-    """Arrays by the names of the inputs; `seen` has -1 where there is no id."""
+    """Arrays by the names of the inputs; `seen` has -1 where there is no id. `usual`: the bits of the tokens
+    that the options leave, of one row."""
 
     inputs: dict[str, npt.NDArray[np.generic]]
     penalized: bool
+    usual: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def for_tokens(self, count: int) -> "Draws":
         """Return the same for `count` tokens, each drawn as the first row is."""
         inputs = {name: np.repeat(array[:1], count, axis=0) for name, array in self.inputs.items()}
-        return Draws(inputs, self.penalized)
+        return Draws(inputs, self.penalized, self.usual)
+
+    def allow(self, rows: Mapping[int, npt.NDArray[np.int64]]) -> int | None:
+        """Of what the options leave, leave each of these rows only the tokens that have a bit. Returns the
+        first that none is left to; there must not be one in a call."""
+        every = self.inputs["allowed"]
+        if every.shape[0] == 0:
+            every = self.inputs["allowed"] = np.empty(
+                (len(self.inputs["sampling"]), self.usual.size), np.int64
+            )
+        every[:] = self.usual
+        for row, bits in rows.items():
+            every[row] &= bits
+        return next((row for row in rows if not every[row].any()), None)
 
     def bind(
         self, binding: Any, dtypes: Mapping[str, str], bound: dict[str, npt.NDArray[np.generic]]
@@ -94,7 +109,7 @@ def draws_of(options: GenerationOptions, seed: int, rows: int, first: int, vocab
     }
     if bias.any():
         inputs["logit_bias"] = np.tile(bias, (rows, 1))
+    usual = np.packbits(~never, bitorder="little").view(np.int64)
     if never.any():
-        bits = np.packbits(~never, bitorder="little").view(np.int64)
-        inputs["allowed"] = np.tile(bits, (rows, 1))
-    return Draws(inputs, options.repetition_penalty != 1.0)
+        inputs["allowed"] = np.tile(usual, (rows, 1))
+    return Draws(inputs, options.repetition_penalty != 1.0, usual)

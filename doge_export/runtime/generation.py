@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from doge_export.core.errors import DogeExportError
 from doge_export.core.tokenizer import Tokenizer
-from doge_export.runtime.events import Event, Statistics, event_of
+from doge_export.runtime.constraints import Constraint
+from doge_export.runtime.events import Event, Statistics, event_of, rules_end
 from doge_export.runtime.limits import check_ids, check_prompts, most_tokens, token_limit
 from doge_export.runtime.neighbours import rows_are_independent
 from doge_export.runtime.options import GenerationOptions
@@ -51,16 +52,17 @@ def generate(
     tokenizer: Tokenizer | None = None,
     on_text: Callable[[int, str], None] | None = None,
     on_prompt: Callable[[int], None] | None = None,
+    constraints: Sequence[Constraint | None] | None = None,
 ) -> Generation:
     """Continue every prompt; `on_text` gets the row and each new piece of its text as it comes, `on_prompt`
-    how many tokens of a long prompt were read, as they are.
+    how many tokens of a long prompt were read, as they are. `constraints`: see `stream`.
 
     Raises:
         DogeExportError: see `stream`.
     """
     statistics = Statistics()
     completions = [Completion() for _ in prompts]
-    for event in stream(session, prompts, options, tokenizer, statistics, on_prompt):
+    for event in stream(session, prompts, options, tokenizer, statistics, on_prompt, constraints):
         completion = completions[event.row]
         completion.ids.append(event.token)
         completion.text += event.text
@@ -78,14 +80,17 @@ def stream(
     tokenizer: Tokenizer | None = None,
     statistics: Statistics | None = None,
     on_prompt: Callable[[int], None] | None = None,
+    constraints: Sequence[Constraint | None] | None = None,
 ) -> Generator[Event]:
     """Continue every prompt, token by token; each is continued as it is alone, its draws apart, and the rows
-    take turns. Text and stop strings need the `tokenizer`.
+    take turns. Text and stop strings need the `tokenizer`. `constraints` are the rules of each new text, one
+    object a row, at its beginning; they go on with it.
 
     Raises:
         DogeExportError: a prompt is empty or has an id outside the vocabulary, prompt and new tokens do
             not fit in a static cache or in max_length, there are stop strings and no tokenizer, an id of
-            the options is no token, no token is left to choose, or the model's logits are no numbers.
+            the options is no token, no token is left to choose, or the model's logits are no numbers; or
+            there are not as many constraints as prompts.
     """
     statistics = Statistics() if statistics is None else statistics
     check_prompts(session.bundle, prompts)
@@ -95,7 +100,9 @@ def stream(
         raise DogeExportError("A stop string needs a tokenizer, and the bundle has none.")
     if not prompts:
         return
-    calls = _calls(session, prompts, options, tokenizer, on_prompt)
+    if constraints is not None and len(constraints) != len(prompts):
+        raise DogeExportError(f"There are {len(constraints)} constraints for {len(prompts)} prompts.")
+    calls = _calls(session, prompts, options, tokenizer, on_prompt, constraints or ())
     until = time.perf_counter() + (math.inf if options.max_time is None else options.max_time)
     # In turns, so that the rows grow side by side however many calls they take.
     while calls:
@@ -111,12 +118,13 @@ def _calls(
     options: GenerationOptions,
     tokenizer: Tokenizer | None,
     read: Callable[[int], None] | None,
+    rules: Sequence[Constraint | None],
 ) -> list["_Rows"]:
     """Put all rows in common calls where each gives what it gives alone, else each in calls of its own. What
     cannot be run is refused here, before the first token of any row."""
 
     def rows(first: int, end: int) -> _Rows:
-        return _Rows(session, prompts[first:end], first, options, tokenizer, read)
+        return _Rows(session, prompts[first:end], first, options, tokenizer, read, rules[first:end])
 
     lengths = list(map(len, prompts))
     end = max(length + most_tokens(options, length) for length in lengths)
@@ -138,13 +146,15 @@ class _Rows:
         options: GenerationOptions,
         tokenizer: Tokenizer | None,
         read: Callable[[int], None] | None,
+        rules: Sequence[Constraint | None],
     ) -> None:
         count = len(prompts)
         self._options, self._first = options, first
+        self._rules = dict(enumerate(rules))
         self._input_ids, self._real = _left_padded(prompts, options.pad_token_id)
         self._position_ids = np.clip(np.cumsum(self._real, axis=1) - 1, 0, None)
         # Loads the graph: its seconds are not prefill's.
-        self._strategy = _strategy(session, options, count, read, first)
+        self._strategy = _strategy(session, options, count, read, first, rules)
         capacity, lengths = self._strategy.capacity, list(map(len, prompts))
         self._limits = [token_limit(capacity, max(lengths), options, length) for length in lengths]
         alone = [token_limit(capacity, length, options, length) for length in lengths]
@@ -180,9 +190,9 @@ class _Rows:
             self._input_ids[row, 0] = token = tokens[row]
             seen[row].append(token)
             last = late or self._made == self._limits[row]
-            event = self._scored(
-                row, event_of(self._first + row, token, self._texts[row], self._options, last)
-            )
+            whole = rules_end(self._rules.get(row), token)
+            event = event_of(self._first + row, token, self._texts[row], self._options, last, whole)
+            event = self._scored(row, event)
             if event.finish_reason is not None:
                 del seen[row]
             yield event
@@ -201,10 +211,11 @@ def _strategy(
     batch: int,
     read: Callable[[int], None] | None,
     first: int,
+    rules: Sequence[Constraint | None],
 ) -> TokenStrategy:
     if options.scored:
-        return ScoredTokens(session, options, batch, read or (lambda _: None), first)
-    return choose_strategy(session, options, batch, read, first)
+        return ScoredTokens(session, options, batch, read or (lambda _: None), first, rules)
+    return choose_strategy(session, options, batch, read, first, rules)
 
 
 def _left_padded(

@@ -1,6 +1,15 @@
 """The next token from logits, in numpy, with the processors of transformers in its order."""
 
-__all__ = ["Sampler", "check_logits", "process", "repetition_penalty", "temperature", "top_k", "top_p"]
+__all__ = [
+    "Sampler",
+    "check_logits",
+    "none_left",
+    "process",
+    "repetition_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+]
 
 import secrets
 from collections.abc import Sequence
@@ -81,9 +90,17 @@ class Sampler:
         self._prompts: dict[int, int] = {}
         self.seed = secrets.randbits(64) if options.seed is None else options.seed & _SEED_BITS
 
-    def choose(self, row: int, logits: Scores, seen: Sequence[int], left: int | None = None) -> int:
+    def choose(
+        self,
+        row: int,
+        logits: Scores,
+        seen: Sequence[int],
+        left: int | None = None,
+        allowed: npt.NDArray[np.int64] | None = None,
+    ) -> int:
         """The next token of `row`; the lowest id among equals where decoding is greedy. `seen` are the ids
-        before it, at the first call the prompt's; `left`: how many tokens may come yet, this one included.
+        before it, at the first call the prompt's; `left`: how many tokens may come yet, this one included;
+        `allowed`: the bits of the tokens that may, as a Constraint has them.
 
         Raises:
             NoNumbersError: a logit is NaN or infinite.
@@ -93,15 +110,14 @@ class Sampler:
         options = self._options
         if not options.remove_invalid_values:
             check_logits(self._first + row, scores)
+        if allowed is not None:
+            bits = np.unpackbits(allowed.view(np.uint8), count=scores.size, bitorder="little")
+            scores = np.where(bits, scores, np.float32(-np.inf))
         prompt = self._prompts.setdefault(row, len(seen))
         last = left == 1 or (options.max_new_tokens is None and options.max_length == len(seen) + 1)
         scores = self._chain.run(scores, Text(np.asarray(seen, np.int64), prompt, last))
         if not np.isfinite(scores.max()):
-            raise DogeExportError(
-                f"Row {self._first + row}: after {len(seen)} tokens no token is left to choose.",
-                "What forbids tokens (suppress_tokens, bad_words_ids, sequence_bias, no_repeat_ngram_size) "
-                "forbids all of them: take some out of generation_config.json.",
-            )
+            raise none_left(self._first + row, len(seen), allowed is not None)
         if options.greedy:
             return int(np.argmax(scores))
         return self._draw(row, len(seen), np.arange(scores.size), scores)
@@ -141,6 +157,16 @@ class Sampler:
         near = np.flatnonzero(sums >= sums.max() - _SAME_LOGARITHM)
         exact = [float(left[at]) + exact_gumbel(int(words[at])) for at in near]
         return int(ids[near[int(np.argmax(exact))]])
+
+
+def none_left(row: int, tokens: int, ruled: bool = False) -> DogeExportError:
+    """The error where no token is left to choose after so many. `ruled`: the text has rules, too."""
+    all_of_them = "all that the rules of the text allow" if ruled else "all of them"
+    return DogeExportError(
+        f"Row {row}: after {tokens} tokens no token is left to choose.",
+        "What forbids tokens (suppress_tokens, bad_words_ids, sequence_bias, no_repeat_ngram_size) forbids "
+        f"{all_of_them}: take some out of generation_config.json.",
+    )
 
 
 def check_logits(row: int, logits: Scores, best_alone: bool = False) -> None:

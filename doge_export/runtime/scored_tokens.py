@@ -12,7 +12,7 @@ from doge_export.runtime.options import GenerationOptions
 from doge_export.runtime.processors import remove_invalid_values
 from doge_export.runtime.sampling import Sampler, check_logits
 from doge_export.runtime.session import Session
-from doge_export.runtime.token_strategy import AllLogits, Read
+from doge_export.runtime.token_strategy import AllLogits, Read, Rules
 
 Ids = npt.NDArray[np.int64]
 
@@ -25,10 +25,16 @@ class ScoredTokens(AllLogits):
     """
 
     def __init__(
-        self, session: Session, options: GenerationOptions, batch: int, read: Read, first: int = 0
+        self,
+        session: Session,
+        options: GenerationOptions,
+        batch: int,
+        read: Read,
+        first: int = 0,
+        rules: Rules = (),
     ) -> None:
-        """`first`: the number of the first row."""
-        super().__init__(session, Sampler(options, batch, first), batch, read)
+        """`first`: the number of the first row; `rules`: theirs."""
+        super().__init__(session, Sampler(options, batch, first), batch, read, rules)
         self._options, self._count, self._first = options, options.logprobs or 0, first
         self._begun = not options.prompt_logprobs
         self.made: dict[int, TokenLogprobs] = {}
@@ -43,7 +49,7 @@ class ScoredTokens(AllLogits):
         else:
             logits = self._read_prompts(input_ids, real, position_ids)
             self._begun = True
-        tokens = {row: self._sampler.choose(row, logits[row, -1], seen, left) for row, seen in rows.items()}
+        tokens = self.chosen(logits, rows, left)
         self.made = {row: self._scores(logits[row, -1], token) for row, token in tokens.items()}
         return tokens
 

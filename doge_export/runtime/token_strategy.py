@@ -4,23 +4,25 @@ __all__ = ["AllLogits", "BestTokens", "SeveralTokens", "TokenStrategy", "choose_
 
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from doge_export.runtime.calls import StepsPerCall, pieces
+from doge_export.runtime.constraints import Constraint
 from doge_export.runtime.decoder import TokenDecoder
 from doge_export.runtime.draws import Draws, draws_of
 from doge_export.runtime.lookup_tokens import LookupTokens
 from doge_export.runtime.options import GenerationOptions
 from doge_export.runtime.processors import best_tokens_needed
-from doge_export.runtime.sampling import Sampler, check_logits
+from doge_export.runtime.sampling import Sampler, check_logits, none_left
 from doge_export.runtime.session import Session
 
 Ids = npt.NDArray[np.int64]
 Read = Callable[[int], None]
+Rules = Sequence[Constraint | None]  # a row each; empty: none has some
 
 
 class TokenStrategy(Protocol):
@@ -40,8 +42,8 @@ class TokenStrategy(Protocol):
 class AllLogits:
     """Chooses from the logits of the whole vocabulary."""
 
-    def __init__(self, session: Session, sampler: Sampler, batch: int, read: Read) -> None:
-        self._session, self._sampler, self._read = session, sampler, read
+    def __init__(self, session: Session, sampler: Sampler, batch: int, read: Read, rules: Rules = ()) -> None:
+        self._session, self._sampler, self._read, self._rules = session, sampler, read, rules
         self._cache = session.new_cache(batch)
         self._mask = np.empty((batch, 0), np.int64)
         self.capacity = self._cache.capacity
@@ -74,8 +76,17 @@ class AllLogits:
         self, input_ids: Ids, real: Ids, position_ids: Ids, rows: Mapping[int, Sequence[int]], left: int
     ) -> dict[int, int]:
         """See TokenStrategy."""
-        logits = self.last_logits(input_ids, real, position_ids)
-        return {row: self._sampler.choose(row, logits[row, -1], seen, left) for row, seen in rows.items()}
+        return self.chosen(self.last_logits(input_ids, real, position_ids), rows, left)
+
+    def chosen(
+        self, logits: npt.NDArray[np.float32], rows: Mapping[int, Sequence[int]], left: int
+    ) -> dict[int, int]:
+        """The tokens that `choose` takes from the last of the logits of a call."""
+        allowed = _allowed(self._rules, rows)
+        return {
+            row: self._sampler.choose(row, logits[row, -1], seen, left, allowed.get(row))
+            for row, seen in rows.items()
+        }
 
 
 class _Calls:
@@ -147,13 +158,20 @@ class BestTokens:
 class SeveralTokens:
     """Takes the best token each time, or the one that `draws` give: the kernels go on alone for several.
     After each call of the runtime, it and Python are read into the processor's caches again, and they are not
-    small. `first`: the number of the first row."""
+    small. `first`: the number of the first row. While a row has rules, which Python asks, a call makes one
+    token; they need `draws`."""
 
     def __init__(
-        self, session: Session, batch: int, read: Read, first: int = 0, draws: Draws | None = None
+        self,
+        session: Session,
+        batch: int,
+        read: Read,
+        first: int = 0,
+        draws: Draws | None = None,
+        rules: Rules = (),
     ) -> None:
         self._decoder, self._read, self._first = session.decoder(batch), read, first
-        self._batch, self._draws = batch, draws
+        self._batch, self._draws, self._rules = batch, draws, rules
         self._made: list[list[int]] = [[]] * batch  # after those given out, a row each, the last one first
         self._logits: npt.NDArray[np.float32] | None = None  # of those made at once, where one is no number
         self._steps = StepsPerCall()
@@ -164,14 +182,17 @@ class SeveralTokens:
     ) -> dict[int, int]:
         """See TokenStrategy."""
         if not self._made[0]:
-            steps = self._steps.best(left)
+            allowed = _allowed(self._rules, rows)
+            steps = 1 if allowed else self._steps.best(left)
             if self._draws is not None:
+                if self._rules and (empty := self._draws.allow(allowed)) is not None:
+                    raise none_left(self._first + empty, len(rows[empty]), ruled=True)
                 self._draws.see([rows.get(row, ()) for row in range(self._batch)])
             started = time.perf_counter()
             token_ids, logits = _stream(
                 self._decoder, input_ids, real, position_ids, steps, self._read, self._draws
             )
-            if input_ids.shape[1] == 1:
+            if input_ids.shape[1] == 1 and not allowed:
                 self._steps.took(steps, time.perf_counter() - started)
             self._made = token_ids[:, ::-1, 0].tolist()
             self._logits = None if np.isfinite(logits).all() else logits[:, ::-1, 0].copy()
@@ -204,6 +225,11 @@ def _stream(
     return result
 
 
+def _allowed(rules: Rules, rows: Collection[int]) -> dict[int, Ids]:
+    """Which tokens may come next, of those of `rows` that have rules."""
+    return {row: each.allowed() for row, each in enumerate(rules) if each is not None and row in rows}
+
+
 def _nobody(tokens: int) -> None:
     """Ignore how many tokens were read."""
 
@@ -218,19 +244,29 @@ def _several(
 
 
 def choose_strategy(
-    session: Session, options: GenerationOptions, batch: int, read: Read | None = None, first: int = 0
+    session: Session,
+    options: GenerationOptions,
+    batch: int,
+    read: Read | None = None,
+    first: int = 0,
+    rules: Rules = (),
 ) -> TokenStrategy:
     """Return the cheapest strategy that gives the same tokens, and load the graph that it needs. `read` is
     told how many tokens a row were read, after each piece of a prompt but the last. The batch are the rows
-    from `first` on of those that were asked for, and draw as such."""
+    from `first` on of those that were asked for, and draw as such; `rules` are theirs."""
     read = read or _nobody
     sampler = Sampler(options, batch, first)
     needed = best_tokens_needed(options)
-    if needed == 1 and session.candidates:
+    ruled = any(each is not None for each in rules)
+    if needed == 1 and session.candidates and not ruled:
         return _several(session, batch, read, first)
     draws = None
     if session.candidates and session.draws:
         draws = draws_of(options, sampler.seed, batch, first, session.bundle.config.vocab_size)
+    if ruled:
+        if draws is not None:
+            return SeveralTokens(session, batch, read, first, draws, rules)
+        return AllLogits(session, sampler, batch, read, rules)
     if draws is not None:
         return _several(session, batch, read, first, draws)
     if needed is not None and needed <= session.candidates:

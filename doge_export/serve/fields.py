@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from doge_export.serve.constraints import RULES
 from doge_export.serve.tools.schemas import CHAT_FIELDS
 from doge_export.serve.values import Schema
 
@@ -33,7 +34,8 @@ CHAT, COMPLETIONS = "chat", "completions"
 @dataclass(frozen=True)
 class Field:
     """A field that may be left out. `option`: of GenerationOptions, where it sets one as it is. `only`: the
-    one kind of request that has it. `checked`: by its schema alone."""
+    one kind of request that has it. `checked`: by its schema
+    alone; rules and tools have readers of their own."""
 
     schema: Schema
     option: str = ""
@@ -170,6 +172,7 @@ FIELDS: Mapping[str, Field] = {
         },
         additionalProperties=False,
     ),
+    **{name: Field(schema, checked=False) for name, schema in RULES.items()},
 }
 
 #: In a chat `logprobs` says whether, and `top_logprobs` how many.
@@ -200,7 +203,6 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "functions": Unsupported(([],), CHAT),
     "modalities": Unsupported((["text"],), CHAT),
     "reasoning_effort": Unsupported(("none",), CHAT),
-    "response_format": Unsupported(({"type": "text"},)),
     "suffix": Unsupported(("",), COMPLETIONS),
     "verbosity": Unsupported(("medium",), CHAT),
     "web_search_options": Unsupported(only=CHAT),

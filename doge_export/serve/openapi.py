@@ -24,7 +24,8 @@ from doge_export.serve.tools.schemas import CHAT_FINISH, CHAT_SCHEMAS
 _NULL: Schema = {"type": "null"}
 _FINISH: Schema = {
     "enum": ["stop", "length"],
-    "description": "stop: the model ended the text, or a stop text came. length: the tokens were used up.",
+    "description": "stop: the model ended the text, a stop text came, or the text is whole by its rules. "
+    "length: the tokens were used up.",
 }
 _ERRORS = {
     **ERRORS,

@@ -13,6 +13,8 @@ from doge_export.core.errors import DogeExportError
 from doge_export.core.token_ids import outside
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import GenerationDefaults, GenerationOptions
+from doge_export.runtime.constraints import RuledText
+from doge_export.serve.constraints import RULES, RuleReader
 from doge_export.serve.conversation import chat_text
 from doge_export.serve.errors import FieldError, shown
 from doge_export.serve.fields import MAX_CHOICES, MAX_STOP_BYTES, known_fields
@@ -46,7 +48,7 @@ class TextRequest:
     """A request: one choice a prompt, in their order; `copies` choices of each prompt stand side by side.
 
     `echoes`: what the texts begin with, one a choice, or none at all. `hidden`: nothing new was asked for,
-    and the one token that is made all the same is left out.
+    and the one token that is made all the same is left out. `rules`: what each new text has to be.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -58,12 +60,17 @@ class TextRequest:
     echoes: tuple[str, ...] = ()
     hidden: bool = False
     tools: ToolUse | None = None
+    rules: RuledText | None = None
     served: Served = field(kw_only=True, repr=False, compare=False)
 
     @property
     def prompt_tokens(self) -> int:
         """The number of tokens of all prompts; each counts once, however many choices it has."""
         return sum(map(len, self.prompts)) // self.copies
+
+    def constraints(self) -> list[RuledText] | None:
+        """The rules of each choice, to be used once; None where there are none."""
+        return None if self.rules is None else [self.rules.copy() for _ in self.prompts]
 
 
 class RequestReader:
@@ -74,6 +81,7 @@ class RequestReader:
         self._defaults = GenerationDefaults.of(bundle)
         self._vocab_size = bundle.config.vocab_size
         self.served = Served.of(bundle, tokenizer, name)
+        self._rules = RuleReader(bundle, tokenizer)
 
     def read(self, body: Any, chat: bool) -> TextRequest:
         """The request in a decoded body, of /v1/chat/completions where `chat`, else of /v1/completions.
@@ -119,6 +127,7 @@ class RequestReader:
             echoes=tuple(echo for echo in echoes for _ in range(copies)),
             hidden=hidden,
             tools=tools,
+            rules=self._read_rules(body, tools),
             served=self.served,
         )
 
@@ -147,6 +156,25 @@ class RequestReader:
                 check(value, taken[name].schema, name)
             given[name] = value
         return given
+
+    def _read_rules(self, body: Mapping[str, Any], tools: ToolUse | None) -> RuledText | None:
+        field = next((name for name in RULES if body.get(name) is not None), None)
+        if field is None:
+            return None
+        try:
+            rules = self._rules.read(body)
+        except FieldError:
+            raise
+        except DogeExportError as error:
+            raise FieldError(str(error), field=field, code="invalid_value") from None
+        if rules is not None and tools is not None:
+            raise FieldError(
+                f"{field} and tools both say what the text has to be.",
+                "Send one of them.",
+                field=field,
+                code="unsupported_parameter",
+            )
+        return rules
 
     def _check_model(self, model: Any) -> None:
         if model is not None:

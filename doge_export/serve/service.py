@@ -120,11 +120,16 @@ class TextService:
             check_prompts(session.bundle, job.prompts)
             check_ids(session.bundle, job.options)
             say_long(session.bundle, max(map(len, job.prompts), default=0))
-            if can_be_pooled(session, job.options):
+            if can_be_pooled(session, job.options, job.constraints):
                 self._scheduler.add(job)
             else:
                 events = stream(
-                    session, job.prompts, job.options, self.tokenizer, on_prompt=lambda _: task.check()
+                    session,
+                    job.prompts,
+                    job.options,
+                    self.tokenizer,
+                    on_prompt=lambda _: task.check(),
+                    constraints=job.constraints,
                 )
                 self._scheduler.add_unpooled(job, events)
         except Exception as error:
@@ -141,7 +146,14 @@ class GenerationTask:
         work: threading.Event,
         ended: Callable[["GenerationTask"], None],
     ) -> None:
-        self.job = Job(request.prompts, request.options, tokenizer, self._deliver, self._finish)
+        self.job = Job(
+            request.prompts,
+            request.options,
+            tokenizer,
+            self._deliver,
+            self._finish,
+            request.constraints(),
+        )
         self._work, self._ended = work, ended
         self._loop, self._ready = asyncio.get_running_loop(), asyncio.Event()
         self._events: collections.deque[Event] = collections.deque()

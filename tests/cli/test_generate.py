@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -157,6 +158,45 @@ def test_wrong_arguments_exit_2_with_a_sentence(bundle, capsys, arguments, sente
     assert out == ""
     assert sentence in err
     assert "Traceback" not in err
+
+
+SCHEMA = '{"enum": [[1], "the cat"]}'
+
+
+def test_a_text_within_rules(bundle, capsys, tmp_path):
+    """Each of the options that say what the text has to be; a schema as a text and in a file."""
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text(SCHEMA)
+    grammar.write_text('start: "a" "b"+ "."')
+    for arguments, expected in (
+        (["--json-schema", SCHEMA], r'\[\s*1\s*\]|"the cat"'),
+        (["--json-schema", str(schema)], r'\[\s*1\s*\]|"the cat"'),
+        (["--regex", "[ab]{3}"], "[ab]{3}"),
+        (["--choice", "red", "--choice", "blue"], "red|blue"),
+        (["--grammar", str(grammar)], r"ab+\."),
+    ):
+        assert _generate(bundle, "-p", PROMPT, "--json", "-", "--max-new-tokens", "40", *arguments) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert re.fullmatch(expected, answer["text"]) or answer["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--regex", "a", "--choice", "b"], "--regex and --choice both say what the text has to be"),
+        (["--regex", "a("], "--regex cannot be kept: unclosed group."),
+        (["--json-schema", "{a}"], "--json-schema is no JSON: "),
+        (["--json-schema", "not-there.json"], "--json-schema: there is no file not-there.json"),
+        (["--json-schema", '{"type": "city"}'], "--json-schema cannot be kept: Invalid type: city."),
+        (["--grammar", "not-there.lark"], "--grammar: there is no file not-there.lark"),
+        (["--choice", ""], "--choice is empty, or has an empty text"),
+    ],
+    ids=str,
+)
+def test_rules_that_are_none(bundle, capsys, arguments, sentence):
+    assert main(["generate", str(bundle.path), "-p", "x", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and sentence in err and "Traceback" not in err
 
 
 def test_stdin_that_is_not_utf8(bundle, capsys, monkeypatch):

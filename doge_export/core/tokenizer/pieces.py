@@ -25,6 +25,8 @@ class Pieces:
         kinds = _kinds(backend.decoder)
         self.byte_fallback = "ByteFallback" in kinds
         self._bytes = _byte_alphabet() if "ByteLevel" in kinds and not self.byte_fallback else {}
+        #: Whether the pieces of a text's tokens, joined, are the text.
+        self.exact = self.byte_fallback or bool(self._bytes)
         self._base = backend.encode(_BASE, add_special_tokens=False).tokens
 
     def __contains__(self, token: int) -> bool:

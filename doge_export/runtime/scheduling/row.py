@@ -3,12 +3,14 @@
 __all__ = ["Row", "can_be_pooled"]
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from doge_export.core.bundle import Bundle
+from doge_export.runtime.constraints import Constraint
 from doge_export.runtime.draws import draws_of
-from doge_export.runtime.events import event_of
+from doge_export.runtime.events import event_of, rules_end
 from doge_export.runtime.limits import token_limit
 from doge_export.runtime.options import GenerationOptions
 from doge_export.runtime.processors import best_tokens_needed
@@ -18,13 +20,17 @@ from doge_export.runtime.session import Session
 from doge_export.runtime.stop_strings import RowText
 
 
-def can_be_pooled(session: Session, options: GenerationOptions) -> bool:
-    """Whether the kernels choose the tokens of such a text, so that it can share calls with others."""
+def can_be_pooled(
+    session: Session,
+    options: GenerationOptions,
+    constraints: Sequence[Constraint | None] | None = None,
+) -> bool:
+    """Whether the kernels choose the tokens of such texts, so that they can share calls with others."""
     if not (session.candidates and session.pools):
         return False
     if options.remove_invalid_values:
         return False
-    if best_tokens_needed(options) == 1:
+    if best_tokens_needed(options) == 1 and not any(constraints or ()):
         return True
     return session.draws and draws_of(options, 0, 1, 0, session.bundle.config.vocab_size) is not None
 
@@ -82,10 +88,9 @@ class Row:
                 check_logits(self.number, np.array([logit], np.float32), best_alone=True)
             self.seen.append(token)
             self.known[token] = None
-            if self.constraint is not None:
-                self.constraint.accept(token)
             last = self.left == 0 or (limit is not None and self.job.seconds > limit)
-            event = event_of(self.number, token, self._text, self.options, last)
+            whole = rules_end(self.constraint, token)
+            event = event_of(self.number, token, self._text, self.options, last, whole)
             self.job.add(event)
             if event.finish_reason is not None:
                 self.ended = True
