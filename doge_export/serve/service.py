@@ -76,8 +76,8 @@ class TextService:
         scheduler, pool = self._scheduler, self._scheduler.pool
         rows, use = scheduler.rows, scheduler.prefixes.use
         return {
-            "running": (running := scheduler.running),
-            "waiting": max(0, len(self._tasks) - running),
+            "running": (running := min(scheduler.running, len(self._tasks))),
+            "waiting": len(self._tasks) - running,
             "slots": [{"id": slot, "is_processing": slot < rows} for slot in range(scheduler.max_rows)],
             "pool_bytes": 0 if pool is None else pool.bytes,
             "prefix_bytes": scheduler.prefixes.bytes,

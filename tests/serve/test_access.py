@@ -1,6 +1,7 @@
 """Who is answered: keys, and pages of other origins."""
 
 import http.client
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_without_a_key_only_the_page_and_the_health_answer(toy: Bundle) -> None:
     with inside(toy, keys=["first", "second"]) as served:
         for path, operations in ROUTES.items():
-            (method,) = operations
-            for name in (path.replace("{id}", "toy"), f"{path.rstrip('/')}/"):
+            names = (path.replace("{id}", "toy"), f"{path.rstrip('/')}/")
+            for method, name in itertools.product(operations, names):
                 status, headers, answer = served.ask(method.upper(), name, {} if method == "post" else None)
                 assert status == (200 if path in ("/", "/health") else 401), name
                 if status == 401:
