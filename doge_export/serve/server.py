@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sys
 from collections.abc import Callable, Generator, Sequence
 
 from doge_export.core.bundle import MODEL, Bundle
@@ -14,6 +15,7 @@ from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import Session
 
 _MISSING = "It needs starlette, uvicorn and prometheus-client: pip install 'doge-export[serve]'."
+_SWITCH = 0.0005  # seconds that a thread keeps the interpreter to itself at most
 _PATIENCE = 5  # seconds that responses under way have to end
 _LAST_WORDS = 2  # and then to say that they could not
 
@@ -129,6 +131,8 @@ class Server:
         service = TextService(self._session, self._tokenizer, self._parallel)
         reader = RequestReader(self._bundle, self._tokenizer, self._name)
         app = build_app(service, reader, keys=self._keys, origins=self._origins)
+        # The thread that makes tokens waits for the interpreter after every call, by default 5 ms.
+        sys.setswitchinterval(_SWITCH)
         try:
             asyncio.run(Ending(http_config(app)).serve(sockets=[self._socket]))
         finally:

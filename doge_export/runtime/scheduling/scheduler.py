@@ -181,7 +181,8 @@ class Scheduler:
             if row.turns and row.slot is not None and row.read + count <= row.prompt_length
         }
         steps = 1
-        if all(choosing) and not turning and all(row.constraint is None for row in rows):
+        # A first token is not kept back for the sake of those after it.
+        if all(choosing) and not turning and all(row.made > 0 and row.constraint is None for row in rows):
             steps = self._timed(len(rows)).best(self._steps_wanted(rows))
         try:
             chosen = [row for row, chooses in zip(rows, choosing, strict=True) if chooses]
