@@ -7,6 +7,7 @@ __all__ = [
     "LARGEST",
     "MAX_CHOICES",
     "MAX_LOGPROBS",
+    "MAX_SALT",
     "MAX_STOP_BYTES",
     "UNSUPPORTED",
     "Field",
@@ -25,6 +26,7 @@ from doge_export.serve.values import Schema
 MAX_CHOICES = 64
 MAX_LOGPROBS = 20
 MAX_STOP_BYTES = 1024
+MAX_SALT = 256  # characters
 LARGEST = 2**63 - 1  # of a whole number
 _MAX_STOPS = 16
 _MAX_STOP_IDS = 256
@@ -171,6 +173,13 @@ FIELDS: Mapping[str, Field] = {
             "include_obfuscation": {"type": ["boolean", "null"]},
         },
         additionalProperties=False,
+    ),
+    "cache_salt": _field(
+        "string",
+        "As in vLLM: beginnings of texts that were read with another salt are not used, so that nobody "
+        "learns from the time to the first token what others have sent.",
+        minLength=1,
+        maxLength=MAX_SALT,
     ),
     **{name: Field(schema, checked=False) for name, schema in RULES.items()},
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from doge_export.runtime import Event
@@ -143,7 +143,7 @@ class _Now(Collector):
     def __init__(self, model: str, snapshot: Callable[[], Mapping[str, Any] | None]) -> None:
         self._model, self._snapshot = model, snapshot
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         now = self._snapshot()
         if now is None:
             return
@@ -158,7 +158,17 @@ class _Now(Collector):
                 taken / len(slots) if slots else 0,
             ),
             ("doge_export_slots", "Slots.", len(slots)),
+            ("doge_export_pool_bytes", "Bytes of the slots' caches.", now.get("pool_bytes", 0)),
+            ("doge_export_prefix_bytes", "Bytes of kept beginnings of texts.", now.get("prefix_bytes", 0)),
         ):
             family = GaugeMetricFamily(name, meaning, labels=("model_name",))
             family.add_metric((self._model,), value)
             yield family
+        for name, meaning, value in (
+            ("doge_export_prefix_lookups", "Texts whose beginning was looked for.", "prefix_lookups"),
+            ("doge_export_prefix_hits", "Texts of which one was found.", "prefix_hits"),
+            ("doge_export_prefix_tokens", "Tokens that were not read again.", "prefix_tokens"),
+        ):
+            counted = CounterMetricFamily(name, meaning, labels=("model_name",))
+            counted.add_metric((self._model,), now.get(value, 0))
+            yield counted

@@ -49,6 +49,7 @@ class TextRequest:
 
     `echoes`: what the texts begin with, one a choice, or none at all. `hidden`: nothing new was asked for,
     and the one token that is made all the same is left out. `rules`: what each new text has to be.
+    `salt`: beginnings that were read with another are not used.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -61,6 +62,7 @@ class TextRequest:
     hidden: bool = False
     tools: ToolUse | None = None
     rules: RuledText | None = None
+    salt: str = ""
     served: Served = field(kw_only=True, repr=False, compare=False)
 
     @property
@@ -128,6 +130,7 @@ class RequestReader:
             hidden=hidden,
             tools=tools,
             rules=self._read_rules(body, tools),
+            salt=given.get("cache_salt", ""),
             served=self.served,
         )
 

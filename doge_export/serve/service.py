@@ -153,6 +153,7 @@ class GenerationTask:
             self._deliver,
             self._finish,
             request.constraints(),
+            request.salt,
         )
         self._work, self._ended = work, ended
         self._loop, self._ready = asyncio.get_running_loop(), asyncio.Event()

@@ -370,3 +370,22 @@ def test_a_second_signal_does_not_wait_for_a_text_without_end(trained: Bundle, t
         assert running.process.wait(timeout=30) == 0
         connection.close()
         assert "Traceback" not in running.log.read_text()
+
+
+def test_what_was_read_before_is_not_read_again(served_trained: Running) -> None:
+    """And is another's with another salt; no text changes by it."""
+    body = {"prompt": "My fellow citizens, " * 40, "max_tokens": 4, "temperature": 0}
+
+    def read() -> list[float]:
+        text = served_trained.request("GET", "/metrics")[1]
+        names = [f"doge_export_prefix_{name}_total" for name in ("hits", "tokens")]
+        return [float(line.split()[1]) for line in text.splitlines() if line.split("{")[0] in names]
+
+    before = read()
+    first = served_trained.post("/v1/completions", body)[1]["choices"]
+    assert read() == before
+    assert served_trained.post("/v1/completions", body)[1]["choices"] == first
+    (hits, tokens), (_, before_tokens) = read(), before
+    assert hits == before[0] + 1 and tokens > before_tokens + 32
+    assert served_trained.post("/v1/completions", body | {"cache_salt": "mine"})[1]["choices"] == first
+    assert read() == [hits, tokens]

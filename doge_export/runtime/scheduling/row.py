@@ -3,6 +3,7 @@
 __all__ = ["Row", "can_be_pooled"]
 
 import math
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,6 +57,7 @@ class Row:
         #: Whether the rope turns by the length of this text: what it has read is of no use to others.
         self.turns = rope_limit is not None and len(prompt) + self.limit > rope_limit
         self.ended = False
+        self.begun = 0.0  # when it got its slot
         #: The same for rows that read the same before their first token.
         self.beginning = hash((job.salt, tuple(prompt[:-1])))
         self.known: dict[int, None] = dict.fromkeys(prompt)  # what is in it, each token once
@@ -88,7 +90,7 @@ class Row:
                 check_logits(self.number, np.array([logit], np.float32), best_alone=True)
             self.seen.append(token)
             self.known[token] = None
-            last = self.left == 0 or (limit is not None and self.job.seconds > limit)
+            last = self.left == 0 or (limit is not None and time.perf_counter() - self.begun > limit)
             whole = rules_end(self.constraint, token)
             event = event_of(self.number, token, self._text, self.options, last, whole)
             self.job.add(event)

@@ -2,6 +2,7 @@
 
 __all__ = ["Scheduler"]
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from doge_export.core.errors import DogeExportError
@@ -84,6 +85,9 @@ class Scheduler:
         rows = [Row(job, number, bundle, draws) for number in range(len(job.prompts))]
         if self._pool is None:
             self._pool = self._session.pool()
+        if not rows:
+            job.end(None)
+            return
         self._jobs.append(job)
         self._waiting.extend(rows)
 
@@ -139,6 +143,7 @@ class Scheduler:
         """Give a row a slot, with what is known of the beginning of its prompt."""
         pool = self._in_use()
         known = None if row.turns else self.prefixes.longest(row.seen[:-1], row.job.salt)
+        row.begun = time.perf_counter()
         row.slot = pool.open() if known is None else pool.restore(known)
         row.read = 0 if known is None else known.length
 
