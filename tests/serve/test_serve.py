@@ -374,7 +374,7 @@ def test_a_second_signal_does_not_wait_for_a_text_without_end(trained: Bundle, t
 
 def test_what_was_read_before_is_not_read_again(served_trained: Running) -> None:
     """And is another's with another salt; no text changes by it."""
-    body = {"prompt": "My fellow citizens, " * 40, "max_tokens": 4, "temperature": 0}
+    body = {"prompt": "Nobody has said this before. " * 40, "max_tokens": 4, "temperature": 0}
 
     def read() -> list[float]:
         text = served_trained.request("GET", "/metrics")[1]
