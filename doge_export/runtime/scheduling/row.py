@@ -58,6 +58,7 @@ class Row:
         self.turns = rope_limit is not None and len(prompt) + self.limit > rope_limit
         self.ended = False
         self.begun = 0.0  # when it got its slot
+        self.known_length = 0  # of what others had read of it
         #: The same for rows that read the same before their first token.
         self.beginning = hash((job.salt, tuple(prompt[:-1])))
         self.known: dict[int, None] = dict.fromkeys(prompt)  # what is in it, each token once

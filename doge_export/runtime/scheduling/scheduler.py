@@ -16,7 +16,7 @@ from doge_export.runtime.scheduling.row import Row
 from doge_export.runtime.session import Session
 from doge_export.runtime.slot_pool import Ids, Logits, SlotPool
 
-_WORTH = 32  # tokens from which on a prefix is kept
+_WORTH = 32  # new tokens from which on a prefix is kept
 _BOUNDARY = 512  # a long prompt's beginning is kept every so many tokens
 
 
@@ -145,7 +145,7 @@ class Scheduler:
         known = None if row.turns else self.prefixes.longest(row.seen[:-1], row.job.salt)
         row.begun = time.perf_counter()
         row.slot = pool.open() if known is None else pool.restore(known)
-        row.read = 0 if known is None else known.length
+        row.read = row.known_length = 0 if known is None else known.length
 
     def _parts(self) -> dict[int, int]:
         """Row (its place in the list) -> how many tokens it reads in the next call."""
@@ -232,7 +232,8 @@ class Scheduler:
     def _keep(self, row: Row) -> None:
         """Keep what a row has read for texts that begin likewise."""
         tokens = row.seen[: row.read]
-        if row.turns or row.read < _WORTH or self.prefixes.has(tokens, row.job.salt):
+        new = row.read - row.known_length  # a copy of a long text takes longer than to read a few tokens
+        if row.turns or new < _WORTH or self.prefixes.has(tokens, row.job.salt):
             return
         assert row.slot is not None
         self.prefixes.add(tokens, self._in_use().snapshot(row.slot), row.job.salt)
