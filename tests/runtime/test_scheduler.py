@@ -207,15 +207,17 @@ def test_what_goes_wrong_ends_its_own_job(session: Session, monkeypatch: pytest.
     assert Request.by_row(good.events) == good.expected(session)
     assert scheduler.pool is not None
 
-    def fails(*args: Any, **more: Any) -> Any:
-        raise DogeExportError("No memory.")
-
     step = scheduler.pool.step
-    with monkeypatch.context() as patch:
-        patch.setattr(scheduler.pool, "step", fails)
-        failed = Request([[3, 4, 5]], GenerationOptions(max_new_tokens=5))
-        run(scheduler, failed)
-    assert [str(end) for end in failed.ends] == ["No memory."]
+    for error in (DogeExportError("No memory."), RuntimeError("a bug")):
+
+        def fails(*args: Any, error: Exception = error, **more: Any) -> Any:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(scheduler.pool, "step", fails)
+            failed = Request([[3, 4, 5]], GenerationOptions(max_new_tokens=5))
+            run(scheduler, failed)
+        assert failed.ends == [error]
     assert scheduler.pool.step == step and not scheduler.pool.rows
     again = Request(good.prompts, good.options)
     run(scheduler, again)

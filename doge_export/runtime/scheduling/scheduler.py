@@ -194,7 +194,7 @@ class Scheduler:
             quiet = [slot for slot, chooses in zip(fed, choosing, strict=True) if not chooses]
             draws = self._draws.of(chosen)
             made = pool.step(fed, steps, quiet=quiet, rope_lengths=turning, draws=draws)
-        except DogeExportError as error:
+        except Exception as error:  # whatever it is, the thread goes on for the others
             for row in rows:
                 row.job.end(error)
             return
