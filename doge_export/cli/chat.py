@@ -13,6 +13,7 @@ import click
 from doge_export.cli._generation import generation_options, read_line, template_option
 
 _log = logging.getLogger(__name__)
+_KEPT = 128 << 20  # bytes for what was read of the conversation, which a turn then need not read again
 _HELP = "An empty line or Ctrl-D ends, /reset begins again."
 
 
@@ -35,6 +36,7 @@ def command(
     """
     from doge_export.core.tokenizer import Tokenizer
     from doge_export.runtime import GenerationDefaults, Session, generate, open_folder
+    from doge_export.runtime.scheduling import PrefixStore
 
     opened = open_folder(bundle)
     tokenizer = Tokenizer.load(opened.path, chat_template)
@@ -53,14 +55,14 @@ def command(
         with contextlib.suppress(ImportError):  # line editing and history, where Python has it
             import readline  # noqa: F401
         _log.info(_HELP)
-    messages = list(beginning)
+    messages, read = list(beginning), PrefixStore(_KEPT)
     while line := _line("> " if asked else ""):
         if line == "/reset":
             messages = list(beginning)
             continue
         messages.append({"role": "user", "content": line})
         ids = tokenizer.encode(tokenizer.apply_chat_template(messages), add_special_tokens=False)
-        (completion,) = generate(session, [ids], options, tokenizer, show).completions
+        (completion,) = generate(session, [ids], options, tokenizer, show, prefixes=read).completions
         click.echo()
         messages.append({"role": "assistant", "content": completion.text})
 

@@ -8,7 +8,7 @@ __all__ = ["INPUTS", "OUTPUTS", "TEXT", "Input", "TritonPythonModel"]
 
 import os
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,13 @@ import numpy as np
 from doge_export.core.errors import DogeExportError, NoNumbersError
 from doge_export.core.json_file import parse_json
 from doge_export.core.tokenizer import Tokenizer
-from doge_export.runtime import GenerationDefaults, Session, open_folder, stream
+from doge_export.runtime import Event, GenerationDefaults, Session, open_folder
+from doge_export.runtime.scheduling import Cancelled, Job, PrefixStore, Scheduler
+from doge_export.runtime.worker import Worker
 
 TEXT = "text_input"
 _STREAM = "stream"
+_PREFIXES = 64 << 20  # bytes for the beginnings of texts, which are kept for texts to come
 
 
 class Input(NamedTuple):
@@ -49,7 +52,8 @@ OUTPUTS = {"text_output": "TYPE_STRING", "finish_reason": "TYPE_STRING"}
 
 
 class TritonPythonModel:
-    """One instance: a process with a session of its own, which answers one request after the other."""
+    """One instance: a process with a session of its own, whose calls make the tokens of all its requests
+    (doge_export.runtime.scheduling). Each answer is what its request gives alone."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the bundle; an error here is what the server says of the model."""
@@ -57,48 +61,80 @@ class TritonPythonModel:
         self._bundle = open_folder(Path(args["model_repository"], args["model_version"], "bundle"))
         self._tokenizer = Tokenizer.load(self._bundle.path)
         self._defaults = GenerationDefaults.of(self._bundle)
-        self._session = Session.open(self._bundle, _threads(config))
-        self._session.load_for_text()
+        session = Session.open(self._bundle, _threads(config))
+        session.load_for_text()
+        self._jobs: set[Job] = set()
+        self._worker = Worker(session, self._tokenizer, Scheduler(session, prefixes=PrefixStore(_PREFIXES)))
 
     def execute(self, requests: Sequence[Any]) -> None:
-        """Answer each request with as many responses as it asks for, or with one error. Nothing is raised:
-        the server goes on."""
+        """Begin to answer each request with as many responses as it asks for, or with one error. Nothing is
+        raised: the server goes on."""
         import triton_python_backend_utils as utils
 
         for request in requests:
-            sender = request.get_response_sender()
+            answer = _Answer(utils, request, self._jobs.discard)
             try:
-                self._answer(utils, request, sender)
-                continue
-            except NoNumbersError as error:
-                answer = utils.TritonError(str(error))  # the model's fault: INTERNAL
-            except DogeExportError as error:
-                answer = utils.TritonError(str(error), utils.TritonError.INVALID_ARG)
-            except MemoryError:
-                answer = utils.TritonError("Out of memory.", utils.TritonError.UNAVAILABLE)
+                inputs = _request_inputs(utils, request)
+                ids = self._tokenizer.encode(inputs.pop(TEXT))
+                answer.piecewise = inputs.pop(_STREAM, False)
+                job = answer.job = Job(
+                    [ids], self._defaults.changed(**inputs), self._tokenizer, answer.deliver, answer.finish
+                )
             except Exception as error:
-                utils.Logger.log_error(traceback.format_exc())
-                name = type(error).__name__
-                answer = utils.TritonError(f"internal error, this is a bug: {name}: {error}")
-            sender.send(
-                utils.InferenceResponse(error=answer), flags=utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-            )
+                answer.finish(error)
+                continue
+            self._jobs.add(job)
+            self._worker.submit(job)
 
-    def _answer(self, utils: Any, request: Any, sender: Any) -> None:
-        inputs = _request_inputs(utils, request)
-        text, piecewise = inputs.pop(TEXT), inputs.pop(_STREAM, False)
-        options = self._defaults.changed(**inputs)
-        ids = self._tokenizer.encode(text)
-        held, reason = "", ""
-        for event in stream(self._session, [ids], options, self._tokenizer):
-            held, reason = held + event.text, event.finish_reason or ""
-            if sender.is_cancelled():  # the client went away
-                break
-            if piecewise and held and not reason:
-                sender.send(_response(utils, held, ""))
-                held = ""
-        final = utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-        sender.send(_response(utils, held, reason), flags=final)
+    def finalize(self) -> None:
+        """End what the server no longer waits for."""
+        for job in list(self._jobs):
+            job.cancelled = True
+        self._worker.close()
+
+
+class _Answer:
+    """The responses to one request, sent by the thread that makes the tokens."""
+
+    def __init__(self, utils: Any, request: Any, ended: Callable[[Job], None]) -> None:
+        self._utils, self._sender, self._ended = utils, request.get_response_sender(), ended
+        self._held, self._reason = "", ""
+        self.piecewise = False
+        self.job: Job | None = None
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        """Send the pieces, where they are wanted."""
+        for event in events:
+            self._held, self._reason = self._held + event.text, event.finish_reason or ""
+            if self.piecewise and self._held and not self._reason:
+                self._sender.send(_response(self._utils, self._held, ""))
+                self._held = ""
+        if self._sender.is_cancelled() and self.job is not None:  # the client went away
+            self.job.cancelled = True
+
+    def finish(self, error: BaseException | None) -> None:
+        """Send the last piece and the reason, or what went wrong."""
+        if self.job is not None:
+            self._ended(self.job)
+        if error is None or isinstance(error, Cancelled):
+            last = _response(self._utils, self._held, self._reason)
+        else:
+            last = self._utils.InferenceResponse(error=self._said(error))
+        try:
+            self._sender.send(last, flags=self._utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception as unsent:  # nobody is there to be told
+            self._utils.Logger.log_error(f"a response could not be sent: {unsent}")
+
+    def _said(self, error: BaseException) -> Any:
+        utils = self._utils
+        if isinstance(error, NoNumbersError):
+            return utils.TritonError(str(error))  # the model's fault: INTERNAL
+        if isinstance(error, DogeExportError):
+            return utils.TritonError(str(error), utils.TritonError.INVALID_ARG)
+        if isinstance(error, MemoryError):
+            return utils.TritonError("Out of memory.", utils.TritonError.UNAVAILABLE)
+        utils.Logger.log_error("".join(traceback.format_exception(error)))
+        return utils.TritonError(f"internal error, this is a bug: {type(error).__name__}: {error}")
 
 
 def _response(utils: Any, text: str, reason: str) -> Any:

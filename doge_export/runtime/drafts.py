@@ -5,9 +5,11 @@ draft is read by the model in one call, which says where it would have gone on o
 than without.
 """
 
-__all__ = ["DraftLength", "TextIndex"]
+__all__ = ["DraftLength", "PromptLookup", "TextIndex", "rewindable_length"]
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from doge_export.core.bundle import Bundle
 
 _SHORTEST, _LONGEST = 2, 4  # tokens at the end of the text that are looked for
 
@@ -104,3 +106,41 @@ class DraftLength:
     def _learn(self, length: int, seconds: float) -> None:
         before = self._seconds.get(length)
         self._seconds[length] = seconds if before is None else _MEMORY * before + (1 - _MEMORY) * seconds
+
+
+def rewindable_length(bundle: Bundle) -> int | None:
+    """Return up to how many tokens of a text a wrong draft can be taken back from; None where there is no
+    limit. Beyond it a bounded cache that is full forgets what was there before, and a rope may turn otherwise
+    for every length of the text."""
+    decode = bundle.manifest.decode
+    limits = [bundle.config.rope_limit]
+    if decode is not None:
+        limits += [decode.cache.max_length, decode.cache.slots]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+class PromptLookup:
+    """Drafts of one text, for as long as calls with them give tokens faster. `rewindable`: see
+    `rewindable_length`."""
+
+    def __init__(self, rewindable: int | None) -> None:
+        self._rewindable, self._index = rewindable, TextIndex()
+        self.length = DraftLength()
+
+    def draft(self, text: Sequence[int], most: int) -> list[int]:
+        """Return what may come after the text, which is the one of before and what came since: `most` tokens
+        at most, and none where that does not pay."""
+        if self._rewindable is not None:
+            most = min(most, self._rewindable - len(text))
+        length = self.length.best(most)
+        if length <= 0:
+            return []
+        self._index.extend(text[len(self._index) :])
+        return self._index.draft(length)
+
+    def verified(self, draft: Sequence[int], made: Sequence[int], seconds: float) -> int:
+        """Return how many tokens of the draft are right, where a call of so many seconds chose the tokens
+        `made` before each and after the last; and learn from it."""
+        right = next((at for at, token in enumerate(draft) if made[at] != token), len(draft))
+        self.length.drafted(len(draft), right, seconds)
+        return right

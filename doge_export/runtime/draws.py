@@ -1,8 +1,8 @@
 """How the kernels draw tokens: the settings of a text as the optional inputs of `decode.onnx`."""
 
-__all__ = ["Draws", "draws_of"]
+__all__ = ["DraftDraws", "Draws", "draws_of"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ _SEEN = 256  # ids by which the room for them grows
 @dataclass
 class Draws:
     """Arrays by the names of the inputs; `seen` has -1 where there is no id. `usual`: the bits of the tokens
-    that the options leave, of one row."""
+    that the options leave, of one row for all, or of each [rows, words]."""
 
     inputs: dict[str, npt.NDArray[np.generic]]
     penalized: bool
@@ -38,18 +38,33 @@ class Draws:
         inputs = {name: np.repeat(array[:1], count, axis=0) for name, array in self.inputs.items()}
         return Draws(inputs, self.penalized, self.usual)
 
-    def allow(self, rows: Mapping[int, npt.NDArray[np.int64]]) -> int | None:
-        """Of what the options leave, leave each of these rows only the tokens that have a bit. Returns the
-        first that none is left to; there must not be one in a call."""
+    @classmethod
+    def together(cls, each: Sequence["Draws"]) -> "Draws":
+        """Return how rows are drawn in one call, each of them by one of `each`, which have one row."""
+        parts = [draws.inputs for draws in each]
+        inputs = {name: np.concatenate([part[name] for part in parts]) for name in ("sampling", "draw_key")}
+        inputs["seen"] = np.empty((0, 0), np.int64)
+        usual = np.stack([draws.usual for draws in each])
+        bias = [part["logit_bias"] for part in parts]
+        if width := max(row.shape[1] for row in bias):
+            bias = [row if row.size else np.zeros((1, width), np.float32) for row in bias]
+        inputs["logit_bias"] = np.concatenate(bias)
+        some = any(part["allowed"].size for part in parts)
+        inputs["allowed"] = usual.copy() if some else np.empty((0, 0), np.int64)
+        return cls(inputs, any(draws.penalized for draws in each), usual)
+
+    def allow(self, rows: Mapping[int, npt.NDArray[np.int64]]) -> list[int]:
+        """Of what the options leave, leave each of these rows only the tokens that have a bit. Returns those
+        that none is left to; there must not be one in a call."""
         every = self.inputs["allowed"]
         if every.shape[0] == 0:
             every = self.inputs["allowed"] = np.empty(
-                (len(self.inputs["sampling"]), self.usual.size), np.int64
+                (len(self.inputs["sampling"]), self.usual.shape[-1]), np.int64
             )
         every[:] = self.usual
         for row, bits in rows.items():
             every[row] &= bits
-        return next((row for row in rows if not every[row].any()), None)
+        return [row for row in rows if not every[row].any()]
 
     def bind(
         self, binding: Any, dtypes: Mapping[str, str], bound: dict[str, npt.NDArray[np.generic]]
@@ -60,17 +75,35 @@ class Draws:
                 tensors.bind(binding.bind_input, name, dtypes[name], array)
                 bound[name] = array
 
-    def see(self, texts: Sequence[Sequence[int]]) -> None:
-        """Say which ids each row has seen; it matters where there is a penalty."""
+    def see(self, known: Sequence[Collection[int]]) -> None:
+        """Say which ids each row has seen, each id once; it matters where there is a penalty."""
         if not self.penalized:
             return
-        unique = [np.unique(np.asarray(text, np.int64)) for text in texts]
-        room = -(-max(ids.size for ids in unique) // _SEEN) * _SEEN
+        room = -(-max(map(len, known)) // _SEEN) * _SEEN
         if room > self.inputs["seen"].shape[1]:
-            self.inputs["seen"] = np.empty((len(texts), room), np.int64)
+            self.inputs["seen"] = np.empty((len(known), room), np.int64)
         self.inputs["seen"].fill(-1)
-        for row, ids in enumerate(unique):
-            self.inputs["seen"][row, : ids.size] = ids
+        for row, ids in enumerate(known):
+            self.inputs["seen"][row, : len(ids)] = list(ids)
+
+
+class DraftDraws:
+    """How the tokens after each one of a draft are drawn, in one text that is drawn by `draws`."""
+
+    def __init__(self, draws: Draws) -> None:
+        self._draws = draws
+        self._many: dict[int, Draws] = {}  # tokens of a call -> how they are drawn
+
+    def of(self, draft: Sequence[int], seen: Iterable[int]) -> Draws:
+        """Return how to draw the token after the text `seen`, and after each of `draft` that follows it."""
+        count = 1 + len(draft)
+        if count not in self._many:
+            self._many[count] = self._draws.for_tokens(count)
+        draws = self._many[count]
+        if draws.penalized:
+            known = set(seen)  # a text is long, and what is in it counts once
+            draws.see([known.union(draft[:more]) for more in range(count)])
+        return draws
 
 
 def draws_of(options: GenerationOptions, seed: int, rows: int, first: int, vocab: int) -> Draws | None:

@@ -1,6 +1,6 @@
 """Generating text: prefill, then one token a step, for one prompt or a batch of them."""
 
-__all__ = ["Completion", "Event", "Generation", "Statistics", "generate", "stream"]
+__all__ = ["Completion", "Event", "Generation", "Statistics", "generate", "stream", "stream_alone"]
 
 import math
 import time
@@ -18,10 +18,14 @@ from doge_export.runtime.limits import check_ids, check_prompts, most_tokens, to
 from doge_export.runtime.neighbours import rows_are_independent
 from doge_export.runtime.options import GenerationOptions
 from doge_export.runtime.positions import say_long
+from doge_export.runtime.scheduling import Job, PrefixStore, Scheduler, can_be_pooled
 from doge_export.runtime.scored_tokens import ScoredTokens
 from doge_export.runtime.session import Session
 from doge_export.runtime.stop_strings import RowText
 from doge_export.runtime.token_strategy import TokenStrategy, choose_strategy
+
+_MAX_ROWS = 32  # in the pool at once; others wait for a place
+_PREFIX_BYTES = 64 << 20
 
 
 @dataclass
@@ -53,16 +57,18 @@ def generate(
     on_text: Callable[[int, str], None] | None = None,
     on_prompt: Callable[[int], None] | None = None,
     constraints: Sequence[Constraint | None] | None = None,
+    prefixes: PrefixStore | None = None,
 ) -> Generation:
     """Continue every prompt; `on_text` gets the row and each new piece of its text as it comes, `on_prompt`
-    how many tokens of a long prompt were read, as they are. `constraints`: see `stream`.
+    how many tokens of a long prompt were read, as they are. `constraints`, `prefixes`: see `stream`.
 
     Raises:
         DogeExportError: see `stream`.
     """
     statistics = Statistics()
     completions = [Completion() for _ in prompts]
-    for event in stream(session, prompts, options, tokenizer, statistics, on_prompt, constraints):
+    events = stream(session, prompts, options, tokenizer, statistics, on_prompt, constraints, prefixes)
+    for event in events:
         completion = completions[event.row]
         completion.ids.append(event.token)
         completion.text += event.text
@@ -81,10 +87,12 @@ def stream(
     statistics: Statistics | None = None,
     on_prompt: Callable[[int], None] | None = None,
     constraints: Sequence[Constraint | None] | None = None,
+    prefixes: PrefixStore | None = None,
 ) -> Generator[Event]:
     """Continue every prompt, token by token; each is continued as it is alone, its draws apart, and the rows
-    take turns. Text and stop strings need the `tokenizer`. `constraints` are the rules of each new text, one
-    object a row, at its beginning; they go on with it.
+    grow side by side. Text and stop strings need the `tokenizer`. `constraints` are the rules of each new
+    text, one object a row, at its beginning; they go on with it. `prefixes` keeps what was read for later
+    calls with texts that begin likewise, such as the next turn of a conversation.
 
     Raises:
         DogeExportError: a prompt is empty or has an id outside the vocabulary, prompt and new tokens do
@@ -93,23 +101,85 @@ def stream(
             there are not as many constraints as prompts.
     """
     statistics = Statistics() if statistics is None else statistics
+    _check(session, prompts, options, tokenizer, constraints)
+    if not prompts:
+        return
+    until = _until(options)
+    if (len(prompts) > 1 or prefixes is not None) and can_be_pooled(session, options, constraints):
+        session.load(tokens=True)  # its seconds are not prefill's
+        kept = PrefixStore(_PREFIX_BYTES) if prefixes is None else prefixes
+        scheduler = Scheduler(session, _MAX_ROWS, kept)
+        events: list[Event] = []
+        errors: list[BaseException | None] = []
+        job = Job(prompts, options, tokenizer, events.extend, errors.append, constraints)
+        job.statistics, job.until, job.read = statistics, until, on_prompt or job.read
+        yield from _pooled(scheduler, job, events, errors)
+        return
+    calls = _calls(session, prompts, options, tokenizer, on_prompt, constraints or ())
+    yield from _in_turns(calls, statistics, until)
+
+
+def stream_alone(
+    session: Session,
+    prompts: Sequence[Sequence[int]],
+    options: GenerationOptions,
+    tokenizer: Tokenizer | None = None,
+    constraints: Sequence[Constraint | None] | None = None,
+) -> Iterator[Event]:
+    """Give the events of `stream` by the slow and obvious way: each row in calls of its own, in turns. Other
+    ways are held to it. Raises as `stream`."""
+    _check(session, prompts, options, tokenizer, constraints)
+    rules = constraints or ()
+    rows = [
+        _Rows(session, prompts[row : row + 1], row, options, tokenizer, None, rules[row : row + 1])
+        for row in range(len(prompts))
+    ]
+    yield from _in_turns(rows, Statistics(), _until(options))
+
+
+def _check(
+    session: Session,
+    prompts: Sequence[Sequence[int]],
+    options: GenerationOptions,
+    tokenizer: Tokenizer | None,
+    constraints: Sequence[Constraint | None] | None,
+) -> None:
+    """Refuse what cannot be run, as `stream` says."""
     check_prompts(session.bundle, prompts)
     check_ids(session.bundle, options)
     say_long(session.bundle, max(map(len, prompts), default=0))
     if options.stop and tokenizer is None:
         raise DogeExportError("A stop string needs a tokenizer, and the bundle has none.")
-    if not prompts:
-        return
     if constraints is not None and len(constraints) != len(prompts):
         raise DogeExportError(f"There are {len(constraints)} constraints for {len(prompts)} prompts.")
-    calls = _calls(session, prompts, options, tokenizer, on_prompt, constraints or ())
-    until = time.perf_counter() + (math.inf if options.max_time is None else options.max_time)
-    # In turns, so that the rows grow side by side however many calls they take.
+
+
+def _until(options: GenerationOptions) -> float:
+    """When the texts that begin now have to end, of time.perf_counter."""
+    return time.perf_counter() + (math.inf if options.max_time is None else options.max_time)
+
+
+def _in_turns(calls: list["_Rows"], statistics: Statistics, until: float) -> Iterator[Event]:
+    """Make a token of each in turn, so that the rows grow side by side however many calls they take."""
     while calls:
         for rows in tuple(calls):
             yield from rows.step(statistics, until)
             if rows.ended:
                 calls.remove(rows)
+
+
+def _pooled(
+    scheduler: Scheduler, job: Job, events: list[Event], errors: list[BaseException | None]
+) -> Iterator[Event]:
+    """Make the tokens of a job whose rows join and leave a pool one by one, and give out its `events`; of
+    `errors` the first."""
+    scheduler.add(job)
+    while not scheduler.idle:
+        scheduler.step()
+        yield from events
+        events.clear()
+    if errors and errors[0] is not None:
+        raise errors[0]
 
 
 def _calls(

@@ -185,9 +185,10 @@ class SeveralTokens:
             allowed = _allowed(self._rules, rows)
             steps = 1 if allowed else self._steps.best(left)
             if self._draws is not None:
-                if self._rules and (empty := self._draws.allow(allowed)) is not None:
-                    raise none_left(self._first + empty, len(rows[empty]), ruled=True)
-                self._draws.see([rows.get(row, ()) for row in range(self._batch)])
+                if self._rules and (empty := self._draws.allow(allowed)):
+                    raise none_left(self._first + empty[0], len(rows[empty[0]]), ruled=True)
+                if self._draws.penalized:
+                    self._draws.see([set(rows.get(row, ())) for row in range(self._batch)])
             started = time.perf_counter()
             token_ids, logits = _stream(
                 self._decoder, input_ids, real, position_ids, steps, self._read, self._draws

@@ -6,21 +6,18 @@ __all__ = ["Busy", "Ended", "GenerationTask", "TextService"]
 import asyncio
 import collections
 import logging
-import threading
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from doge_export.core.tokenizer import Tokenizer
-from doge_export.runtime import Event, Session, Statistics, stream
-from doge_export.runtime.limits import check_ids, check_prompts
-from doge_export.runtime.positions import say_long
-from doge_export.runtime.scheduling import Cancelled, Job, PrefixStore, Scheduler, can_be_pooled
+from doge_export.runtime import Event, Session, Statistics
+from doge_export.runtime.scheduling import Cancelled, Job, PrefixStore, Scheduler
+from doge_export.runtime.worker import Worker
 from doge_export.serve.requests import TextRequest
 
 _log = logging.getLogger(__name__)
 
 _MAX_EVENTS = 1024  # events that may wait for a slow client before its generation pauses
-_LOOK = 0.2  # seconds after which paused generations are looked at again, should nobody wake the thread
 
 
 class Busy(Exception):
@@ -50,11 +47,8 @@ class TextService:
         self._max_tasks = parallel + waiting
         self._scheduler = Scheduler(session, parallel, PrefixStore(prefix_bytes))
         self._tasks: set[GenerationTask] = set()
-        self._new: collections.deque[GenerationTask] = collections.deque()
-        self._work = threading.Event()  # there is, or was, something to look at
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="generate", daemon=True)
-        self._thread.start()
+        self._worker = Worker(session, tokenizer, self._scheduler)
 
     def start(self, request: TextRequest) -> "GenerationTask":
         """Begin, or take a place among those that wait. In the event loop's thread.
@@ -64,10 +58,9 @@ class TextService:
         """
         if len(self._tasks) >= self._max_tasks or self._closed:
             raise Busy
-        task = GenerationTask(self.tokenizer, request, self._work, self._tasks.discard)
+        task = GenerationTask(self.tokenizer, request, self._worker.wake, self._tasks.discard)
         self._tasks.add(task)
-        self._new.append(task)
-        self._work.set()
+        self._worker.submit(task.job)
         return task
 
     def snapshot(self) -> dict[str, Any]:
@@ -95,45 +88,7 @@ class TextService:
         """Cancel every generation, and end the thread."""
         self._closed = True
         self.cancel()
-        self._work.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        scheduler = self._scheduler
-        while True:
-            while self._new:
-                self._begin(self._new.popleft())
-            if scheduler.idle or scheduler.stalled:
-                if self._closed and scheduler.idle and not self._new:
-                    return
-                self._work.wait(_LOOK)
-                self._work.clear()
-                continue
-            scheduler.step()
-
-    def _begin(self, task: "GenerationTask") -> None:
-        """Give a task to the scheduler. What cannot be run is said before the first token."""
-        session, job = self.session, task.job
-        try:
-            if job.cancelled:
-                raise Cancelled
-            check_prompts(session.bundle, job.prompts)
-            check_ids(session.bundle, job.options)
-            say_long(session.bundle, max(map(len, job.prompts), default=0))
-            if can_be_pooled(session, job.options, job.constraints):
-                self._scheduler.add(job)
-            else:
-                events = stream(
-                    session,
-                    job.prompts,
-                    job.options,
-                    self.tokenizer,
-                    on_prompt=lambda _: task.check(),
-                    constraints=job.constraints,
-                )
-                self._scheduler.add_unpooled(job, events)
-        except Exception as error:
-            job.end(error)
+        self._worker.close()
 
 
 class GenerationTask:
@@ -143,7 +98,7 @@ class GenerationTask:
         self,
         tokenizer: Tokenizer,
         request: TextRequest,
-        work: threading.Event,
+        wake: Callable[[], None],
         ended: Callable[["GenerationTask"], None],
     ) -> None:
         self.job = Job(
@@ -155,7 +110,7 @@ class GenerationTask:
             request.constraints(),
             request.salt,
         )
-        self._work, self._ended = work, ended
+        self._wake_worker, self._ended = wake, ended
         self._loop, self._ready = asyncio.get_running_loop(), asyncio.Event()
         self._events: collections.deque[Event] = collections.deque()
         self._over = self._waking = False
@@ -169,12 +124,7 @@ class GenerationTask:
     def cancel(self) -> None:
         """Stop after the token, or the piece of the prompt, that is under way."""
         self.job.cancelled = True
-        self._work.set()
-
-    def check(self) -> None:
-        """Raise Ended where it was cancelled."""
-        if self.job.cancelled:
-            raise Ended
+        self._wake_worker()
 
     async def events(self) -> AsyncGenerator[list[Event]]:
         """Yield the tokens as they come, all that are there at once; the generation ends with the iteration.
@@ -193,7 +143,7 @@ class GenerationTask:
                     yield batch
                     if self.job.paused and len(self._events) < _MAX_EVENTS:
                         self.job.paused = False
-                        self._work.set()
+                        self._wake_worker()
                 if over and not self._events:
                     if isinstance(self._error, Cancelled):
                         raise Ended

@@ -10,7 +10,7 @@ from doge_export.core.errors import NoNumbersError
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.export.options import ExportOptions
 from doge_export.export.pipeline import export_model
-from doge_export.runtime import GenerationOptions, Session, generate, lookup_tokens, token_strategy
+from doge_export.runtime import GenerationOptions, Session, drafts, generate, token_strategy
 from doge_export.runtime.drafts import DraftLength, TextIndex
 from doge_export.runtime.token_strategy import SeveralTokens
 
@@ -55,7 +55,7 @@ def session(request: pytest.FixtureRequest, exported: Any) -> Session:
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> type[Always]:
     monkeypatch.setattr(Always, "calls", [])
-    monkeypatch.setattr(lookup_tokens, "DraftLength", Always)
+    monkeypatch.setattr(drafts, "DraftLength", Always)
     return Always
 
 
@@ -87,7 +87,7 @@ def test_the_text_is_the_same(
         plain = text(session, max_new_tokens=80, **DRAWS[draw])
     assert not always.calls
     monkeypatch.setattr(Told, "will_come", PROMPT + plain)
-    monkeypatch.setattr(lookup_tokens, "TextIndex", Told)
+    monkeypatch.setattr(drafts, "TextIndex", Told)
     for count in (80, 7, 1):
         assert text(session, max_new_tokens=count, **DRAWS[draw]) == plain[:count]
     assert any(right > 1 for _, right in always.calls)

@@ -4,10 +4,12 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from doge_export.core.errors import DogeExportError
-from doge_export.runtime import Event, GenerationOptions, Session, stream
+from doge_export.runtime import Event, GenerationOptions, Session, Statistics, drafts, generation, stream
+from doge_export.runtime.generation import stream_alone
 from doge_export.runtime.scheduling import Cancelled, Job, PrefixStore, Scheduler, can_be_pooled
 from doge_export.runtime.scheduling import scheduler as scheduling
 from doge_export.runtime.scheduling.pieces import PromptBudget
@@ -46,6 +48,13 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduling, "_BOUNDARY", 16)
 
 
+class Always(drafts.DraftLength):
+    """Drafts wherever there is something to draft, whatever calls take."""
+
+    def best(self, most: int) -> int:
+        return min(most, 3)
+
+
 class Request:
     """A job and what was delivered for it."""
 
@@ -56,7 +65,7 @@ class Request:
         self.job = Job(prompts, options, None, self.events.extend, self.ends.append, salt=salt)
 
     def expected(self, session: Session) -> dict[int, list[Event]]:
-        return self.by_row(list(stream(session, self.prompts, self.options)))
+        return self.by_row(list(stream_alone(session, self.prompts, self.options)))
 
     @staticmethod
     def by_row(events: list[Event]) -> dict[int, list[Event]]:
@@ -66,6 +75,10 @@ class Request:
 def run(scheduler: Scheduler, *requests: Request) -> None:
     for each in requests:
         scheduler.add(each.job)
+    run_on(scheduler)
+
+
+def run_on(scheduler: Scheduler) -> None:
     while not scheduler.idle:
         scheduler.step()
 
@@ -94,7 +107,9 @@ def random_request(rng: random.Random, shared: list[int]) -> Request:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_text_is_what_it_is_alone(session: Session, seed: int) -> None:
+def test_every_text_is_what_it_is_alone(session: Session, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if seed > 0:
+        monkeypatch.setattr(drafts, "DraftLength", Always)
     rng = random.Random(seed)
     shared = ids(rng, 60)
     requests = [random_request(rng, shared) for _ in range(24)]
@@ -137,6 +152,96 @@ def test_the_second_turn_reads_what_is_new(still: Session) -> None:
     run(scheduler, other)
     assert use.hits == 1
     assert other.events == second.events
+
+
+def test_a_text_that_is_alone_is_drafted(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `stream` does for one; what was wrong is forgotten, also in what is kept for the next turn."""
+    scheduler = Scheduler(session, 4, PrefixStore(1 << 20))
+    request = Request([[3, 4, 5, 6]], GenerationOptions(max_new_tokens=40, suppress_tokens=(7,)))
+    expected = request.expected(session)
+    text = request.prompts[0] + [event.token for event in expected[0]]
+
+    def draft(index: drafts.TextIndex, most: int) -> list[int]:
+        """Right for two tokens, then wrong."""
+        return [*text[len(index) :][:2], 3][:most]
+
+    scheduler.add(request.job)
+    assert scheduler.pool is not None
+    every, step = [], scheduler.pool.step
+
+    def told(rows: Any, *rest: Any, **more: Any) -> Any:
+        every.extend(more.get("every", ()))
+        return step(rows, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drafts, "DraftLength", Always)
+        patch.setattr(drafts.TextIndex, "draft", draft)
+        patch.setattr(scheduler.pool, "step", told)
+        run_on(scheduler)
+    assert every and Request.by_row(request.events) == expected
+    again = Request([[*text, 9]], request.options)
+    run(scheduler, again)
+    assert Request.by_row(again.events) == again.expected(session)
+
+
+class Letters:
+    """Rules by which a text has these tokens, one after another; then there is none left, which rules of
+    ours never say: they end a text before."""
+
+    ended = False
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._left = tokens
+
+    def allowed(self) -> Any:
+        bits = np.zeros(-(-VOCAB // 64) * 64, bool)
+        bits[self._left[:1]] = True
+        return np.packbits(bits, bitorder="little").view(np.int64)
+
+    def accept(self, token: int) -> None:
+        assert token == self._left.pop(0)
+
+
+def test_rules_that_leave_nothing_end_their_own_text(session: Session) -> None:
+    """Beside another text with rules, and one whose options forbid what it would take."""
+    scheduler = Scheduler(session, 4)
+    options = GenerationOptions(max_new_tokens=4)
+    best = Request([[3, 4, 5]], options)
+    run(scheduler, best)
+    forbidding = replace(options, suppress_tokens=tuple({event.token for event in best.events}))
+    stuck, ruled = Request([[3, 4, 5]], options), Request([[6, 7]], options)
+    stuck.job.constraints, ruled.job.constraints = [Letters([8, 9])], [Letters([10, 11, 12, 13])]
+    other = Request([[3, 4, 5]], forbidding)
+    run(scheduler, stuck, ruled, other)
+    assert [event.token for event in stuck.events] == [8, 9]
+    assert "no token is left" in str(stuck.ends[0])
+    assert [event.token for event in ruled.events] == [10, 11, 12, 13] and ruled.ends == [None]
+    assert Request.by_row(other.events) == other.expected(session)
+
+
+def test_several_prompts_are_streamed_by_the_pool(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(8)
+    options = GenerationOptions(max_new_tokens=20, temperature=0.9, seed=3)
+    request = Request([ids(rng, 1 + 9 * at) for at in range(4)], options)
+    expected = request.expected(session)
+    monkeypatch.setattr(generation, "_MAX_ROWS", 3)  # the last one waits for a place
+    statistics, read = Statistics(), []
+    made = list(stream(session, request.prompts, options, statistics=statistics, on_prompt=read.append))
+    assert Request.by_row(made) == expected
+    assert [event.row for event in made] != sorted(event.row for event in made)  # side by side
+    assert (statistics.prefill_tokens, statistics.decode_tokens) == (1 + 10 + 19 + 28, 4 * 20 - 1)
+    late = list(stream(session, request.prompts, replace(options, max_time=0.0)))
+    assert {event.row: event.finish_reason for event in late} == dict.fromkeys(range(4), "length")
+
+
+def test_what_a_stream_has_read_serves_the_next(still: Session) -> None:
+    kept, prompt = PrefixStore(1 << 20), ids(random.Random(9), 30)
+    options = GenerationOptions(max_new_tokens=5)
+    first = list(stream(still, [prompt], options, prefixes=kept))
+    assert len(kept) > 0 and kept.use.hits == 0
+    longer = [*prompt, *(event.token for event in first), 4, 5]
+    assert list(stream(still, [longer], options, prefixes=kept)) == list(stream(still, [longer], options))
+    assert kept.use.hits == 1 and kept.use.tokens >= len(prompt) - 1
 
 
 def test_copies_of_a_prompt_are_read_once(still: Session, monkeypatch: pytest.MonkeyPatch) -> None:

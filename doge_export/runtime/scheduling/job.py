@@ -2,6 +2,7 @@
 
 __all__ = ["Cancelled", "Job", "Unpooled"]
 
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,10 +39,13 @@ class Job:
         self.constraints, self.salt = constraints, salt
         self.seed = secrets.randbits(64) if options.seed is None else options.seed & (2**64 - 1)
         self.statistics = Statistics()
+        self.until = math.inf  # a text has its last token after that time, of time.perf_counter
         self.cancelled = False  # set from any thread: the rows end after the call under way
         self.paused = False  # likewise: they make no tokens for now
         self.left = len(prompts)  # rows that have not ended
         self._deliver, self._finish = deliver, finish
+        #: Told how many tokens of a prompt were read, after each piece of it but the last.
+        self.read: Callable[[int], None] = lambda tokens: None
         self._events: list[Event] = []
         self._began = time.perf_counter()
         self._first = 0.0  # when the first token was made
@@ -57,8 +61,8 @@ class Job:
         statistics = self.statistics
         if self._first == 0.0:
             self._first = time.perf_counter()
-            statistics.prefill_tokens = sum(map(len, self.prompts))
-            statistics.prefill_seconds = self._first - self._began
+            statistics.prefill_tokens += sum(map(len, self.prompts))
+            statistics.prefill_seconds += self._first - self._began
         else:
             statistics.decode_tokens += 1
         self._events.append(event)
@@ -70,7 +74,10 @@ class Job:
         if self._events:
             self.statistics.decode_seconds = time.perf_counter() - self._first
             events, self._events = self._events, []
-            self._deliver(events)
+            try:
+                self._deliver(events)
+            except Exception as error:  # the reader's fault, which is not that of other jobs
+                self.end(error)
         if self.left == 0:
             self.end(None)
 

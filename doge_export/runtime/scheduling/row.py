@@ -10,7 +10,8 @@ import numpy as np
 
 from doge_export.core.bundle import Bundle
 from doge_export.runtime.constraints import Constraint
-from doge_export.runtime.draws import draws_of
+from doge_export.runtime.drafts import PromptLookup
+from doge_export.runtime.draws import DraftDraws, Draws, draws_of
 from doge_export.runtime.events import event_of, rules_end
 from doge_export.runtime.limits import token_limit
 from doge_export.runtime.options import GenerationOptions
@@ -40,7 +41,9 @@ class Row:
     """Row `number` of a job. `seen`: its prompt and its tokens; of them `read` are in the cache of `slot`,
     and what is due comes next."""
 
-    def __init__(self, job: Job, number: int, bundle: Bundle, draws: bool) -> None:
+    def __init__(
+        self, job: Job, number: int, bundle: Bundle, draws: bool, rewindable: int | None = None
+    ) -> None:
         options, prompt = job.options, job.prompts[number]
         self.job, self.number, self.options = job, number, options
         self.seen, self.prompt_length, self.read = list(prompt), len(prompt), 0
@@ -53,6 +56,8 @@ class Row:
         self.plain = best_tokens_needed(options) == 1 and self.constraint is None
         vocab = bundle.config.vocab_size
         self.draws = draws_of(options, job.seed, 1, number, vocab) if draws else None
+        self.lookup = PromptLookup(rewindable)
+        self._draft_draws: DraftDraws | None = None
         rope_limit = bundle.config.rope_limit
         #: Whether the rope turns by the length of this text: what it has read is of no use to others.
         self.turns = rope_limit is not None and len(prompt) + self.limit > rope_limit
@@ -79,19 +84,35 @@ class Row:
         """New tokens that are wanted yet, at most."""
         return self.limit - self.made
 
+    def draft(self) -> list[int]:
+        """Return what may come after its text, where it pays to read that in one call."""
+        if self.constraint is not None:
+            return []
+        return self.lookup.draft(self.seen, self.left - 1)
+
+    def draft_draws(self, draft: Sequence[int]) -> Draws | None:
+        """Return how the tokens before each of a draft and after it are drawn; None where it takes the best
+        ones."""
+        if self.plain or self.draws is None:
+            return None
+        if self._draft_draws is None:
+            self._draft_draws = DraftDraws(self.draws)
+        return self._draft_draws.of(draft, self.known)
+
     def take(self, tokens: list[int], logits: list[float]) -> None:
         """Take the tokens that follow what was read, up to the one that ends the text.
 
         Raises:
             NoNumbersError: a logit is no number.
         """
-        limit = self.options.max_time
+        limit, now = self.options.max_time, time.perf_counter()
+        late = now > self.job.until or (limit is not None and now - self.begun > limit)
         for token, logit in zip(tokens, logits, strict=True):
             if not math.isfinite(logit):
                 check_logits(self.number, np.array([logit], np.float32), best_alone=True)
             self.seen.append(token)
             self.known[token] = None
-            last = self.left == 0 or (limit is not None and time.perf_counter() - self.begun > limit)
+            last = late or self.left == 0
             whole = rules_end(self.constraint, token)
             event = event_of(self.number, token, self._text, self.options, last, whole)
             self.job.add(event)

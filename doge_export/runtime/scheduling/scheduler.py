@@ -4,10 +4,13 @@ __all__ = ["Scheduler"]
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from doge_export.core.errors import DogeExportError
 from doge_export.runtime.calls import StepsPerCall
+from doge_export.runtime.drafts import rewindable_length
 from doge_export.runtime.events import Event
+from doge_export.runtime.sampling import none_left
 from doge_export.runtime.scheduling.batch_draws import BatchDraws
 from doge_export.runtime.scheduling.job import Cancelled, Job, Unpooled
 from doge_export.runtime.scheduling.pieces import PromptBudget
@@ -37,9 +40,10 @@ class Scheduler:
         self._unpooled: list[Unpooled] = []
         self._waiting: list[Row] = []
         self._rows: list[Row] = []
-        self._draws = BatchDraws(session.bundle.config.vocab_size)
+        self._draws = BatchDraws()
         self._steps: dict[int, StepsPerCall] = {}  # rows -> what a call with them takes
         self._budget = PromptBudget()
+        self._rewindable = rewindable_length(session.bundle)
         decode = session.bundle.manifest.decode
         self._capacity = None if decode is None else decode.cache.max_length
 
@@ -81,8 +85,8 @@ class Scheduler:
         Raises:
             DogeExportError: a prompt and its tokens do not fit in a static cache or in max_length.
         """
-        bundle, draws = self._session.bundle, self._session.draws
-        rows = [Row(job, number, bundle, draws) for number in range(len(job.prompts))]
+        bundle, draws, rewindable = self._session.bundle, self._session.draws, self._rewindable
+        rows = [Row(job, number, bundle, draws, rewindable) for number in range(len(job.prompts))]
         if self._pool is None:
             self._pool = self._session.pool()
         if not rows:
@@ -173,13 +177,16 @@ class Scheduler:
 
     def _call(self, parts: Mapping[int, int]) -> None:
         """Let the rows read `parts`, and give out what follows in those that have read all."""
-        pool, rows = self._in_use(), [self._rows[at] for at in parts]
-        counts = list(parts.values())
-        fed = {}
-        for row, count in zip(rows, counts, strict=True):
-            assert row.slot is not None
-            fed[row.slot] = row.seen[row.read : row.read + count]
+        rows, counts = [self._rows[at] for at in parts], list(parts.values())
         choosing = [row.due == count for row, count in zip(rows, counts, strict=True)]
+        if len(rows) == 1 and rows[0].due == 1 and rows[0].made > 0 and (draft := rows[0].draft()):
+            self._verify(rows[0], draft)
+            return
+        draws, stuck = self._draws.of([row for row, chooses in zip(rows, choosing, strict=True) if chooses])
+        for row in stuck:
+            row.job.end(none_left(row.number, len(row.seen), ruled=True))
+        if stuck:
+            return  # the next call is without them
         turning = {
             row.slot: row.prompt_length
             for row, count in zip(rows, counts, strict=True)
@@ -189,29 +196,56 @@ class Scheduler:
         # A first token is not kept back for the sake of those after it.
         if all(choosing) and not turning and all(row.made > 0 and row.constraint is None for row in rows):
             steps = self._timed(len(rows)).best(self._steps_wanted(rows))
-        try:
-            chosen = [row for row, chooses in zip(rows, choosing, strict=True) if chooses]
-            quiet = [slot for slot, chooses in zip(fed, choosing, strict=True) if not chooses]
-            draws = self._draws.of(chosen)
-            made = pool.step(fed, steps, quiet=quiet, rope_lengths=turning, draws=draws)
-        except Exception as error:  # whatever it is, the thread goes on for the others
-            for row in rows:
-                row.job.end(error)
+        fed = {
+            _slot(row): row.seen[row.read : row.read + count] for row, count in zip(rows, counts, strict=True)
+        }
+        quiet = [slot for slot, chooses in zip(fed, choosing, strict=True) if not chooses]
+        made = self._step(rows, fed, steps, quiet=quiet, rope_lengths=turning, draws=draws)
+        if made is None:
             return
+        seconds = self._in_use().seconds
         if all(choosing):
-            self._timed(len(rows)).took(steps, pool.seconds)
-        self._budget.took(sum(counts) - sum(choosing), sum(choosing), steps, pool.seconds)
+            self._timed(len(rows)).took(steps, seconds)
+            if len(rows) == 1:
+                rows[0].lookup.length.undrafted(steps, seconds)
+        self._budget.took(sum(counts) - sum(choosing), sum(choosing), steps, seconds)
         for row, count, chooses in zip(rows, counts, choosing, strict=True):
-            assert row.slot is not None
             row.read += count
             if chooses:
-                tokens, logits = made[row.slot]
+                tokens, logits = made[_slot(row)]
                 row.read += steps - 1
                 self._take(row, tokens[:, 0], logits[:, 0])
-            elif row.due == 1 or row.read % _BOUNDARY == 0:
+                continue
+            row.job.read(count)
+            if row.due == 1 or row.read % _BOUNDARY == 0:
                 self._keep(row)
         for job in {id(row.job): row.job for row in rows}.values():
             job.deliver()
+
+    def _verify(self, row: Row, draft: list[int]) -> None:
+        """Let a row that is alone read its next token and a draft of what comes after it, and give out what
+        does come; what was wrong is forgotten."""
+        fed = {(slot := _slot(row)): [row.seen[-1], *draft]}
+        made = self._step([row], fed, every=[slot], draws=row.draft_draws(draft))
+        if made is None:
+            return
+        tokens, logits = made[slot][0][:, 0], made[slot][1][:, 0]
+        right = row.lookup.verified(draft, tokens.tolist(), self._in_use().seconds)
+        self._in_use().rewind(slot, len(draft) - right)
+        row.read += 1 + right
+        self._take(row, tokens[: right + 1], logits[: right + 1])
+        row.job.deliver()
+
+    def _step(
+        self, rows: Sequence[Row], fed: Mapping[int, Sequence[int]], steps: int = 1, **more: Any
+    ) -> dict[int, tuple[Ids, Logits]] | None:
+        """Make one call of the pool; None where it failed, which ends the jobs of its rows."""
+        try:
+            return self._in_use().step(fed, steps, **more)
+        except Exception as error:  # whatever it is, the thread goes on for the others
+            for row in rows:
+                row.job.end(error)
+            return None
 
     def _steps_wanted(self, rows: Sequence[Row]) -> int:
         """Return how many tokens the rows want, most of them at least: what a call makes beyond the end of a
@@ -257,3 +291,8 @@ class Scheduler:
     def _in_use(self) -> SlotPool:
         assert self._pool is not None
         return self._pool
+
+
+def _slot(row: Row) -> int:
+    assert row.slot is not None
+    return row.slot
