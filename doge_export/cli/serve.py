@@ -4,11 +4,16 @@ __all__ = ["command"]
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from doge_export.cli._generation import template_option
+from doge_export.cli._progress import show_progress
 from doge_export.cli._shared import write_json
+
+if TYPE_CHECKING:
+    from doge_export.core.bundle import Bundle
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +33,9 @@ _log = logging.getLogger(__name__)
               "DOGE_EXPORT_API_KEY.")  # fmt: skip
 @click.option("--cors", "origins", multiple=True, metavar="ORIGIN",
               help="Pages of this origin may ask the server; * is all. Repeatable.")  # fmt: skip
+@click.option("--self-check", "checked", type=click.IntRange(min=1), is_flag=False, flag_value=200,
+              metavar="[N]", help="First run N (200) mixed requests at once, and each again alone; serve "
+              "only where every text is the same.")  # fmt: skip
 @click.option("--json", "json_to", metavar="FILE|-", help="Once it listens, write the address as JSON.")
 def command(
     bundle: Path,
@@ -39,6 +47,7 @@ def command(
     chat_template: str | None,
     keys: tuple[str, ...],
     origins: tuple[str, ...],
+    checked: int | None,
     json_to: str | None,
 ) -> None:
     """Answer HTTP with the model in BUNDLE until Ctrl-C.
@@ -54,6 +63,8 @@ def command(
     from doge_export.runtime import open_folder
     from doge_export.serve import Server
 
+    if checked is not None:
+        _check(open_folder(bundle), threads, parallel, checked)
     server = Server(open_folder(bundle), host, port, threads, parallel, name, chat_template, keys, origins)
 
     def ready() -> None:
@@ -62,3 +73,32 @@ def command(
             write_json({"url": server.url, "model": server.name}, json_to)
 
     server.run(ready)
+
+
+def _check(bundle: "Bundle", threads: int | None, parallel: int, requests: int) -> None:
+    """Hold texts that are made at once to what each is alone.
+
+    Raises:
+        ParityError: one differs.
+    """
+    from doge_export.core.errors import ParityError
+    from doge_export.runtime import Session
+    from doge_export.runtime.self_check import self_check
+
+    session = Session.open(bundle, threads)
+    with show_progress("Checking texts that are made at once") as progress:
+        result = self_check(session, requests, parallel=parallel, progress=progress)
+    if result.differing:
+        raise ParityError(
+            f"{len(result.differing)} of {result.texts} texts are not what they are alone. "
+            f"{result.differing[0]}",
+            "Please report it, with the output of doge-export doctor.",
+        )
+    if result.requests == 0:
+        _log.info("self-check: nothing to compare, since texts of this bundle share no calls")
+        return
+    _log.info(
+        "self-check: each of %d texts is what it is alone (%d requests, %d of them cancelled, %d tokens, "
+        "%d of prompts reused, %.1f s)",
+        *(result.texts, result.requests, result.cancelled, result.tokens, result.reused, result.seconds),
+    )

@@ -10,9 +10,10 @@ import pytest
 from doge_export.core.errors import DogeExportError
 from doge_export.runtime import Event, GenerationOptions, Session, Statistics, drafts, generation, stream
 from doge_export.runtime.generation import stream_alone
-from doge_export.runtime.scheduling import Cancelled, Job, PrefixStore, Scheduler, can_be_pooled
+from doge_export.runtime.scheduling import Job, PrefixStore, Scheduler, can_be_pooled
 from doge_export.runtime.scheduling import scheduler as scheduling
 from doge_export.runtime.scheduling.pieces import PromptBudget
+from doge_export.runtime.self_check import self_check
 
 VOCAB = 257
 STILL = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
@@ -87,54 +88,37 @@ def ids(rng: random.Random, count: int) -> list[int]:
     return [rng.randrange(3, VOCAB) for _ in range(count)]
 
 
-def random_request(rng: random.Random, shared: list[int]) -> Request:
-    beginning = shared[: rng.choice([0, 0, 10, 33, 60])]
-    prompts = [beginning + ids(rng, rng.choice([1, 2, 17, 50])) for _ in range(rng.choice([1, 1, 2, 3]))]
-    if rng.random() < 0.3:
-        prompts = prompts[:1] * 3
-    options = GenerationOptions(
-        max_new_tokens=rng.choice([1, 4, 20, 45]),
-        temperature=rng.choice([0, 0, 0.7, 1.5]),
-        top_k=rng.choice([0, 30]),
-        top_p=rng.choice([1.0, 0.9]),
-        repetition_penalty=rng.choice([1.0, 1.0, 1.4]),
-        sequence_bias=rng.choice([(), (((5,), 4.0),)]),
-        suppress_tokens=rng.choice([(), (7, 8)]),
-        eos_token_ids=tuple(rng.sample(range(VOCAB), rng.choice([0, 6]))),
-        seed=rng.randrange(1000),
-    )
-    return Request(prompts, options, salt=rng.choice(["", "", "a"]))
+def test_250_texts_are_what_they_are_alone(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each of four models: 1,000 mixed requests."""
+    for seed, parallel, count in ((0, 1, 50), (1, 3, 50), (2, 32, 150)):
+        with monkeypatch.context() as patch:
+            if parallel == 1:  # a text that is alone is drafted
+                patch.setattr(drafts, "DraftLength", Always)
+            result = self_check(session, count, seed, parallel)
+        assert result.differing == ()
+        assert result.requests == count and result.tokens > 10 * count and result.cancelled > 0
+        assert result.reused > 0 or session.bundle.config.rope_limit is not None
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_every_text_is_what_it_is_alone(session: Session, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    if seed > 0:
-        monkeypatch.setattr(drafts, "DraftLength", Always)
-    rng = random.Random(seed)
-    shared = ids(rng, 60)
-    requests = [random_request(rng, shared) for _ in range(24)]
-    prefixes = PrefixStore(1 << 20)
-    scheduler = Scheduler(session, rng.choice([1, 3, 8]), prefixes)
-    waiting, cancelled = list(requests), set()
-    while waiting or not scheduler.idle:
-        while waiting and rng.random() < 0.4:
-            scheduler.add(waiting.pop(0).job)
-        going = [each for each in requests if each.events and not each.ends]
-        if going and rng.random() < 0.1:
-            (one := rng.choice(going)).job.cancelled = True
-            cancelled.add(id(one))
-        for each in going:
-            each.job.paused = rng.random() < 0.2
-        scheduler.step()
-    assert prefixes.use.hits > 0 or session.bundle.config.rope_limit is not None
-    for each in requests:
-        assert len(each.ends) == 1
-        expected, made = each.expected(session), Request.by_row(each.events)
-        if id(each) in cancelled and isinstance(each.ends[0], Cancelled):
-            assert all(events == expected[row][: len(events)] for row, events in made.items())
-        else:
-            assert (each.ends[0], made) == (None, expected)
-    assert scheduler.pool is not None and not scheduler.pool.rows  # every slot is free again
+def test_the_check_finds_what_is_wrong(still: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A beginning that is another text's."""
+    hashed = PrefixStore.longest
+
+    def wrong(store: PrefixStore, tokens: Any, salt: str = "") -> Any:
+        found = hashed(store, tokens, salt)
+        return found and next(iter(other for other in list(taken) if other.length == found.length), found)
+
+    taken: list[Any] = []
+    add = PrefixStore.add
+
+    def added(store: PrefixStore, tokens: Any, snapshot: Any, salt: str = "") -> None:
+        taken.append(replace(snapshot, parts=tuple(np.zeros_like(part) for part in snapshot.parts)))
+        add(store, tokens, snapshot, salt)
+
+    monkeypatch.setattr(PrefixStore, "longest", wrong)
+    monkeypatch.setattr(PrefixStore, "add", added)
+    result = self_check(still, 40)
+    assert result.differing and "differs at token" in result.differing[0]
 
 
 def test_the_second_turn_reads_what_is_new(still: Session) -> None:
