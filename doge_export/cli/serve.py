@@ -4,11 +4,16 @@ __all__ = ["command"]
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from doge_export.cli._caches import cache_options
 from doge_export.cli._generation import template_option
 from doge_export.cli._shared import write_json
+
+if TYPE_CHECKING:
+    from doge_export.runtime.scheduling import CacheLimits
 
 _log = logging.getLogger(__name__)
 
@@ -21,6 +26,7 @@ _log = logging.getLogger(__name__)
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: as onnxruntime chooses.")
 @click.option("--parallel", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",
               help="Texts that are made at once, in common calls; others wait.")  # fmt: skip
+@cache_options
 @click.option("--name", metavar="NAME", help="What clients call the model. Default: the bundle's folder.")
 @template_option
 @click.option("--api-key", "keys", multiple=True, envvar="DOGE_EXPORT_API_KEY", metavar="KEY",
@@ -40,6 +46,7 @@ def command(
     keys: tuple[str, ...],
     origins: tuple[str, ...],
     json_to: str | None,
+    caches: "CacheLimits",
 ) -> None:
     """Answer HTTP with the model in BUNDLE until Ctrl-C.
 
@@ -54,7 +61,9 @@ def command(
     from doge_export.runtime import open_folder
     from doge_export.serve import Server
 
-    server = Server(open_folder(bundle), host, port, threads, parallel, name, chat_template, keys, origins)
+    server = Server(
+        open_folder(bundle), host, port, threads, parallel, name, chat_template, keys, origins, caches
+    )
 
     def ready() -> None:
         _log.info("%s on %s", server.description, server.url)

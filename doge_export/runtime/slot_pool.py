@@ -132,16 +132,21 @@ class SlotPool:
         self.close(slot)
         return taken
 
+    def fits(self, snapshot: Snapshot) -> bool:
+        """Whether the snapshot is of a row of this model, as far as its shapes say."""
+        used = self._used(snapshot.length)
+        shapes = [
+            (part.dtype, part.shape[0], part.shape[2], used, *part.shape[4:]) for part in self._parts.values()
+        ]
+        return shapes == [(part.dtype, *part.shape) for part in snapshot.parts]
+
     def restore(self, snapshot: Snapshot, slot: int | None = None) -> int:
         """Put a row back, into a free slot or in the place of the row in `slot`; returns the slot.
 
         Raises:
             DogeExportError: there is no row in `slot`, or the snapshot is of another model.
         """
-        shapes = [
-            (part.dtype, part.shape[0], *part.shape[2:3], *part.shape[4:]) for part in self._parts.values()
-        ]
-        if shapes != [(part.dtype, *part.shape[:2], *part.shape[3:]) for part in snapshot.parts]:
+        if not self.fits(snapshot):
             raise DogeExportError("The snapshot is of a row of another model.")
         used = self._used(snapshot.length)
         if used > self._keys:

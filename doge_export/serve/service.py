@@ -14,7 +14,16 @@ from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import Event, Session, Statistics, stream
 from doge_export.runtime.limits import check_ids, check_prompts
 from doge_export.runtime.positions import say_long
-from doge_export.runtime.scheduling import Cancelled, Job, PrefixStore, Scheduler, can_be_pooled
+from doge_export.runtime.scheduling import (
+    CacheLimits,
+    Cancelled,
+    Job,
+    PrefixFiles,
+    PrefixStore,
+    Scheduler,
+    can_be_pooled,
+    identity_of,
+)
 from doge_export.serve.requests import TextRequest
 
 _log = logging.getLogger(__name__)
@@ -35,7 +44,7 @@ class TextService:
     """Generates text on one session: `parallel` texts at once share their calls, each with the bits that it
     has alone (runtime/scheduling); the requests of `waiting` more wait for their turn.
 
-    `prefix_bytes`: what the beginnings of texts may take that are kept for texts to come.
+    `caches`: what the caches may take, and where beginnings of texts are kept for texts to come.
     """
 
     def __init__(
@@ -44,11 +53,14 @@ class TextService:
         tokenizer: Tokenizer,
         parallel: int = 32,
         waiting: int = 256,
-        prefix_bytes: int = 256 << 20,
+        caches: CacheLimits | None = None,
     ) -> None:
         self.session, self.tokenizer = session, tokenizer
         self._max_tasks = parallel + waiting
-        self._scheduler = Scheduler(session, parallel, PrefixStore(prefix_bytes))
+        caches, files = caches or CacheLimits(), None
+        if caches.state_folder is not None and session.pools:
+            files = PrefixFiles(caches.state_folder, identity_of(session), caches.state_bytes)
+        self._scheduler = Scheduler(session, parallel, PrefixStore(caches.prefix_bytes, files))
         self._tasks: set[GenerationTask] = set()
         self._new: collections.deque[GenerationTask] = collections.deque()
         self._work = threading.Event()  # there is, or was, something to look at
@@ -97,6 +109,7 @@ class TextService:
         self.cancel()
         self._work.set()
         self._thread.join()
+        self._scheduler.prefixes.close()
 
     def _run(self) -> None:
         scheduler = self._scheduler

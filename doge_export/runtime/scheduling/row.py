@@ -17,6 +17,7 @@ from doge_export.runtime.options import GenerationOptions
 from doge_export.runtime.processors import best_tokens_needed
 from doge_export.runtime.sampling import check_logits
 from doge_export.runtime.scheduling.job import Job
+from doge_export.runtime.scheduling.prefixes import Loading
 from doge_export.runtime.session import Session
 from doge_export.runtime.stop_strings import RowText
 
@@ -59,6 +60,7 @@ class Row:
         self.ended = False
         self.begun = 0.0  # when it got its slot
         self.known_length = 0  # of what others had read of it
+        self.loading: Loading | None = None  # what is read of it from disk
         #: The same for rows that read the same before their first token.
         self.beginning = hash((job.salt, tuple(prompt[:-1])))
         self.known: dict[int, None] = dict.fromkeys(prompt)  # what is in it, each token once

@@ -2,6 +2,7 @@
 
 __all__ = ["Scheduler"]
 
+import concurrent.futures
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -18,6 +19,7 @@ from doge_export.runtime.slot_pool import Ids, Logits, SlotPool
 
 _WORTH = 32  # new tokens from which on a prefix is kept
 _BOUNDARY = 512  # a long prompt's beginning is kept every so many tokens
+_LOOK = 0.05  # seconds after which, with nothing to do but wait for the disk, others are looked for
 
 
 class Scheduler:
@@ -102,6 +104,8 @@ class Scheduler:
         parts = self._parts()
         if parts:
             self._call(parts)
+        elif not self._unpooled:
+            self._wait_for_disk()
         for each in [each for each in self._unpooled if not each.job.paused][: self._max_rows]:
             each.step()
         self._forget_ended()
@@ -143,9 +147,28 @@ class Scheduler:
         """Give a row a slot, with what is known of the beginning of its prompt."""
         pool = self._in_use()
         known = None if row.turns else self.prefixes.longest(row.seen[:-1], row.job.salt)
+        if known is not None and not pool.fits(known):  # of a folder that somebody else writes to
+            known = None
         row.begun = time.perf_counter()
         row.slot = pool.open() if known is None else pool.restore(known)
         row.read = row.known_length = 0 if known is None else known.length
+
+    def _on_its_way(self, row: Row) -> bool:
+        """Whether what is known of the beginning of a row's prompt is being read from disk."""
+        if row.loading is None and not row.turns:
+            row.loading = self.prefixes.fetch(row.seen[:-1], row.job.salt)
+        if row.loading is None:
+            return False
+        if not row.loading.result.done():
+            return True
+        self.prefixes.fetched(row.loading)
+        return False
+
+    def _wait_for_disk(self) -> None:
+        """Wait for what is read from disk: nobody makes tokens meanwhile."""
+        reads = [row.loading.result for row in self._rows if row.slot is None and row.loading is not None]
+        if reads:
+            concurrent.futures.wait(reads, _LOOK, concurrent.futures.FIRST_COMPLETED)
 
     def _parts(self) -> dict[int, int]:
         """Row (its place in the list) -> how many tokens it reads in the next call."""
@@ -158,6 +181,8 @@ class Scheduler:
             if row.slot is None:
                 if row.beginning in beginnings and not row.turns:
                     continue  # one of equal prompts is read, and the others go on from there
+                if self._on_its_way(row):
+                    continue
                 self._begin(row)
             if row.due == 1:
                 parts[at] = 1
