@@ -67,6 +67,7 @@ def command(
 
     def ready() -> None:
         _log.info("%s on %s", server.description, server.url)
+        _log.info("%s", caches.description)
         if json_to is not None:
             write_json({"url": server.url, "model": server.name}, json_to)
 

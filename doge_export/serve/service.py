@@ -60,7 +60,10 @@ class TextService:
         caches, files = caches or CacheLimits(), None
         if caches.state_folder is not None and session.pools:
             files = PrefixFiles(caches.state_folder, identity_of(session), caches.state_bytes)
-        self._scheduler = Scheduler(session, parallel, PrefixStore(caches.prefix_bytes, files))
+        self._scheduler = Scheduler(
+            session, parallel, PrefixStore(caches.prefix_bytes, files), caches.cache_bytes
+        )
+        self._cache_bytes = caches.cache_bytes
         self._tasks: set[GenerationTask] = set()
         self._new: collections.deque[GenerationTask] = collections.deque()
         self._work = threading.Event()  # there is, or was, something to look at
@@ -87,10 +90,19 @@ class TextService:
         uses of the caches. From any thread; the figures may be of moments apart."""
         scheduler, pool = self._scheduler, self._scheduler.pool
         rows, use = scheduler.rows, scheduler.prefixes.use
+        each, limit = 0 if pool is None else pool.bytes // pool.slots, self._cache_bytes
         return {
             "running": (running := min(scheduler.running, len(self._tasks))),
             "waiting": len(self._tasks) - running,
-            "slots": [{"id": slot, "is_processing": slot < rows} for slot in range(scheduler.max_rows)],
+            "slots": [
+                {
+                    "id": slot,
+                    "is_processing": slot < rows,
+                    "cache_bytes": each if pool is not None and slot < pool.slots else 0,
+                    "cache_limit_bytes": limit,
+                }
+                for slot in range(scheduler.max_rows)
+            ],
             "pool_bytes": 0 if pool is None else pool.bytes,
             "prefix_bytes": scheduler.prefixes.bytes,
             "prefix_lookups": use.lookups,

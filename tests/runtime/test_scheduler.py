@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from doge_export.core.errors import DogeExportError
-from doge_export.runtime import Event, GenerationOptions, Session, stream
+from doge_export.runtime import Event, GenerationOptions, Session, pool_sizes, stream
 from doge_export.runtime.scheduling import Cancelled, Job, PrefixStore, Scheduler, can_be_pooled
 from doge_export.runtime.scheduling import scheduler as scheduling
 from doge_export.runtime.scheduling.pieces import PromptBudget
@@ -250,6 +250,47 @@ def test_the_store_keeps_to_its_bytes(still: Session) -> None:
         assert store.bytes <= 3 * one
     assert store.longest(texts[0]) is None
     assert store.longest(texts[-1]) is not None
+
+
+def test_rows_wait_for_room(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many at once as the pool may hold; what could never be is refused, with a remedy that is one."""
+    monkeypatch.setattr(pool_sizes, "_KEYS", 8)
+    rng = random.Random(8)
+    sizes = session.pool(1).sizes
+    limit = 2 * sizes.bytes(100) + 1
+    scheduler = Scheduler(session, 8, PrefixStore(1 << 20), limit)
+    requests = [
+        Request([ids(rng, rng.choice([3, 30, 70])) for _ in range(2)], GenerationOptions(max_new_tokens=each))
+        for each in (10, 2, 15, 4, 10, 1)
+    ]
+    for each in requests:
+        scheduler.add(each.job)
+    most = 0
+    while not scheduler.idle:
+        scheduler.step()
+        assert scheduler.pool is not None and scheduler.pool.bytes <= limit
+        most = max(most, scheduler.rows)
+    assert most >= 2
+    for each in requests:
+        assert (each.ends, Request.by_row(each.events)) == ([None], each.expected(session))
+    if sizes.most_keys is not None:
+        return  # a text of any length fits
+    scheduler = Scheduler(session, 8, None, sizes.bytes(150))
+    if session.bundle.manifest.decode.cache.max_length is not None:  # type: ignore[union-attr]
+        scheduler = Scheduler(session, 8, None, sizes.bytes(1) - 1)
+        with pytest.raises(DogeExportError, match=r"need a cache of .* and all texts together may have"):
+            scheduler.add(Request([[3]], GenerationOptions(max_new_tokens=1)).job)
+        return
+    with pytest.raises(DogeExportError, match=r"100 tokens and 1,000 new ones need a cache of") as refused:
+        scheduler.add(Request([ids(rng, 100)], GenerationOptions(max_new_tokens=1000)).job)
+    fewer = int(str(refused.value.remedy).split(" at most ")[1].split(" ")[0])
+    with pytest.raises(DogeExportError):
+        scheduler.add(Request([ids(rng, 100)], GenerationOptions(max_new_tokens=fewer + 1)).job)
+    with pytest.raises(DogeExportError, match="Shorten") as refused:
+        scheduler.add(Request([ids(rng, 160)], GenerationOptions(max_new_tokens=1)).job)
+    request = Request([ids(rng, 100)], GenerationOptions(max_new_tokens=fewer))
+    run(scheduler, request)
+    assert Request.by_row(request.events) == request.expected(session)
 
 
 def test_prompts_share_what_a_call_can_bear() -> None:

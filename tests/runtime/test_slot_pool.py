@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from doge_export.core.errors import DogeExportError
-from doge_export.runtime import Session, slot_pool
+from doge_export.runtime import Session, pool_sizes, slot_pool
 from doge_export.runtime.slot_pool import SlotPool
 
 VOCAB = 257
@@ -60,7 +60,7 @@ def session(request: pytest.FixtureRequest, exported: Any) -> Session:
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1), calls=st.integers(3, 12))
 def test_a_row_is_what_it_is_alone(session: Session, monkeypatch: Any, seed: int, calls: int) -> None:
-    monkeypatch.setattr(slot_pool, "_KEYS", 8)  # the number of keys has to grow
+    monkeypatch.setattr(pool_sizes, "_KEYS", 8)  # the number of keys has to grow
     rng = np.random.default_rng(seed)
     pool, rows, away = session.pool(2), {}, []
     most = session.bundle.manifest.decode.cache.max_length or 90
@@ -255,6 +255,45 @@ def test_bytes_and_slots(fixed: Session) -> None:
     pool.close(one)
     assert pool.open() == one
     assert pool.bytes_in_use * 4 == pool.bytes
+
+
+@pytest.mark.parametrize("name", ["growing", "static, float16", "bounded"])
+def test_a_pool_keeps_to_its_limit(exported: Any, monkeypatch: Any, name: str) -> None:
+    monkeypatch.setattr(pool_sizes, "_KEYS", 8)
+    options, changes = CASES[name]
+    session = Session.open(exported(options, **changes)[1], threads=1)
+    key = session.pool(1).sizes.key_bytes
+    assert session.pool(1).bytes == session.pool(1).sizes.bytes(0)
+    limit = 125 * key + 7
+    pool = session.pool(4, limit)
+    assert pool.bytes <= limit
+    most = {"growing": 120, "static, float16": 60, "bounded": None}[name]
+    assert pool.sizes.most_tokens == most
+    long = pool.open()
+    told = {long: 100}
+    texts = {long: ids(50)}
+    pool.step(texts, rope_lengths=told)
+    slots = {"growing": 2, "static, float16": 2, "bounded": 7}[name]
+    assert [pool.has_room(rows, 56) for rows in (slots, slots + 1)] == [True, False]
+    for number in range(1, slots):
+        slot = pool.open()
+        told[slot], texts[slot] = 100, ids(20 + number)
+        pool.step({slot: texts[slot]}, rope_lengths=told)
+        assert pool.bytes <= limit
+    for slot, text in texts.items():
+        alone = Alone(session, 100)
+        alone.read(text)
+        same_cache(pool, slot, alone)
+    for slot in texts:
+        pool.close(slot)
+    assert pool.has_room(12, 7) == (name != "static, float16")
+    for _ in range(12 if name != "static, float16" else 2):  # a pool that was long becomes one of many rows
+        pool.open()
+    assert pool.bytes <= limit
+
+
+def ids(count: int) -> list[int]:
+    return np.random.default_rng(count).integers(3, VOCAB, count).tolist()
 
 
 def test_older_bundles_have_no_pool(exported: Any) -> None:

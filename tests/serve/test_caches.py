@@ -7,6 +7,8 @@ import pytest
 
 from doge_export.cli import main
 from doge_export.core.bundle import Bundle
+from doge_export.runtime.scheduling import CacheLimits
+from tests.serve._inside import inside
 from tests.serve._running import serving
 
 REQUEST: dict[str, Any] = {
@@ -33,3 +35,10 @@ def test_kept_beginnings_outlive_the_server(trained: Bundle, tmp_path: Path) -> 
 def test_what_is_no_size(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "bundle", "--prefix-bytes", size]) == 2
     assert f"{size!r} is no size. Sizes are like" in capsys.readouterr().err
+
+
+def test_a_text_that_never_fits_is_refused(trained: Bundle) -> None:
+    with inside(trained, caches=CacheLimits(cache_bytes=100_000)) as served:
+        status, _, answer = served.ask("POST", "/v1/completions", REQUEST)
+        assert status == 400 and "may have 100,000 (--cache-bytes)" in answer["error"]["message"]
+        assert {slot["cache_limit_bytes"] for slot in served.ask("GET", "/slots")[2]} == {100_000}

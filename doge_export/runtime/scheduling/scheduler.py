@@ -28,13 +28,21 @@ class Scheduler:
     Rows join and leave at every call. A row with one token due is in each call; rows that read a prompt share
     what `PromptBudget` leaves to them, so that none waits for a longer one. `max_rows` are in the pool at
     once; others wait, those of the job with the fewest rows in the pool first. Of jobs that are not for the
-    pool as many take turns.
+    pool as many take turns. `cache_bytes`: what the pool may take. A row comes in when there is room for all
+    that it may get, so that none has to go before its end; those behind it wait, too.
     """
 
-    def __init__(self, session: Session, max_rows: int = 32, prefixes: PrefixStore | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        max_rows: int = 32,
+        prefixes: PrefixStore | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
         self._session, self._max_rows = session, max_rows
         self.prefixes = PrefixStore(0) if prefixes is None else prefixes
         self._pool: SlotPool | None = None
+        self._cache_bytes = cache_bytes
         self._jobs: list[Job] = []
         self._unpooled: list[Unpooled] = []
         self._waiting: list[Row] = []
@@ -81,12 +89,15 @@ class Scheduler:
         """Take a job for the pool (`can_be_pooled`).
 
         Raises:
-            DogeExportError: a prompt and its tokens do not fit in a static cache or in max_length.
+            DogeExportError: a prompt and its tokens do not fit in a static cache, in max_length or in the
+                pool.
         """
         bundle, draws = self._session.bundle, self._session.draws
         rows = [Row(job, number, bundle, draws) for number in range(len(job.prompts))]
         if self._pool is None:
-            self._pool = self._session.pool()
+            self._pool = self._session.pool(limit=self._cache_bytes)
+        for row in rows:
+            row.check_room(self._pool.sizes)
         if not rows:
             job.end(None)
             return
@@ -140,6 +151,9 @@ class Scheduler:
             for each in self._rows:
                 inside[id(each.job)] = inside.get(id(each.job), 0) + 1
             row = min(self._waiting, key=lambda row: inside.get(id(row.job), 0))  # the first of equals
+            longest = max(each.room for each in (*self._rows, row))
+            if not self._in_use().has_room(len(self._rows) + 1, longest):
+                break
             self._waiting.remove(row)
             self._rows.append(row)
 
