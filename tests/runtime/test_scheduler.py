@@ -21,7 +21,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"precision": "int8", "routing": "per-token"},
         {"keep_window_size": 12, "is_moe": True, **STILL},
     ),
-    "bounded, the rope turns": ({}, {"keep_window_size": 16}),  # no use of what others have read
+    "bounded, the rope turns": ({}, {"keep_window_size": 16}),
 }
 
 
@@ -35,7 +35,7 @@ def session(request: pytest.FixtureRequest, exported: Any) -> Session:
 def still(session: Session) -> Session:
     """One whose rope does not depend on the length of a text."""
     if session.bundle.config.rope_limit is not None:
-        pytest.skip("what others have read is of no use where the rope turns")
+        pytest.skip("a longer prompt is of no use where the rope turns")
     return session
 
 
@@ -111,7 +111,7 @@ def test_every_text_is_what_it_is_alone(session: Session, seed: int) -> None:
         for each in going:
             each.job.paused = rng.random() < 0.2
         scheduler.step()
-    assert prefixes.use.hits > 0 or session.bundle.config.rope_limit is not None
+    assert prefixes.use.hits > 0
     for each in requests:
         assert len(each.ends) == 1
         expected, made = each.expected(session), Request.by_row(each.events)
@@ -137,6 +137,45 @@ def test_the_second_turn_reads_what_is_new(still: Session) -> None:
     run(scheduler, other)
     assert use.hits == 1
     assert other.events == second.events
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_what_turned_likewise_is_reused(exported: Any, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """The rope's limit is 24 positions: up to there all turn alike, and beyond it each length has a rope of
+    its own, or all have the other one."""
+    monkeypatch.setattr(scheduling, "_WORTH", 2)
+    long = {
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "factor": 2.0,
+            "original_max_position_embeddings": 24,
+            "short_factor": [1.0] * 8,
+            "long_factor": [1.5 + at for at in range(8)],
+        },
+        "max_position_embeddings": 48,
+    }
+    session = Session.open(exported({}, keep_window_size=16, **(long if kind == "longrope" else {}))[1], 2)
+    scheduler = Scheduler(session, 4, PrefixStore(1 << 20))
+    rng, use = random.Random(3), scheduler.prefixes.use
+    text, read = ids(rng, 8), []
+    for new, prompts in ((5, 1), (13, 1), (4, 3), (4, 1), (4, 1)):  # 8, 18, 36, 45 and 54 tokens of prompts
+        before = use.tokens
+        request = Request([text] * prompts, GenerationOptions(max_new_tokens=new))
+        run(scheduler, request)
+        assert Request.by_row(request.events) == request.expected(session)
+        read.append((len(text), use.tokens - before))
+        text = [*text, *(event.token for event in request.events if event.row == 0), *ids(rng, 5)]
+    assert [length for length, _ in read] == [8, 18, 36, 45, 54]
+    assert read[0][1] == 0 and read[1][1] > 6
+    assert read[2][1] == 2 * 35  # what the prompt before it has read turned otherwise
+    again = [reused > 30 for _, reused in read[3:]]
+    assert again == ([True] * 2 if kind == "longrope" else [False] * 2)
+    before = use.tokens
+    request = Request([[*text[:53], 9]], GenerationOptions(max_new_tokens=2))  # as long as the one before
+    run(scheduler, request)
+    assert Request.by_row(request.events) == request.expected(session)
+    assert use.tokens - before >= 48  # the last boundary
 
 
 def test_copies_of_a_prompt_are_read_once(still: Session, monkeypatch: pytest.MonkeyPatch) -> None:

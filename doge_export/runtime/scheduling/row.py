@@ -57,9 +57,12 @@ class Row:
         self.plain = best_tokens_needed(options) == 1 and self.constraint is None
         vocab = bundle.config.vocab_size
         self.draws = draws_of(options, job.seed, 1, number, vocab) if draws else None
-        rope_limit = bundle.config.rope_limit
-        #: Whether the rope turns by the length of this text: what it has read is of no use to others.
-        self.turns = rope_limit is not None and len(prompt) + self.limit > rope_limit
+        self._regime = bundle.config.rope_regime
+        regime = self._regime(len(prompt))
+        #: Whether the rope turns by the length of the prompt, which all pieces are told then.
+        self.turns = regime != 0
+        #: What has been read with the same salt and frequencies has the same bits. No two pairs look alike.
+        self.salt = f"\0{regime}\0{job.salt}" if regime or job.salt.startswith("\0") else job.salt
         #: The tokens that it may have read in the end, those that a call makes beyond the last one included.
         self.room = len(prompt) + self.limit - 1 + (MAX_STEPS - 1 if decode.cache.max_length is None else 0)
         self.ended = False
@@ -89,6 +92,12 @@ class Row:
             if fewer > 0
             else "Shorten the prompt, or have the server started with more --cache-bytes.",
         )
+
+    @property
+    def shares(self) -> bool:
+        """Whether what it has read has the bits that it has in prompts of which the rope turns likewise: each
+        token of a prompt turns by the prompt's length, and each after it by its own place."""
+        return self.read <= self.prompt_length or self._regime(self.read) == self._regime(self.prompt_length)
 
     @property
     def due(self) -> int:

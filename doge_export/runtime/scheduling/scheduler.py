@@ -160,7 +160,7 @@ class Scheduler:
     def _begin(self, row: Row) -> None:
         """Give a row a slot, with what is known of the beginning of its prompt."""
         pool = self._in_use()
-        known = None if row.turns else self.prefixes.longest(row.seen[:-1], row.job.salt)
+        known = self.prefixes.longest(row.seen[:-1], row.salt)
         if known is not None and not pool.fits(known):  # of a folder that somebody else writes to
             known = None
         row.begun = time.perf_counter()
@@ -169,8 +169,8 @@ class Scheduler:
 
     def _on_its_way(self, row: Row) -> bool:
         """Whether what is known of the beginning of a row's prompt is being read from disk."""
-        if row.loading is None and not row.turns:
-            row.loading = self.prefixes.fetch(row.seen[:-1], row.job.salt)
+        if row.loading is None:
+            row.loading = self.prefixes.fetch(row.seen[:-1], row.salt)
         if row.loading is None:
             return False
         if not row.loading.result.done():
@@ -193,7 +193,7 @@ class Scheduler:
             if row.job.paused:
                 continue
             if row.slot is None:
-                if row.beginning in beginnings and not row.turns:
+                if row.beginning in beginnings:
                     continue  # one of equal prompts is read, and the others go on from there
                 if self._on_its_way(row):
                     continue
@@ -204,10 +204,7 @@ class Scheduler:
                 wanted[at] = row.due - 1
                 beginnings.add(row.beginning)
         for at, count in self._budget.shared(wanted, decoding=bool(parts)).items():
-            row = self._rows[at]
-            if not row.turns:
-                count = min(count, _BOUNDARY - row.read % _BOUNDARY)
-            parts[at] = count
+            parts[at] = min(count, _BOUNDARY - self._rows[at].read % _BOUNDARY)
         return parts
 
     def _call(self, parts: Mapping[int, int]) -> None:
@@ -272,10 +269,10 @@ class Scheduler:
         """Keep what a row has read for texts that begin likewise."""
         tokens = row.seen[: row.read]
         new = row.read - row.known_length  # a copy of a long text takes longer than to read a few tokens
-        if row.turns or new < _WORTH or self.prefixes.has(tokens, row.job.salt):
+        if not row.shares or new < _WORTH or self.prefixes.has(tokens, row.salt):
             return
         assert row.slot is not None
-        self.prefixes.add(tokens, self._in_use().snapshot(row.slot), row.job.salt)
+        self.prefixes.add(tokens, self._in_use().snapshot(row.slot), row.salt)
 
     def _keep_ended(self, row: Row) -> None:
         """Keep a whole text, which the next turn of a conversation begins with: all but its last token, which
