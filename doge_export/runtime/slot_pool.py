@@ -22,6 +22,7 @@ from doge_export.runtime.cache import check_room
 from doge_export.runtime.cache_arrays import bind_cache, empty_cache
 from doge_export.runtime.draws import Draws
 from doge_export.runtime.pool_sizes import PoolSizes
+from doge_export.runtime.slot_checkpoint import Checkpoint, LowKeys
 
 Ids = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
@@ -61,6 +62,7 @@ class SlotPool:
         self._slots, self._keys = self.sizes.layout((1, keys), (slots, keys))
         self._parts = empty_cache(spec, self._slots, self._keys)
         self._bound: dict[tuple[int, int, int, int, bool], _Bound] = {}
+        self._low_keys = LowKeys()
         self._optional = {tensor.name: tensor.dtype for tensor in spec.optional_inputs}
         covered = self._specs["attention_mask"].shape[1]
         self._mask = np.empty(
@@ -188,6 +190,25 @@ class SlotPool:
         if (positions := self._positions) is not None:
             positions[:, slot, :, length - tokens : length] = -1
         self._lengths[slot] = length - tokens
+
+    def checkpoint(self, slot: int, tokens: int) -> Checkpoint | None:
+        """Save what is needed to take the row in `slot` back after so many steps, where `rewind` cannot; None
+        where it can, or where that is too much. Raises as `close`."""
+        length, most = self._length(slot), self.sizes.most_keys
+        if most is None or length + tokens <= most:
+            return None
+        dtypes = {name: self._specs[name].dtype for name, part in self._parts.items() if part.ndim == 4}
+        dt = next((name, dtype) for name, dtype in dtypes.items() if dtype != "int64")
+        return self._low_keys.checkpoint(self._parts, dt, slot, length, tokens)
+
+    def go_back(self, slot: int, checkpoint: Checkpoint) -> None:
+        """Let the row in `slot` be what it was at the checkpoint; it has read single tokens since then, no
+        more than it is for. Raises as `close`."""
+        self._length(slot)
+        checkpoint.put_back(self._parts, slot)
+        if (positions := self._positions) is not None:
+            positions[:, slot, :, checkpoint.length :] = -1
+        self._lengths[slot] = checkpoint.length
 
     def step(
         self,

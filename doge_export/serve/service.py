@@ -121,7 +121,7 @@ class TextService:
         self.cancel()
         self._work.set()
         self._thread.join()
-        self._scheduler.prefixes.close()
+        self._scheduler.close()
 
     def _run(self) -> None:
         scheduler = self._scheduler
@@ -131,7 +131,8 @@ class TextService:
             if scheduler.idle or scheduler.stalled:
                 if self._closed and scheduler.idle and not self._new:
                     return
-                self._work.wait(_LOOK)
+                if not self._work.wait(_LOOK):
+                    scheduler.tidy()
                 self._work.clear()
                 continue
             scheduler.step()

@@ -119,7 +119,10 @@ def test_every_text_is_what_it_is_alone(session: Session, seed: int) -> None:
             assert all(events == expected[row][: len(events)] for row, events in made.items())
         else:
             assert (each.ends[0], made) == (None, expected)
-    assert scheduler.pool is not None and not scheduler.pool.rows  # every slot is free again
+    assert scheduler.pool is not None and scheduler._residents is not None
+    while scheduler._residents:
+        scheduler._residents.give_up()
+    assert not scheduler.pool.rows  # every slot is free again
 
 
 def test_the_second_turn_reads_what_is_new(still: Session) -> None:
@@ -130,13 +133,55 @@ def test_the_second_turn_reads_what_is_new(still: Session) -> None:
     use = scheduler.prefixes.use
     second = Request([[*text, 9, 10, 11]], GenerationOptions(max_new_tokens=6))
     run(scheduler, second)
-    # All that was read of the first turn: all but its last token, or its prompt where the window is full.
-    assert use.hits == 1 and use.tokens in (len(text) - 1, len(first.prompts[0]) - 1)
+    # All that was read of the first turn, but its last token or, where the window is full, the last call.
+    assert use.hits == 1 and len(first.prompts[0]) <= use.tokens < len(text)
     assert Request.by_row(second.events) == second.expected(still)
     other = Request(second.prompts, second.options, salt="somebody else")
     run(scheduler, other)
     assert use.hits == 1
     assert other.events == second.events
+
+
+def test_the_next_turn_goes_on_in_the_same_slot(still: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a text that ended in the middle of a call, and of one whose client left; others get its slot."""
+    scheduler, rng = Scheduler(still, 4, PrefixStore(1 << 20)), random.Random(1)
+    text, read = ids(rng, 40), []
+    probe = list(stream(still, [text], GenerationOptions(max_new_tokens=30)))
+    stop = (probe[21].token,)
+    use, options = scheduler.prefixes.use, GenerationOptions(max_new_tokens=30, eos_token_ids=stop)
+    for turn in range(4):
+        request, before = Request([text], options), use.tokens
+        scheduler.add(request.job)
+        assert scheduler.pool is not None
+        with monkeypatch.context() as patch:
+            if turn > 0:
+                patch.setattr(scheduler.pool, "restore", None)
+            while not scheduler.idle:
+                request.job.cancelled = turn == 2 and len(request.events) > 3
+                scheduler.step()
+        expected = request.expected(still)[0]
+        assert request.events == expected[: len(request.events)]
+        assert turn == 2 or len(request.events) == len(expected)
+        assert use.tokens - before >= len(read)
+        read = text
+        text = [*text, *(event.token for event in request.events), *ids(rng, 5)]
+    assert scheduler.pool.rows.keys() == {0}
+    run(scheduler, *(Request([ids(rng, 30)], GenerationOptions(max_new_tokens=2)) for _ in range(4)))
+    assert scheduler.pool.slots == 4 and len(scheduler.pool.rows) == 4  # its own was needed
+    before = use.tokens
+    request = Request([text], GenerationOptions(max_new_tokens=3))
+    run(scheduler, request)
+    assert Request.by_row(request.events) == request.expected(still)
+    assert use.tokens - before >= len(read)  # from the copy that was made then
+
+
+def test_ends_are_copied_when_there_is_time(still: Session) -> None:
+    scheduler = Scheduler(still, 4, PrefixStore(1 << 20))
+    options = GenerationOptions(max_new_tokens=9)
+    run(scheduler, *(Request([ids(random.Random(at), 20)], options) for at in (1, 2)))
+    kept = len(scheduler.prefixes)
+    assert [scheduler.tidy() for _ in range(3)] == [True, True, False]
+    assert len(scheduler.prefixes) == kept + 2
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from doge_export.core.errors import DogeExportError
 from doge_export.runtime import Session, pool_sizes, slot_pool
+from doge_export.runtime.slot_checkpoint import LowKeys
 from doge_export.runtime.slot_pool import SlotPool
 
 VOCAB = 257
@@ -242,6 +243,45 @@ def test_a_full_bounded_cache_cannot_be_rewound(exported: Any) -> None:
     pool.step({slot: [5, 6, 7]})
     with pytest.raises(DogeExportError, match="cannot be rewound"):
         pool.rewind(slot, 1)
+
+
+def test_a_full_bounded_cache_goes_back_to_a_checkpoint(session: Session) -> None:
+    pool = session.pool(2)
+    if (most := pool.sizes.most_keys) is None:
+        slot = pool.open()
+        pool.step({slot: [5] * 30})
+        assert pool.checkpoint(slot, 8) is None
+        return
+    for number, length in enumerate((most - 9, most - 8, most - 3, most, most + 1, 3 * most)):
+        slot = pool.open()
+        pool.step({slot: ids(length)})
+        for steps in (8, 2, 8):  # what was low once is looked for again
+            before, checkpoint = pool.snapshot(slot), pool.checkpoint(slot, steps)
+            if length + steps <= most:
+                assert checkpoint is None
+                continue
+            assert checkpoint is not None
+            first = pool.step({slot: [9 + number]}, steps=steps)[slot]
+            pool.go_back(slot, checkpoint)
+            after = pool.snapshot(slot)
+            assert pool.rows[slot] == after.length == length
+            for mine, part in zip(after.parts, before.parts, strict=True):
+                np.testing.assert_array_equal(mine.view(np.uint8), part.view(np.uint8))
+            again = pool.step({slot: [9 + number]}, steps=steps)[slot]
+            np.testing.assert_array_equal(first[1].view(np.uint32), again[1].view(np.uint32))
+            pool.go_back(slot, checkpoint)
+
+
+def test_keys_that_are_equal_are_not_worth_a_checkpoint() -> None:
+    parts = {"dt": np.zeros((2, 1, 1, 100), np.float32)}
+    low = LowKeys()
+    assert low.checkpoint(parts, ("dt", "float32"), 0, 100, 4) is None
+    parts["dt"][:] = np.arange(100)
+    parts["dt"][..., 50:53] = 3
+    for _ in range(2):
+        saved = low.checkpoint(parts, ("dt", "float32"), 0, 100, 4)
+        assert saved is not None and {0, 1, 2, 3, 50, 51, 52} <= set(saved.places[2].tolist())
+        assert len(saved.places[2]) < 40
 
 
 def test_bytes_and_slots(fixed: Session) -> None:

@@ -22,6 +22,7 @@ from doge_export.runtime.sampling import check_logits
 from doge_export.runtime.scheduling.job import Job
 from doge_export.runtime.scheduling.prefixes import Loading
 from doge_export.runtime.session import Session
+from doge_export.runtime.slot_checkpoint import Checkpoint
 from doge_export.runtime.stop_strings import RowText
 
 
@@ -68,6 +69,7 @@ class Row:
         self.ended = False
         self.begun = 0.0  # when it got its slot
         self.known_length = 0  # of what others had read of it
+        self.checkpoint: Checkpoint | None = None  # before the call that is under way
         self.loading: Loading | None = None  # what is read of it from disk
         #: The same for rows that read the same before their first token.
         self.beginning = hash((job.salt, tuple(prompt[:-1])))

@@ -13,12 +13,15 @@ from doge_export.runtime.scheduling.batch_draws import BatchDraws
 from doge_export.runtime.scheduling.job import Cancelled, Job, Unpooled
 from doge_export.runtime.scheduling.pieces import PromptBudget
 from doge_export.runtime.scheduling.prefixes import PrefixStore
+from doge_export.runtime.scheduling.residents import Resident, Residents
 from doge_export.runtime.scheduling.row import Row
 from doge_export.runtime.session import Session
 from doge_export.runtime.slot_pool import Ids, Logits, SlotPool
 
 _WORTH = 32  # new tokens from which on a prefix is kept
+_PART = 16  # and what part of all of its keys they are at least
 _BOUNDARY = 512  # a long prompt's beginning is kept every so many tokens
+_FEW = 4  # rows of a call that ends of texts are kept of where that takes a look at all weights
 _LOOK = 0.05  # seconds after which, with nothing to do but wait for the disk, others are looked for
 
 
@@ -42,6 +45,7 @@ class Scheduler:
         self._session, self._max_rows = session, max_rows
         self.prefixes = PrefixStore(0) if prefixes is None else prefixes
         self._pool: SlotPool | None = None
+        self._residents: Residents | None = None  # where anything is kept
         self._cache_bytes = cache_bytes
         self._jobs: list[Job] = []
         self._unpooled: list[Unpooled] = []
@@ -96,6 +100,8 @@ class Scheduler:
         rows = [Row(job, number, bundle, draws) for number in range(len(job.prompts))]
         if self._pool is None:
             self._pool = self._session.pool(limit=self._cache_bytes)
+            if self.prefixes.on:
+                self._residents = Residents(self._pool, self.prefixes, _WORTH)
         for row in rows:
             row.check_room(self._pool.sizes)
         if not rows:
@@ -121,6 +127,17 @@ class Scheduler:
             each.step()
         self._forget_ended()
 
+    def tidy(self) -> bool:
+        """Copy a text that ended, for when its slot is needed; returns whether there was one. For when there
+        is nothing else to do."""
+        return self._residents is not None and self._residents.copy_one()
+
+    def close(self) -> None:
+        """Let what is kept be written to disk, where it is kept there."""
+        while self.prefixes.on_disk and self.tidy():
+            pass
+        self.prefixes.close()
+
     def _forget_ended(self) -> None:
         """Let go of what has ended or was cancelled."""
         for each in [each for each in self._unpooled if each.job.over or each.job.cancelled]:
@@ -130,11 +147,16 @@ class Scheduler:
         gone = [job for job in self._jobs if job.over or job.cancelled]
         if not gone:
             return
+        whole = {id(job) for job in gone if not job.over}  # nothing went wrong: what they have read is right
         for job in gone:
             self._jobs.remove(job)
             job.end(Cancelled())
         self._waiting = [row for row in self._waiting if not row.job.over]
-        self._leave([row for row in self._rows if row.job.over])
+        over = [row for row in self._rows if row.job.over]
+        for row in over:
+            if id(row.job) in whole:
+                self._stay(row)
+        self._leave(over)
 
     def _leave(self, rows: Iterable[Row]) -> None:
         pool = self._in_use()
@@ -152,25 +174,48 @@ class Scheduler:
                 inside[id(each.job)] = inside.get(id(each.job), 0) + 1
             row = min(self._waiting, key=lambda row: inside.get(id(row.job), 0))  # the first of equals
             longest = max(each.room for each in (*self._rows, row))
-            if not self._in_use().has_room(len(self._rows) + 1, longest):
+            make_room = self._in_use().has_room if self._residents is None else self._residents.make_room
+            if not make_room(len(self._rows) + 1, longest):
                 break
             self._waiting.remove(row)
             self._rows.append(row)
 
     def _begin(self, row: Row) -> None:
         """Give a row a slot, with what is known of the beginning of its prompt."""
-        pool = self._in_use()
-        known = self.prefixes.longest(row.seen[:-1], row.salt)
+        pool, resident = self._in_use(), self._resident(row)
+        if resident is not None and self._awaited(row):
+            self._residents_in_use().copy(resident)  # others go on from it, too
+        beyond = 0 if resident is None else len(resident.tokens)
+        known = self.prefixes.longest(row.seen[:-1], row.salt, beyond - 1 if self._awaited(row) else beyond)
+        row.begun = time.perf_counter()
         if known is not None and not pool.fits(known):  # of a folder that somebody else writes to
             known = None
-        row.begun = time.perf_counter()
+        if known is None and resident is not None:
+            self._residents_in_use().take(resident)
+            self.prefixes.use.found(beyond)
+            row.slot, row.read, row.known_length = resident.slot, beyond, resident.kept
+            return
+        if self._residents is not None:
+            self._residents.make_place()
         row.slot = pool.open() if known is None else pool.restore(known)
         row.read = row.known_length = 0 if known is None else known.length
 
+    def _resident(self, row: Row) -> Resident | None:
+        """Return the ended text that has read the most of a row's prompt and is still in its slot."""
+        return None if self._residents is None else self._residents.longest(row.seen[:-1], row.salt)
+
+    def _awaited(self, row: Row) -> bool:
+        """Whether others wait for what the row reads of their prompts, too."""
+        return any(
+            each is not row and each.slot is None and each.beginning == row.beginning for each in self._rows
+        )
+
     def _on_its_way(self, row: Row) -> bool:
         """Whether what is known of the beginning of a row's prompt is being read from disk."""
-        if row.loading is None:
-            row.loading = self.prefixes.fetch(row.seen[:-1], row.salt)
+        if row.loading is None and self.prefixes.on_disk:
+            resident = self._resident(row)
+            beyond = 0 if resident is None else len(resident.tokens)
+            row.loading = self.prefixes.fetch(row.seen[:-1], row.salt, beyond)
         if row.loading is None:
             return False
         if not row.loading.result.done():
@@ -229,6 +274,7 @@ class Scheduler:
             chosen = [row for row, chooses in zip(rows, choosing, strict=True) if chooses]
             quiet = [slot for slot, chooses in zip(fed, choosing, strict=True) if not chooses]
             draws = self._draws.of(chosen)
+            self._save(rows, steps)
             made = pool.step(fed, steps, quiet=quiet, rope_lengths=turning, draws=draws)
         except Exception as error:  # whatever it is, the thread goes on for the others
             for row in rows:
@@ -267,25 +313,50 @@ class Scheduler:
 
     def _keep(self, row: Row) -> None:
         """Keep what a row has read for texts that begin likewise."""
-        tokens = row.seen[: row.read]
-        new = row.read - row.known_length  # a copy of a long text takes longer than to read a few tokens
-        if not row.shares or new < _WORTH or self.prefixes.has(tokens, row.salt):
+        tokens, pool = row.seen[: row.read], self._in_use()
+        # A copy of a long text takes longer than to read a few tokens again.
+        worth = max(_WORTH, pool.sizes.used(row.read) // _PART)
+        new = row.read - row.known_length
+        if not row.shares or not self.prefixes.on or (new < worth and not (new and self._awaited(row))):
             return
-        assert row.slot is not None
-        self.prefixes.add(tokens, self._in_use().snapshot(row.slot), row.salt)
+        if not self.prefixes.has(tokens, row.salt):
+            assert row.slot is not None
+            self.prefixes.add(tokens, pool.snapshot(row.slot), row.salt)
+        row.known_length = row.read
+
+    def _save(self, rows: Sequence[Row], steps: int) -> None:
+        """Save what a call overwrites of bounded caches that are full, so that their ends can be kept."""
+        for row in rows:
+            assert row.slot is not None
+            wanted = steps > 1 and self.prefixes.on and len(rows) <= _FEW and row.shares
+            row.checkpoint = self._in_use().checkpoint(row.slot, steps) if wanted else None
 
     def _keep_ended(self, row: Row) -> None:
         """Keep a whole text, which the next turn of a conversation begins with: all but its last token, which
-        was never read."""
-        beyond = row.read - (len(row.seen) - 1)  # tokens that the kernels made after the end
+        was never read, or all up to its last call."""
+        beyond, pool = row.read - (len(row.seen) - 1), self._in_use()  # tokens that were made after the end
         assert row.slot is not None
         if beyond > 0:
             try:
-                self._in_use().rewind(row.slot, beyond)
-            except DogeExportError:  # a full bounded cache: the end of the prompt has to do
-                return
-            row.read -= beyond
-        self._keep(row)
+                pool.rewind(row.slot, beyond)
+                row.read -= beyond
+            except DogeExportError:  # a full bounded cache
+                if row.checkpoint is None:  # the end of the prompt has to do
+                    return
+                pool.go_back(row.slot, row.checkpoint)
+                row.read = row.checkpoint.length
+        self._stay(row)
+
+    def _stay(self, row: Row) -> None:
+        """Leave what a row has read in its slot, until that is needed."""
+        if self._residents is None or row.slot is None or row.read == 0 or not row.shares:
+            return
+        self._residents.leave(Resident(row.slot, row.seen[: row.read], row.salt, row.known_length))
+        row.slot = None
+
+    def _residents_in_use(self) -> Residents:
+        assert self._residents is not None
+        return self._residents
 
     def _timed(self, rows: int) -> StepsPerCall:
         return self._steps.setdefault(rows, StepsPerCall())
