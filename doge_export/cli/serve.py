@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from doge_export.cli._caches import cache_options
 from doge_export.cli._generation import template_option
 from doge_export.cli._progress import show_progress
 from doge_export.cli._shared import write_json
 
 if TYPE_CHECKING:
     from doge_export.core.bundle import Bundle
+    from doge_export.runtime.scheduling import CacheLimits
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ _log = logging.getLogger(__name__)
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: as onnxruntime chooses.")
 @click.option("--parallel", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",
               help="Texts that are made at once, in common calls; others wait.")  # fmt: skip
+@cache_options
 @click.option("--name", metavar="NAME", help="What clients call the model. Default: the bundle's folder.")
 @template_option
 @click.option("--api-key", "keys", multiple=True, envvar="DOGE_EXPORT_API_KEY", metavar="KEY",
@@ -49,6 +52,7 @@ def command(
     origins: tuple[str, ...],
     checked: int | None,
     json_to: str | None,
+    caches: "CacheLimits",
 ) -> None:
     """Answer HTTP with the model in BUNDLE until Ctrl-C.
 
@@ -65,10 +69,13 @@ def command(
 
     if checked is not None:
         _check(open_folder(bundle), threads, parallel, checked)
-    server = Server(open_folder(bundle), host, port, threads, parallel, name, chat_template, keys, origins)
+    server = Server(
+        open_folder(bundle), host, port, threads, parallel, name, chat_template, keys, origins, caches
+    )
 
     def ready() -> None:
         _log.info("%s on %s", server.description, server.url)
+        _log.info("%s", caches.description)
         if json_to is not None:
             write_json({"url": server.url, "model": server.name}, json_to)
 

@@ -162,6 +162,17 @@ class DogeConfig:
         original: int = self.rope.get("original_max_position_embeddings", self.max_position_embeddings)
         return min(original, self.max_position_embeddings)
 
+    def rope_regime(self, length: int) -> int:
+        """Return a number that two lengths share where the rope has the same frequencies in calls of both: 0
+        for all where they never change, and for those that they do not change up to."""
+        if self.rope["rope_type"] == "longrope":
+            return int(
+                length > self.rope.get("original_max_position_embeddings", self.max_position_embeddings)
+            )
+        if self.rope["rope_type"] == "dynamic" and length > self.max_position_embeddings:
+            return length
+        return 0
+
     def why_not_bounded(self, routing: str) -> str | None:
         """Return why a cache bounded to keep_window_size keys would not give what the reference gives with
         experts routed by `routing`; None where it does. The proof, and what it needs:

@@ -114,6 +114,8 @@ def stream(
         job = Job(prompts, options, tokenizer, events.extend, errors.append, constraints)
         job.statistics, job.until, job.read = statistics, until, on_prompt or job.read
         yield from _pooled(scheduler, job, events, errors)
+        while prefixes is not None and scheduler.tidy():
+            pass  # whole texts are copied, for the next turn
         return
     calls = _calls(session, prompts, options, tokenizer, on_prompt, constraints or ())
     yield from _in_turns(calls, statistics, until)

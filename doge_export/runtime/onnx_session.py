@@ -136,7 +136,7 @@ class OnnxSession(Session):
         decode = self.bundle.manifest.decode
         return self.library is not None and decode is not None and decode.ragged and not self._mixes
 
-    def pool(self, slots: int = 4) -> SlotPool:
+    def pool(self, slots: int = 4, limit: int | None = None) -> SlotPool:
         """See Session."""
         decode, graph = self._in_place()
         if not decode.ragged:
@@ -149,7 +149,7 @@ class OnnxSession(Session):
                 "The router mixes the tokens of a call, so that rows would change each other.",
                 "Export with --routing per-token.",
             )
-        return SlotPool(graph, decode, self.bundle.config.vocab_size, slots)
+        return SlotPool(graph, decode, self.bundle.config.vocab_size, slots, limit)
 
     @property
     def _mixes(self) -> bool:

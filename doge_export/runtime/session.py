@@ -92,8 +92,9 @@ class Session(ABC):
         """Whether there is a `pool`."""
         return False
 
-    def pool(self, slots: int = 4) -> SlotPool:
-        """An empty pool of rows that come and go, on the graph that gives the best tokens alone.
+    def pool(self, slots: int = 4, limit: int | None = None) -> SlotPool:
+        """An empty pool of rows that come and go, on the graph that gives the best tokens alone, of up to
+        `limit` bytes.
 
         Raises:
             DogeExportError: there is no such graph, it takes no ragged batch, or its router mixes the tokens

@@ -21,12 +21,13 @@ from doge_export.runtime import tensors
 from doge_export.runtime.cache import check_room
 from doge_export.runtime.cache_arrays import bind_cache, empty_cache
 from doge_export.runtime.draws import Draws
+from doge_export.runtime.pool_sizes import PoolSizes
+from doge_export.runtime.slot_checkpoint import Checkpoint, LowKeys
 
 Ids = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
 
 _STEADY = 16  # tokens a row of a call that is kept to be made again
-_KEYS = 256  # a cache without a fixed length starts with so many keys a slot, and doubles
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,21 @@ class SlotPool:
     """Rows of a loaded `decode.onnx`, each with as many new tokens a call as it has.
 
     A row that takes or leaves a slot touches no other. The pool doubles when it is full, and so does its
-    number of keys: a copy now and then. Not for two threads at once.
+    number of keys: a copy now and then, within `limit` bytes. Not for two threads at once.
     """
 
-    def __init__(self, graph: Any, spec: DecodeSpec, vocab_size: int, slots: int = 4) -> None:
+    def __init__(
+        self, graph: Any, spec: DecodeSpec, vocab_size: int, slots: int = 4, limit: int | None = None
+    ) -> None:
         self._graph, self._spec, self._vocab = graph, spec, vocab_size
         self._specs = {tensor.name: tensor for tensor in spec.inputs}
         self._lengths: dict[int, int] = {}
-        self._slots, self._keys = slots, spec.cache.max_length or min(_KEYS, self._most_keys or _KEYS)
-        self._parts = empty_cache(spec, slots, self._keys)
+        self.sizes = PoolSizes(spec, limit)
+        keys = self.sizes.keys(0)
+        self._slots, self._keys = self.sizes.layout((1, keys), (slots, keys))
+        self._parts = empty_cache(spec, self._slots, self._keys)
         self._bound: dict[tuple[int, int, int, int, bool], _Bound] = {}
+        self._low_keys = LowKeys()
         self._optional = {tensor.name: tensor.dtype for tensor in spec.optional_inputs}
         covered = self._specs["attention_mask"].shape[1]
         self._mask = np.empty(
@@ -87,15 +93,18 @@ class SlotPool:
     @property
     def bytes_in_use(self) -> int:
         """What the keys of its rows take."""
-        each = self.bytes // (self._slots * self._keys)
-        return sum(self._used(length) * each for length in self._lengths.values())
+        return sum(self.sizes.used(length) for length in self._lengths.values()) * self.sizes.key_bytes
+
+    def has_room(self, rows: int, tokens: int) -> bool:
+        """Whether there can be so many rows, those that there are counted in, of up to so many tokens."""
+        return self.sizes.hold(max(rows, 0, *(slot + 1 for slot in self._lengths)), tokens)
 
     def open(self) -> int:
         """Begin an empty row; returns its slot, the lowest one that is free."""
         free = [slot for slot in range(self._slots) if slot not in self._lengths]
         if not free:
             free = [self._slots]
-            self._grow(2 * self._slots, self._keys)
+            self._resize(self._slots + 1, 0)
         slot = free[0]
         if (positions := self._positions) is not None:
             positions[:, slot] = -1
@@ -114,7 +123,7 @@ class SlotPool:
     def fork(self, slot: int) -> int:
         """Begin a row that has read what the one in `slot` has; returns its slot. Raises as `close`."""
         length = self._length(slot)
-        other, used = self.open(), self._used(length)
+        other, used = self.open(), self.sizes.used(length)
         for part in self._parts.values():
             part[:, other, :, :used] = part[:, slot, :, :used]
         self._lengths[other] = length
@@ -123,7 +132,7 @@ class SlotPool:
     def snapshot(self, slot: int) -> Snapshot:
         """Copy a row out of the pool. Raises as `close`."""
         length = self._length(slot)
-        used = self._used(length)
+        used = self.sizes.used(length)
         return Snapshot(length, tuple(part[:, slot, :, :used].copy() for part in self._parts.values()))
 
     def evict(self, slot: int) -> Snapshot:
@@ -132,24 +141,29 @@ class SlotPool:
         self.close(slot)
         return taken
 
+    def fits(self, snapshot: Snapshot) -> bool:
+        """Whether the snapshot is of a row of this model, as far as its shapes say."""
+        used = self.sizes.used(snapshot.length)
+        shapes = [
+            (part.dtype, part.shape[0], part.shape[2], used, *part.shape[4:]) for part in self._parts.values()
+        ]
+        return shapes == [(part.dtype, *part.shape) for part in snapshot.parts]
+
     def restore(self, snapshot: Snapshot, slot: int | None = None) -> int:
         """Put a row back, into a free slot or in the place of the row in `slot`; returns the slot.
 
         Raises:
             DogeExportError: there is no row in `slot`, or the snapshot is of another model.
         """
-        shapes = [
-            (part.dtype, part.shape[0], *part.shape[2:3], *part.shape[4:]) for part in self._parts.values()
-        ]
-        if shapes != [(part.dtype, *part.shape[:2], *part.shape[3:]) for part in snapshot.parts]:
+        if not self.fits(snapshot):
             raise DogeExportError("The snapshot is of a row of another model.")
-        used = self._used(snapshot.length)
-        if used > self._keys:
-            self._grow(self._slots, self._rounded(used))
+        used = self.sizes.used(snapshot.length)
         if slot is None:
             slot = self.open()
         else:
             self._length(slot)
+        if used > self._keys:
+            self._resize(0, snapshot.length)
         if (positions := self._positions) is not None:
             positions[:, slot] = -1
         for part, saved in zip(self._parts.values(), snapshot.parts, strict=True):
@@ -167,7 +181,7 @@ class SlotPool:
         length = self._length(slot)
         if not 0 <= tokens <= length:
             raise DogeExportError(f"The row in slot {slot} has read {length} tokens, not {tokens} to forget.")
-        if (most := self._most_keys) is not None and length > most and tokens > 0:
+        if (most := self.sizes.most_keys) is not None and length > most and tokens > 0:
             raise DogeExportError(
                 f"The row in slot {slot} has read {length} tokens, and its bounded cache of {most} keys has "
                 "dropped some: it cannot be rewound.",
@@ -176,6 +190,25 @@ class SlotPool:
         if (positions := self._positions) is not None:
             positions[:, slot, :, length - tokens : length] = -1
         self._lengths[slot] = length - tokens
+
+    def checkpoint(self, slot: int, tokens: int) -> Checkpoint | None:
+        """Save what is needed to take the row in `slot` back after so many steps, where `rewind` cannot; None
+        where it can, or where that is too much. Raises as `close`."""
+        length, most = self._length(slot), self.sizes.most_keys
+        if most is None or length + tokens <= most:
+            return None
+        dtypes = {name: self._specs[name].dtype for name, part in self._parts.items() if part.ndim == 4}
+        dt = next((name, dtype) for name, dtype in dtypes.items() if dtype != "int64")
+        return self._low_keys.checkpoint(self._parts, dt, slot, length, tokens)
+
+    def go_back(self, slot: int, checkpoint: Checkpoint) -> None:
+        """Let the row in `slot` be what it was at the checkpoint; it has read single tokens since then, no
+        more than it is for. Raises as `close`."""
+        self._length(slot)
+        checkpoint.put_back(self._parts, slot)
+        if (positions := self._positions) is not None:
+            positions[:, slot, :, checkpoint.length :] = -1
+        self._lengths[slot] = checkpoint.length
 
     def step(
         self,
@@ -218,8 +251,8 @@ class SlotPool:
         for slot, tokens in rows.items():
             self._check(slot, tokens)
         most = max(length + count for length, count in zip(lengths, counts, strict=True)) + steps - 1
-        if self._used(most) > self._keys:
-            self._grow(self._slots, self._rounded(most))
+        if self.sizes.used(most) > self._keys:
+            self._resize(0, most)
         offsets = [0, *itertools.accumulate(counts)]
         wanted: list[int] = []
         places: dict[int, slice] = {}
@@ -267,16 +300,8 @@ class SlotPool:
         return self._spec.cache
 
     @property
-    def _most_keys(self) -> int | None:
-        """The keys of a bounded cache at most; None where a row has a key for each token."""
-        return self._cache.slots if self._cache.kind == "bounded" else None
-
-    @property
     def _positions(self) -> npt.NDArray[Any] | None:
         return next((part for name, part in self._parts.items() if self._specs[name].dtype == "int64"), None)
-
-    def _used(self, length: int) -> int:
-        return length if self._most_keys is None else min(length, self._most_keys)
 
     def _length(self, slot: int) -> int:
         if slot not in self._lengths:
@@ -293,18 +318,24 @@ class SlotPool:
                     "entries."
                 )
 
-    def _rounded(self, keys: int) -> int:
+    def _resize(self, slots: int, tokens: int) -> None:
+        """Make room for so many slots, or those in use, and for a row of so many tokens. What grows doubles,
+        as far as the limit lets it, and what does not gives way where it has to."""
         if self._cache.max_length is not None:
-            check_room(keys, self._cache.max_length)
-        keys = max(2 * self._keys, -(-keys // _KEYS) * _KEYS)
-        return min(keys, self._most_keys or keys)
-
-    def _grow(self, slots: int, keys: int) -> None:
+            check_room(tokens, self._cache.max_length)
+        slots = max(slots, *(slot + 1 for slot in self._lengths), 1)
+        tokens = max(tokens, *self._lengths.values(), 0)
+        keys, doubled = self.sizes.keys(tokens), min(2 * self._keys, self.sizes.most_keys or 2 * self._keys)
+        wanted = (
+            max(slots, 2 * self._slots) if slots > self._slots else self._slots,
+            max(keys, doubled) if keys > self._keys else self._keys,
+        )
         before, old = self._parts, (self._slots, self._keys)
-        self._slots, self._keys = slots, keys
-        self._parts = empty_cache(self._spec, slots, keys)
+        self._slots, self._keys = self.sizes.layout((slots, keys), wanted)
+        self._parts = empty_cache(self._spec, self._slots, self._keys)
+        held, kept = min(old[0], self._slots), min(old[1], self._keys)
         for name, part in before.items():
-            self._parts[name][:, : old[0], :, : old[1]] = part
+            self._parts[name][:, :held, :, :kept] = part[:, :held, :, :kept]
         self._bound.clear()
 
     def _bind(self, rows: int, tokens: int, steps: int, wanted: int, drawn: bool) -> "_Bound":

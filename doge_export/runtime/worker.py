@@ -51,7 +51,8 @@ class Worker:
             if scheduler.idle or scheduler.stalled:
                 if self._closed and scheduler.idle and not self._new:
                     return
-                self._work.wait(_LOOK)
+                if not self._work.wait(_LOOK):
+                    scheduler.tidy()
                 self._work.clear()
                 continue
             scheduler.step()

@@ -136,7 +136,15 @@ OPERATION_SCHEMAS: Mapping[str, Schema] = {
     ),
     "TemplateRequest": _object({"model": _NAME, "messages": _MESSAGES, **_CHAT}, "messages"),
     "Prompt": _object({"prompt": _TEXT}, "prompt"),
-    "Slot": _object({"id": _COUNT, "is_processing": {"type": "boolean"}}, *("id", "is_processing")),
+    "Slot": _object(
+        {
+            "id": _COUNT,
+            "is_processing": {"type": "boolean"},
+            "cache_bytes": _COUNT,  # of the slot
+            "cache_limit_bytes": {"type": ["integer", "null"]},  # of all slots together
+        },
+        *("id", "is_processing", "cache_bytes", "cache_limit_bytes"),
+    ),
 }
 
 _METRICS: Schema = {

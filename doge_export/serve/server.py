@@ -13,6 +13,7 @@ from doge_export.core.bundle import MODEL, Bundle
 from doge_export.core.errors import DogeExportError
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import Session
+from doge_export.runtime.scheduling import CacheLimits
 
 _MISSING = "It needs starlette, uvicorn and prometheus-client: pip install 'doge-export[serve]'."
 _SWITCH = 0.0005  # seconds that a thread keeps the interpreter to itself at most
@@ -39,6 +40,7 @@ class Server:
         chat_template: str | None = None,
         keys: Sequence[str] = (),
         origins: Sequence[str] = (),
+        caches: CacheLimits | None = None,
     ) -> None:
         try:
             import prometheus_client  # noqa: F401
@@ -50,7 +52,7 @@ class Server:
 
         check_keys(keys)
         check_origins(origins)
-        self._keys, self._origins = keys, origins
+        self._keys, self._origins, self._caches = keys, origins, caches
         self._name = name or bundle.path.resolve().name
         self._tokenizer = Tokenizer.load(bundle.path, chat_template)
         self._socket = _listening(host, port)
@@ -128,7 +130,7 @@ class Server:
                 for connection in list(self.server_state.connections):  # of clients that do not send or read
                     connection.transport.abort()
 
-        service = TextService(self._session, self._tokenizer, self._parallel)
+        service = TextService(self._session, self._tokenizer, self._parallel, caches=self._caches)
         reader = RequestReader(self._bundle, self._tokenizer, self._name)
         app = build_app(service, reader, keys=self._keys, origins=self._origins)
         # The thread that makes tokens waits for the interpreter after every call, by default 5 ms.

@@ -11,7 +11,15 @@ from typing import Any
 
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import Event, Session, Statistics
-from doge_export.runtime.scheduling import Cancelled, Job, PrefixStore, Scheduler
+from doge_export.runtime.scheduling import (
+    CacheLimits,
+    Cancelled,
+    Job,
+    PrefixFiles,
+    PrefixStore,
+    Scheduler,
+    identity_of,
+)
 from doge_export.runtime.worker import Worker
 from doge_export.serve.requests import TextRequest
 
@@ -32,7 +40,7 @@ class TextService:
     """Generates text on one session: `parallel` texts at once share their calls, each with the bits that it
     has alone (runtime/scheduling); the requests of `waiting` more wait for their turn.
 
-    `prefix_bytes`: what the beginnings of texts may take that are kept for texts to come.
+    `caches`: what the caches may take, and where beginnings of texts are kept for texts to come.
     """
 
     def __init__(
@@ -41,11 +49,17 @@ class TextService:
         tokenizer: Tokenizer,
         parallel: int = 32,
         waiting: int = 256,
-        prefix_bytes: int = 256 << 20,
+        caches: CacheLimits | None = None,
     ) -> None:
         self.session, self.tokenizer = session, tokenizer
         self._max_tasks = parallel + waiting
-        self._scheduler = Scheduler(session, parallel, PrefixStore(prefix_bytes))
+        caches, files = caches or CacheLimits(), None
+        if caches.state_folder is not None and session.pools:
+            files = PrefixFiles(caches.state_folder, identity_of(session), caches.state_bytes)
+        self._scheduler = Scheduler(
+            session, parallel, PrefixStore(caches.prefix_bytes, files), caches.cache_bytes
+        )
+        self._cache_bytes = caches.cache_bytes
         self._tasks: set[GenerationTask] = set()
         self._closed = False
         self._worker = Worker(session, tokenizer, self._scheduler)
@@ -68,10 +82,19 @@ class TextService:
         uses of the caches. From any thread; the figures may be of moments apart."""
         scheduler, pool = self._scheduler, self._scheduler.pool
         rows, use = scheduler.rows, scheduler.prefixes.use
+        each, limit = 0 if pool is None else pool.bytes // pool.slots, self._cache_bytes
         return {
             "running": (running := min(scheduler.running, len(self._tasks))),
             "waiting": len(self._tasks) - running,
-            "slots": [{"id": slot, "is_processing": slot < rows} for slot in range(scheduler.max_rows)],
+            "slots": [
+                {
+                    "id": slot,
+                    "is_processing": slot < rows,
+                    "cache_bytes": each if pool is not None and slot < pool.slots else 0,
+                    "cache_limit_bytes": limit,
+                }
+                for slot in range(scheduler.max_rows)
+            ],
             "pool_bytes": 0 if pool is None else pool.bytes,
             "prefix_bytes": scheduler.prefixes.bytes,
             "prefix_lookups": use.lookups,
@@ -89,6 +112,7 @@ class TextService:
         self._closed = True
         self.cancel()
         self._worker.close()
+        self._scheduler.close()
 
 
 class GenerationTask:

@@ -8,9 +8,18 @@ import numpy as np
 import pytest
 
 from doge_export.core.errors import DogeExportError
-from doge_export.runtime import Event, GenerationOptions, Session, Statistics, drafts, generation, stream
+from doge_export.runtime import (
+    Event,
+    GenerationOptions,
+    Session,
+    Statistics,
+    drafts,
+    generation,
+    pool_sizes,
+    stream,
+)
 from doge_export.runtime.generation import stream_alone
-from doge_export.runtime.scheduling import Job, PrefixStore, Scheduler, can_be_pooled
+from doge_export.runtime.scheduling import Job, PrefixStore, Scheduler, can_be_pooled, reuse
 from doge_export.runtime.scheduling import scheduler as scheduling
 from doge_export.runtime.scheduling.pieces import PromptBudget
 from doge_export.runtime.self_check import self_check
@@ -24,7 +33,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"precision": "int8", "routing": "per-token"},
         {"keep_window_size": 12, "is_moe": True, **STILL},
     ),
-    "bounded, the rope turns": ({}, {"keep_window_size": 16}),  # no use of what others have read
+    "bounded, the rope turns": ({}, {"keep_window_size": 16}),
 }
 
 
@@ -38,14 +47,14 @@ def session(request: pytest.FixtureRequest, exported: Any) -> Session:
 def still(session: Session) -> Session:
     """One whose rope does not depend on the length of a text."""
     if session.bundle.config.rope_limit is not None:
-        pytest.skip("what others have read is of no use where the rope turns")
+        pytest.skip("a longer prompt is of no use where the rope turns")
     return session
 
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that short texts have boundaries and kept beginnings."""
-    monkeypatch.setattr(scheduling, "_WORTH", 4)
+    monkeypatch.setattr(reuse, "_WORTH", 4)
     monkeypatch.setattr(scheduling, "_BOUNDARY", 16)
 
 
@@ -97,27 +106,19 @@ def test_250_texts_are_what_they_are_alone(session: Session, monkeypatch: pytest
             result = self_check(session, count, seed, parallel)
         assert result.differing == ()
         assert result.requests == count and result.tokens > 10 * count and result.cancelled > 0
-        assert result.reused > 0 or session.bundle.config.rope_limit is not None
+        assert result.reused > 0
 
 
 def test_the_check_finds_what_is_wrong(still: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A beginning that is another text's."""
-    hashed = PrefixStore.longest
-
-    def wrong(store: PrefixStore, tokens: Any, salt: str = "") -> Any:
-        found = hashed(store, tokens, salt)
-        return found and next(iter(other for other in list(taken) if other.length == found.length), found)
-
-    taken: list[Any] = []
+    """A beginning that is kept with other numbers than it had."""
     add = PrefixStore.add
 
     def added(store: PrefixStore, tokens: Any, snapshot: Any, salt: str = "") -> None:
-        taken.append(replace(snapshot, parts=tuple(np.zeros_like(part) for part in snapshot.parts)))
-        add(store, tokens, snapshot, salt)
+        parts = tuple(np.roll(part, 1, axis=-1) for part in snapshot.parts)
+        add(store, tokens, replace(snapshot, parts=parts), salt)
 
-    monkeypatch.setattr(PrefixStore, "longest", wrong)
     monkeypatch.setattr(PrefixStore, "add", added)
-    result = self_check(still, 40)
+    result = self_check(still, 60)
     assert result.differing and "differs at token" in result.differing[0]
 
 
@@ -129,8 +130,8 @@ def test_the_second_turn_reads_what_is_new(still: Session) -> None:
     use = scheduler.prefixes.use
     second = Request([[*text, 9, 10, 11]], GenerationOptions(max_new_tokens=6))
     run(scheduler, second)
-    # All that was read of the first turn: all but its last token, or its prompt where the window is full.
-    assert use.hits == 1 and use.tokens in (len(text) - 1, len(first.prompts[0]) - 1)
+    # All that was read of the first turn, but its last token or, where the window is full, the last call.
+    assert use.hits == 1 and len(first.prompts[0]) <= use.tokens < len(text)
     assert Request.by_row(second.events) == second.expected(still)
     other = Request(second.prompts, second.options, salt="somebody else")
     run(scheduler, other)
@@ -226,6 +227,87 @@ def test_what_a_stream_has_read_serves_the_next(still: Session) -> None:
     longer = [*prompt, *(event.token for event in first), 4, 5]
     assert list(stream(still, [longer], options, prefixes=kept)) == list(stream(still, [longer], options))
     assert kept.use.hits == 1 and kept.use.tokens >= len(prompt) - 1
+
+
+def test_the_next_turn_goes_on_in_the_same_slot(still: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a text that ended in the middle of a call, and of one whose client left; others get its slot."""
+    scheduler, rng = Scheduler(still, 4, PrefixStore(1 << 20)), random.Random(1)
+    text, read = ids(rng, 40), []
+    probe = list(stream(still, [text], GenerationOptions(max_new_tokens=30)))
+    stop = (probe[21].token,)
+    use, options = scheduler.prefixes.use, GenerationOptions(max_new_tokens=30, eos_token_ids=stop)
+    for turn in range(4):
+        request, before = Request([text], options), use.tokens
+        scheduler.add(request.job)
+        assert scheduler.pool is not None
+        with monkeypatch.context() as patch:
+            if turn > 0:
+                patch.setattr(scheduler.pool, "restore", None)
+            while not scheduler.idle:
+                request.job.cancelled = turn == 2 and len(request.events) > 3
+                scheduler.step()
+        expected = request.expected(still)[0]
+        assert request.events == expected[: len(request.events)]
+        assert turn == 2 or len(request.events) == len(expected)
+        assert use.tokens - before >= len(read)
+        read = text
+        text = [*text, *(event.token for event in request.events), *ids(rng, 5)]
+    assert scheduler.pool.rows.keys() == {0}
+    run(scheduler, *(Request([ids(rng, 30)], GenerationOptions(max_new_tokens=2)) for _ in range(4)))
+    assert scheduler.pool.slots == 4 and len(scheduler.pool.rows) == 4  # its own was needed
+    before = use.tokens
+    request = Request([text], GenerationOptions(max_new_tokens=3))
+    run(scheduler, request)
+    assert Request.by_row(request.events) == request.expected(still)
+    assert use.tokens - before >= len(read)  # from the copy that was made then
+
+
+def test_ends_are_copied_when_there_is_time(still: Session) -> None:
+    scheduler = Scheduler(still, 4, PrefixStore(1 << 20))
+    options = GenerationOptions(max_new_tokens=9)
+    run(scheduler, *(Request([ids(random.Random(at), 20)], options) for at in (1, 2)))
+    kept = len(scheduler.prefixes)
+    assert [scheduler.tidy() for _ in range(3)] == [True, True, False]
+    assert len(scheduler.prefixes) == kept + 2
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_what_turned_likewise_is_reused(exported: Any, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """The rope's limit is 24 positions: up to there all turn alike, and beyond it each length has a rope of
+    its own, or all have the other one."""
+    monkeypatch.setattr(reuse, "_WORTH", 2)
+    long = {
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "factor": 2.0,
+            "original_max_position_embeddings": 24,
+            "short_factor": [1.0] * 8,
+            "long_factor": [1.5 + at for at in range(8)],
+        },
+        "max_position_embeddings": 48,
+    }
+    session = Session.open(exported({}, keep_window_size=16, **(long if kind == "longrope" else {}))[1], 2)
+    scheduler = Scheduler(session, 4, PrefixStore(1 << 20))
+    rng, use = random.Random(3), scheduler.prefixes.use
+    text, read = ids(rng, 8), []
+    for new, prompts in ((5, 1), (13, 1), (4, 3), (4, 1), (4, 1)):  # 8, 18, 36, 45 and 54 tokens of prompts
+        before = use.tokens
+        request = Request([text] * prompts, GenerationOptions(max_new_tokens=new))
+        run(scheduler, request)
+        assert Request.by_row(request.events) == request.expected(session)
+        read.append((len(text), use.tokens - before))
+        text = [*text, *(event.token for event in request.events if event.row == 0), *ids(rng, 5)]
+    assert [length for length, _ in read] == [8, 18, 36, 45, 54]
+    assert read[0][1] == 0 and read[1][1] > 6
+    assert read[2][1] == 2 * 35  # what the prompt before it has read turned otherwise
+    again = [reused > 30 for _, reused in read[3:]]
+    assert again == ([True] * 2 if kind == "longrope" else [False] * 2)
+    before = use.tokens
+    request = Request([[*text[:53], 9]], GenerationOptions(max_new_tokens=2))  # as long as the one before
+    run(scheduler, request)
+    assert Request.by_row(request.events) == request.expected(session)
+    assert use.tokens - before >= 48  # the last boundary
 
 
 def test_copies_of_a_prompt_are_read_once(still: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,6 +421,47 @@ def test_the_store_keeps_to_its_bytes(still: Session) -> None:
         assert store.bytes <= 3 * one
     assert store.longest(texts[0]) is None
     assert store.longest(texts[-1]) is not None
+
+
+def test_rows_wait_for_room(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many at once as the pool may hold; what could never be is refused, with a remedy that is one."""
+    monkeypatch.setattr(pool_sizes, "_KEYS", 8)
+    rng = random.Random(8)
+    sizes = session.pool(1).sizes
+    limit = 2 * sizes.bytes(100) + 1
+    scheduler = Scheduler(session, 8, PrefixStore(1 << 20), limit)
+    requests = [
+        Request([ids(rng, rng.choice([3, 30, 70])) for _ in range(2)], GenerationOptions(max_new_tokens=each))
+        for each in (10, 2, 15, 4, 10, 1)
+    ]
+    for each in requests:
+        scheduler.add(each.job)
+    most = 0
+    while not scheduler.idle:
+        scheduler.step()
+        assert scheduler.pool is not None and scheduler.pool.bytes <= limit
+        most = max(most, scheduler.rows)
+    assert most >= 2
+    for each in requests:
+        assert (each.ends, Request.by_row(each.events)) == ([None], each.expected(session))
+    if sizes.most_keys is not None:
+        return  # a text of any length fits
+    scheduler = Scheduler(session, 8, None, sizes.bytes(150))
+    if session.bundle.manifest.decode.cache.max_length is not None:  # type: ignore[union-attr]
+        scheduler = Scheduler(session, 8, None, sizes.bytes(1) - 1)
+        with pytest.raises(DogeExportError, match=r"need a cache of .* and all texts together may have"):
+            scheduler.add(Request([[3]], GenerationOptions(max_new_tokens=1)).job)
+        return
+    with pytest.raises(DogeExportError, match=r"100 tokens and 1,000 new ones need a cache of") as refused:
+        scheduler.add(Request([ids(rng, 100)], GenerationOptions(max_new_tokens=1000)).job)
+    fewer = int(str(refused.value.remedy).split(" at most ")[1].split(" ")[0])
+    with pytest.raises(DogeExportError):
+        scheduler.add(Request([ids(rng, 100)], GenerationOptions(max_new_tokens=fewer + 1)).job)
+    with pytest.raises(DogeExportError, match="Shorten") as refused:
+        scheduler.add(Request([ids(rng, 160)], GenerationOptions(max_new_tokens=1)).job)
+    request = Request([ids(rng, 100)], GenerationOptions(max_new_tokens=fewer))
+    run(scheduler, request)
+    assert Request.by_row(request.events) == request.expected(session)
 
 
 def test_prompts_share_what_a_call_can_bear() -> None:

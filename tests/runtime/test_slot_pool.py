@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from doge_export.core.errors import DogeExportError
-from doge_export.runtime import Session, slot_pool
+from doge_export.runtime import Session, pool_sizes, slot_pool
+from doge_export.runtime.slot_checkpoint import LowKeys
 from doge_export.runtime.slot_pool import SlotPool
 
 VOCAB = 257
@@ -60,7 +61,7 @@ def session(request: pytest.FixtureRequest, exported: Any) -> Session:
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1), calls=st.integers(3, 12))
 def test_a_row_is_what_it_is_alone(session: Session, monkeypatch: Any, seed: int, calls: int) -> None:
-    monkeypatch.setattr(slot_pool, "_KEYS", 8)  # the number of keys has to grow
+    monkeypatch.setattr(pool_sizes, "_KEYS", 8)  # the number of keys has to grow
     rng = np.random.default_rng(seed)
     pool, rows, away = session.pool(2), {}, []
     most = session.bundle.manifest.decode.cache.max_length or 90
@@ -244,6 +245,45 @@ def test_a_full_bounded_cache_cannot_be_rewound(exported: Any) -> None:
         pool.rewind(slot, 1)
 
 
+def test_a_full_bounded_cache_goes_back_to_a_checkpoint(session: Session) -> None:
+    pool = session.pool(2)
+    if (most := pool.sizes.most_keys) is None:
+        slot = pool.open()
+        pool.step({slot: [5] * 30})
+        assert pool.checkpoint(slot, 8) is None
+        return
+    for number, length in enumerate((most - 9, most - 8, most - 3, most, most + 1, 3 * most)):
+        slot = pool.open()
+        pool.step({slot: ids(length)})
+        for steps in (8, 2, 8):  # what was low once is looked for again
+            before, checkpoint = pool.snapshot(slot), pool.checkpoint(slot, steps)
+            if length + steps <= most:
+                assert checkpoint is None
+                continue
+            assert checkpoint is not None
+            first = pool.step({slot: [9 + number]}, steps=steps)[slot]
+            pool.go_back(slot, checkpoint)
+            after = pool.snapshot(slot)
+            assert pool.rows[slot] == after.length == length
+            for mine, part in zip(after.parts, before.parts, strict=True):
+                np.testing.assert_array_equal(mine.view(np.uint8), part.view(np.uint8))
+            again = pool.step({slot: [9 + number]}, steps=steps)[slot]
+            np.testing.assert_array_equal(first[1].view(np.uint32), again[1].view(np.uint32))
+            pool.go_back(slot, checkpoint)
+
+
+def test_keys_that_are_equal_are_not_worth_a_checkpoint() -> None:
+    parts = {"dt": np.zeros((2, 1, 1, 100), np.float32)}
+    low = LowKeys()
+    assert low.checkpoint(parts, ("dt", "float32"), 0, 100, 4) is None
+    parts["dt"][:] = np.arange(100)
+    parts["dt"][..., 50:53] = 3
+    for _ in range(2):
+        saved = low.checkpoint(parts, ("dt", "float32"), 0, 100, 4)
+        assert saved is not None and {0, 1, 2, 3, 50, 51, 52} <= set(saved.places[2].tolist())
+        assert len(saved.places[2]) < 40
+
+
 def test_bytes_and_slots(fixed: Session) -> None:
     pool = fixed.pool(1)
     one = pool.open()
@@ -255,6 +295,45 @@ def test_bytes_and_slots(fixed: Session) -> None:
     pool.close(one)
     assert pool.open() == one
     assert pool.bytes_in_use * 4 == pool.bytes
+
+
+@pytest.mark.parametrize("name", ["growing", "static, float16", "bounded"])
+def test_a_pool_keeps_to_its_limit(exported: Any, monkeypatch: Any, name: str) -> None:
+    monkeypatch.setattr(pool_sizes, "_KEYS", 8)
+    options, changes = CASES[name]
+    session = Session.open(exported(options, **changes)[1], threads=1)
+    key = session.pool(1).sizes.key_bytes
+    assert session.pool(1).bytes == session.pool(1).sizes.bytes(0)
+    limit = 125 * key + 7
+    pool = session.pool(4, limit)
+    assert pool.bytes <= limit
+    most = {"growing": 120, "static, float16": 60, "bounded": None}[name]
+    assert pool.sizes.most_tokens == most
+    long = pool.open()
+    told = {long: 100}
+    texts = {long: ids(50)}
+    pool.step(texts, rope_lengths=told)
+    slots = {"growing": 2, "static, float16": 2, "bounded": 7}[name]
+    assert [pool.has_room(rows, 56) for rows in (slots, slots + 1)] == [True, False]
+    for number in range(1, slots):
+        slot = pool.open()
+        told[slot], texts[slot] = 100, ids(20 + number)
+        pool.step({slot: texts[slot]}, rope_lengths=told)
+        assert pool.bytes <= limit
+    for slot, text in texts.items():
+        alone = Alone(session, 100)
+        alone.read(text)
+        same_cache(pool, slot, alone)
+    for slot in texts:
+        pool.close(slot)
+    assert pool.has_room(12, 7) == (name != "static, float16")
+    for _ in range(12 if name != "static, float16" else 2):  # a pool that was long becomes one of many rows
+        pool.open()
+    assert pool.bytes <= limit
+
+
+def ids(count: int) -> list[int]:
+    return np.random.default_rng(count).integers(3, VOCAB, count).tolist()
 
 
 def test_older_bundles_have_no_pool(exported: Any) -> None:

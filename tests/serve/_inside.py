@@ -17,6 +17,7 @@ import uvicorn
 from doge_export.core.bundle import Bundle
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import Session
+from doge_export.runtime.scheduling import CacheLimits
 from doge_export.serve import TextService
 from doge_export.serve.app import build_app
 from doge_export.serve.connections import http_config
@@ -109,10 +110,11 @@ def inside(
     waiting: int = 64,
     most: int | None = None,
     send_buffer: int | None = None,
+    caches: CacheLimits | None = None,
     **options: Any,
 ) -> Generator[Inside]:
     tokenizer = Tokenizer.load(bundle.path)
-    service = Known(Session.open(bundle, 1), tokenizer, parallel, waiting)
+    service = Known(Session.open(bundle, 1), tokenizer, parallel, waiting, caches)
     app = build_app(service, RequestReader(bundle, tokenizer, name), limits, **options)
     server = uvicorn.Server(http_config(app, limits, most))
     listening = socket.create_server(("127.0.0.1", 0))

@@ -7,6 +7,8 @@ import pytest
 from browser import Page, browsing, found
 from doge_export.core.bundle import Bundle
 from doge_export.core.tokenizer import Tokenizer
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
 from doge_export.serve.requests import RequestReader
 from tests.serve._running import Running, serving
 from tests.serve._scripted import BERN, call, write_scripted_bundle
@@ -34,6 +36,14 @@ def reader(scripted: Bundle) -> RequestReader:
 def server(scripted: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
     with serving(scripted.path, tmp_path_factory.mktemp("log") / "log") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """doge-tiny in int8, which decodes on the kernels with a bounded cache."""
+    options = ExportOptions.resolve(precision="int8")
+    folder = tmp_path_factory.mktemp("trained") / "tiny"
+    return export_model("doge-tiny", folder, options, validate=False).bundle
 
 
 @pytest.fixture(scope="module")

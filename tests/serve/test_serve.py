@@ -52,15 +52,6 @@ def tokenizer(toy) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Bundle:
-    """doge-tiny in int8, which decodes on the kernels with a bounded cache."""
-    options = ExportOptions.resolve(precision="int8")
-    return export_model(
-        "doge-tiny", tmp_path_factory.mktemp("trained") / "tiny", options, validate=False
-    ).bundle
-
-
-@pytest.fixture(scope="module")
 def served_trained(trained, tmp_path_factory) -> Generator[Running]:
     log = tmp_path_factory.mktemp("log") / "log"
     with serving(trained.path, log, "--parallel", "1", "--threads", "1", "--name", "doge") as running:

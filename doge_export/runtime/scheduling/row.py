@@ -9,16 +9,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from doge_export.core.bundle import Bundle
+from doge_export.core.errors import DogeExportError
+from doge_export.runtime.calls import MAX_STEPS
 from doge_export.runtime.constraints import Constraint
 from doge_export.runtime.drafts import PromptLookup
 from doge_export.runtime.draws import DraftDraws, Draws, draws_of
 from doge_export.runtime.events import event_of, rules_end
 from doge_export.runtime.limits import token_limit
 from doge_export.runtime.options import GenerationOptions
+from doge_export.runtime.pool_sizes import PoolSizes
 from doge_export.runtime.processors import best_tokens_needed
 from doge_export.runtime.sampling import check_logits
 from doge_export.runtime.scheduling.job import Job
+from doge_export.runtime.scheduling.prefixes import Loading
 from doge_export.runtime.session import Session
+from doge_export.runtime.slot_checkpoint import Checkpoint
 from doge_export.runtime.stop_strings import RowText
 
 
@@ -58,16 +63,48 @@ class Row:
         self.draws = draws_of(options, job.seed, 1, number, vocab) if draws else None
         self.lookup = PromptLookup(rewindable)
         self._draft_draws: DraftDraws | None = None
-        rope_limit = bundle.config.rope_limit
-        #: Whether the rope turns by the length of this text: what it has read is of no use to others.
-        self.turns = rope_limit is not None and len(prompt) + self.limit > rope_limit
+        self._regime = bundle.config.rope_regime
+        regime = self._regime(len(prompt))
+        #: Whether the rope turns by the length of the prompt, which all pieces are told then.
+        self.turns = regime != 0
+        #: What has been read with the same salt and frequencies has the same bits. No two pairs look alike.
+        self.salt = f"\0{regime}\0{job.salt}" if regime or job.salt.startswith("\0") else job.salt
+        #: The tokens that it may have read in the end, those that a call makes beyond the last one included.
+        self.room = len(prompt) + self.limit - 1 + (MAX_STEPS - 1 if decode.cache.max_length is None else 0)
         self.ended = False
         self.begun = 0.0  # when it got its slot
         self.known_length = 0  # of what others had read of it
+        self.checkpoint: Checkpoint | None = None  # before the call that is under way
+        self.loading: Loading | None = None  # what is read of it from disk
         #: The same for rows that read the same before their first token.
         self.beginning = hash((job.salt, tuple(prompt[:-1])))
         self.known: dict[int, None] = dict.fromkeys(prompt)  # what is in it, each token once
         self._text = RowText(job.tokenizer, options.stop, prompt)
+
+    def check_room(self, sizes: PoolSizes) -> None:
+        """Refuse a text that a pool of these sizes cannot hold, were it alone.
+
+        Raises:
+            DogeExportError: it is one.
+        """
+        most = sizes.most_tokens
+        if most is None or self.room <= most:
+            return
+        fewer = self.limit - (self.room - most)
+        raise DogeExportError(
+            f"The prompt's {self.prompt_length:,} tokens and {self.limit:,} new ones need a cache of "
+            f"{sizes.bytes(self.room):,} bytes, and all texts together may have {sizes.limit:,} "
+            "(--cache-bytes).",
+            f"Ask for at most {fewer:,} new tokens (max_tokens), or shorten the prompt."
+            if fewer > 0
+            else "Shorten the prompt, or have the server started with more --cache-bytes.",
+        )
+
+    @property
+    def shares(self) -> bool:
+        """Whether what it has read has the bits that it has in prompts of which the rope turns likewise: each
+        token of a prompt turns by the prompt's length, and each after it by its own place."""
+        return self.read <= self.prompt_length or self._regime(self.read) == self._regime(self.prompt_length)
 
     @property
     def due(self) -> int:

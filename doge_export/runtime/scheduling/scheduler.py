@@ -2,11 +2,9 @@
 
 __all__ = ["Scheduler"]
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from doge_export.core.errors import DogeExportError
 from doge_export.runtime.calls import StepsPerCall
 from doge_export.runtime.drafts import rewindable_length
 from doge_export.runtime.events import Event
@@ -15,11 +13,11 @@ from doge_export.runtime.scheduling.batch_draws import BatchDraws
 from doge_export.runtime.scheduling.job import Cancelled, Job, Unpooled
 from doge_export.runtime.scheduling.pieces import PromptBudget
 from doge_export.runtime.scheduling.prefixes import PrefixStore
+from doge_export.runtime.scheduling.reuse import Reuse
 from doge_export.runtime.scheduling.row import Row
 from doge_export.runtime.session import Session
 from doge_export.runtime.slot_pool import Ids, Logits, SlotPool
 
-_WORTH = 32  # new tokens from which on a prefix is kept
 _BOUNDARY = 512  # a long prompt's beginning is kept every so many tokens
 
 
@@ -29,13 +27,22 @@ class Scheduler:
     Rows join and leave at every call. A row with one token due is in each call; rows that read a prompt share
     what `PromptBudget` leaves to them, so that none waits for a longer one. `max_rows` are in the pool at
     once; others wait, those of the job with the fewest rows in the pool first. Of jobs that are not for the
-    pool as many take turns.
+    pool as many take turns. `cache_bytes`: what the pool may take. A row comes in when there is room for all
+    that it may get, so that none has to go before its end; those behind it wait, too.
     """
 
-    def __init__(self, session: Session, max_rows: int = 32, prefixes: PrefixStore | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        max_rows: int = 32,
+        prefixes: PrefixStore | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
         self._session, self._max_rows = session, max_rows
         self.prefixes = PrefixStore(0) if prefixes is None else prefixes
         self._pool: SlotPool | None = None
+        self._reuse: Reuse | None = None  # of the pool
+        self._cache_bytes = cache_bytes
         self._jobs: list[Job] = []
         self._unpooled: list[Unpooled] = []
         self._waiting: list[Row] = []
@@ -83,12 +90,16 @@ class Scheduler:
         """Take a job for the pool (`can_be_pooled`).
 
         Raises:
-            DogeExportError: a prompt and its tokens do not fit in a static cache or in max_length.
+            DogeExportError: a prompt and its tokens do not fit in a static cache, in max_length or in the
+                pool.
         """
         bundle, draws, rewindable = self._session.bundle, self._session.draws, self._rewindable
         rows = [Row(job, number, bundle, draws, rewindable) for number in range(len(job.prompts))]
         if self._pool is None:
-            self._pool = self._session.pool()
+            self._pool = self._session.pool(limit=self._cache_bytes)
+            self._reuse = Reuse(self._pool, self.prefixes, self._rows)
+        for row in rows:
+            row.check_room(self._pool.sizes)
         if not rows:
             job.end(None)
             return
@@ -106,9 +117,22 @@ class Scheduler:
         parts = self._parts()
         if parts:
             self._call(parts)
+        elif self._reuse is not None and not self._unpooled:
+            self._reuse.wait_for_disk()
         for each in [each for each in self._unpooled if not each.job.paused][: self._max_rows]:
             each.step()
         self._forget_ended()
+
+    def tidy(self) -> bool:
+        """Copy a text that ended, for when its slot is needed; returns whether there was one. For when there
+        is nothing else to do."""
+        return self._reuse is not None and self._reuse.copy_one()
+
+    def close(self) -> None:
+        """Let what is kept be written to disk, where it is kept there."""
+        while self.prefixes.on_disk and self.tidy():
+            pass
+        self.prefixes.close()
 
     def _forget_ended(self) -> None:
         """Let go of what has ended or was cancelled."""
@@ -119,11 +143,16 @@ class Scheduler:
         gone = [job for job in self._jobs if job.over or job.cancelled]
         if not gone:
             return
+        whole = {id(job) for job in gone if not job.over}  # nothing went wrong: what they have read is right
         for job in gone:
             self._jobs.remove(job)
             job.end(Cancelled())
         self._waiting = [row for row in self._waiting if not row.job.over]
-        self._leave([row for row in self._rows if row.job.over])
+        over = [row for row in self._rows if row.job.over]
+        for row in over:
+            if id(row.job) in whole:
+                self._kept.stay(row)
+        self._leave(over)
 
     def _leave(self, rows: Iterable[Row]) -> None:
         pool = self._in_use()
@@ -140,16 +169,11 @@ class Scheduler:
             for each in self._rows:
                 inside[id(each.job)] = inside.get(id(each.job), 0) + 1
             row = min(self._waiting, key=lambda row: inside.get(id(row.job), 0))  # the first of equals
+            longest = max(each.room for each in (*self._rows, row))
+            if not self._kept.make_room(len(self._rows) + 1, longest):
+                break
             self._waiting.remove(row)
             self._rows.append(row)
-
-    def _begin(self, row: Row) -> None:
-        """Give a row a slot, with what is known of the beginning of its prompt."""
-        pool = self._in_use()
-        known = None if row.turns else self.prefixes.longest(row.seen[:-1], row.job.salt)
-        row.begun = time.perf_counter()
-        row.slot = pool.open() if known is None else pool.restore(known)
-        row.read = row.known_length = 0 if known is None else known.length
 
     def _parts(self) -> dict[int, int]:
         """Row (its place in the list) -> how many tokens it reads in the next call."""
@@ -160,19 +184,18 @@ class Scheduler:
             if row.job.paused:
                 continue
             if row.slot is None:
-                if row.beginning in beginnings and not row.turns:
+                if row.beginning in beginnings:
                     continue  # one of equal prompts is read, and the others go on from there
-                self._begin(row)
+                if self._kept.on_its_way(row):
+                    continue
+                self._kept.begin(row)
             if row.due == 1:
                 parts[at] = 1
             else:
                 wanted[at] = row.due - 1
                 beginnings.add(row.beginning)
         for at, count in self._budget.shared(wanted, decoding=bool(parts)).items():
-            row = self._rows[at]
-            if not row.turns:
-                count = min(count, _BOUNDARY - row.read % _BOUNDARY)
-            parts[at] = count
+            parts[at] = min(count, _BOUNDARY - self._rows[at].read % _BOUNDARY)
         return parts
 
     def _call(self, parts: Mapping[int, int]) -> None:
@@ -218,7 +241,7 @@ class Scheduler:
                 continue
             row.job.read(count)
             if row.due == 1 or row.read % _BOUNDARY == 0:
-                self._keep(row)
+                self._kept.keep(row)
         for job in {id(row.job): row.job for row in rows}.values():
             job.deliver()
 
@@ -241,6 +264,7 @@ class Scheduler:
     ) -> dict[int, tuple[Ids, Logits]] | None:
         """Make one call of the pool; None where it failed, which ends the jobs of its rows."""
         try:
+            self._kept.save(rows, steps)
             return self._in_use().step(fed, steps, **more)
         except Exception as error:  # whatever it is, the thread goes on for the others
             for row in rows:
@@ -260,33 +284,16 @@ class Scheduler:
             row.job.end(error)
             return
         if row.ended:
-            self._keep_ended(row)
+            self._kept.keep_ended(row)
             self._leave([row])
-
-    def _keep(self, row: Row) -> None:
-        """Keep what a row has read for texts that begin likewise."""
-        tokens = row.seen[: row.read]
-        new = row.read - row.known_length  # a copy of a long text takes longer than to read a few tokens
-        if row.turns or new < _WORTH or self.prefixes.has(tokens, row.job.salt):
-            return
-        assert row.slot is not None
-        self.prefixes.add(tokens, self._in_use().snapshot(row.slot), row.job.salt)
-
-    def _keep_ended(self, row: Row) -> None:
-        """Keep a whole text, which the next turn of a conversation begins with: all but its last token, which
-        was never read."""
-        beyond = row.read - (len(row.seen) - 1)  # tokens that the kernels made after the end
-        assert row.slot is not None
-        if beyond > 0:
-            try:
-                self._in_use().rewind(row.slot, beyond)
-            except DogeExportError:  # a full bounded cache: the end of the prompt has to do
-                return
-            row.read -= beyond
-        self._keep(row)
 
     def _timed(self, rows: int) -> StepsPerCall:
         return self._steps.setdefault(rows, StepsPerCall())
+
+    @property
+    def _kept(self) -> Reuse:
+        assert self._reuse is not None
+        return self._reuse
 
     def _in_use(self) -> SlotPool:
         assert self._pool is not None
