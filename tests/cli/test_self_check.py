@@ -13,7 +13,7 @@ from doge_export.runtime import Event, self_check
 from tests.runtime._toy import write_toy_bundle
 
 # A bundle without a tokenizer, so that it ends where it would be served.
-NOT_SERVED = "The bundle has no tokenizer.json."
+NOT_SERVED = "no tokenizer.json"
 
 
 def test_it_serves_where_all_texts_are_the_same(exported: Any, capsys: pytest.CaptureFixture[str]) -> None:
