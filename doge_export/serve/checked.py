@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from doge_export.core.errors import DogeExportError
+from doge_export.runtime import Rules
 from doge_export.serve.errors import FieldError
 from doge_export.serve.fields import LARGEST
 from doge_export.serve.requests import RequestReader, TextRequest
@@ -118,8 +119,10 @@ def generation(
     stream: bool,
     tools: ToolUse | None,
     stop: Sequence[str] = (),
+    rule: Rules | None = None,
 ) -> TextRequest:
-    """The request to continue `ids`, with the fields of `body` that /v1/completions has too.
+    """The request to continue `ids`, with the fields of `body` that /v1/completions has too. `rule`: what its
+    text has to be.
 
     Raises:
         DogeExportError: one of them is of another type or out of its range.
@@ -132,7 +135,7 @@ def generation(
         options = replace(options, stop=tuple(stop))
     if tools is not None:
         options = replace(options, stop=(*options.stop, *tools.stop))
-    return replace(request, options=options, tools=tools)
+    return replace(request, options=options, tools=tools, rules=reader.ruled(rule, tools))
 
 
 def _shown(value: Any) -> str:

@@ -1,7 +1,7 @@
 """The fields of a request that say what a text has to be: OpenAI's, vLLM's and llama.cpp's names of the same
 rules."""
 
-__all__ = ["RULES", "RuleReader"]
+__all__ = ["RULES", "RuleReader", "read_rules"]
 
 import threading
 from collections.abc import Callable, Mapping
@@ -12,7 +12,8 @@ from doge_export.core.errors import DogeExportError
 from doge_export.core.json_file import parse_json
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import GenerationDefaults, Rules, RuleTokenizer
-from doge_export.runtime.constraints import RuledText
+from doge_export.runtime.constraints import RuledText, RuleError
+from doge_export.serve.values import wrong
 
 Schema = Mapping[str, Any]
 
@@ -73,31 +74,25 @@ RULES: Mapping[str, Schema] = {
 
 
 class RuleReader:
-    """Reads those fields for one bundle, and keeps what llguidance knows of its tokens."""
+    """Compiles rules for one bundle, and keeps what llguidance knows of its tokens."""
 
     def __init__(self, bundle: Bundle, tokenizer: Tokenizer) -> None:
         self._bundle, self._tokenizer = bundle, tokenizer
         self._lock = threading.Lock()
         self._rules: RuleTokenizer | None = None
 
-    def read(self, body: Mapping[str, Any]) -> RuledText | None:
-        """The rules in a decoded body, compiled, which takes its time; None where there are none.
+    def start(self, rules: Rules) -> RuledText:
+        """The rules, compiled, which takes its time.
 
         Raises:
-            DogeExportError: a field is not what it has to be, two of them have rules, or the rules cannot be
-                kept.
+            FieldError: they cannot be kept.
         """
-        asked = {field: body.get(field) for field in _READERS}
-        found = [
-            rules
-            for field, value in asked.items()
-            if value is not None and (rules := _READERS[field](value, field)) is not None
-        ]
-        if len(found) > 1:
-            raise DogeExportError(
-                f"{found[0].name} and {found[1].name} both say what the text has to be.", "Send one of them."
-            )
-        return self._tokens().start(found[0]) if found else None
+        try:
+            return self._tokens().start(rules)
+        except RuleError as error:
+            raise wrong(error.name, error.message, error.remedy) from None
+        except DogeExportError as error:  # of all rules
+            raise wrong(rules.name, f"{rules.name} cannot be kept. {error.message}", error.remedy) from None
 
     def _tokens(self) -> RuleTokenizer:
         with self._lock:
@@ -105,6 +100,26 @@ class RuleReader:
                 ends = GenerationDefaults.of(self._bundle).changed().eos_token_ids
                 self._rules = RuleTokenizer(self._tokenizer, self._bundle.config.vocab_size, ends)
             return self._rules
+
+
+def read_rules(body: Mapping[str, Any]) -> Rules | None:
+    """The rules in a decoded body; None where there are none.
+
+    Raises:
+        FieldError: a field is not what it has to be, or two of them have rules.
+    """
+    found: list[Rules] = []
+    for field, read in _READERS.items():
+        if body.get(field) is not None:
+            try:
+                rules = read(body[field], field)
+            except DogeExportError as error:
+                raise wrong(field, error.message, error.remedy) from None
+            found += [] if rules is None else [rules]
+    if len(found) > 1:
+        first, second, *_ = (rules.name for rules in found)
+        raise wrong(first, f"{first} and {second} both say what the text has to be.", "Send one of them.")
+    return found[0] if found else None
 
 
 def _response_format(value: Any, field: str) -> Rules | None:

@@ -13,13 +13,13 @@ from doge_export.core.errors import DogeExportError
 from doge_export.core.token_ids import outside
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import GenerationDefaults, GenerationOptions
-from doge_export.runtime.constraints import RuledText
-from doge_export.serve.constraints import RULES, RuleReader
+from doge_export.runtime.constraints import RuledText, Rules
+from doge_export.serve.constraints import RuleReader, read_rules
 from doge_export.serve.conversation import chat_text
 from doge_export.serve.errors import FieldError, shown
 from doge_export.serve.fields import MAX_CHOICES, MAX_STOP_BYTES, known_fields
 from doge_export.serve.messages import read_messages
-from doge_export.serve.tools import ToolUse, read_tools
+from doge_export.serve.tools import ToolUse, read_tools, tool_rules
 from doge_export.serve.values import check, is_off, unknown, wrong
 
 _TAKEN = {chat: known_fields(chat)[0] for chat in (False, True)}
@@ -129,7 +129,7 @@ class RequestReader:
             echoes=tuple(echo for echo in echoes for _ in range(copies)),
             hidden=hidden,
             tools=tools,
-            rules=self._read_rules(body, tools),
+            rules=self.ruled(read_rules(body), tools),
             salt=given.get("cache_salt", ""),
             served=self.served,
         )
@@ -160,24 +160,14 @@ class RequestReader:
             given[name] = value
         return given
 
-    def _read_rules(self, body: Mapping[str, Any], tools: ToolUse | None) -> RuledText | None:
-        field = next((name for name in RULES if body.get(name) is not None), None)
-        if field is None:
-            return None
-        try:
-            rules = self._rules.read(body)
-        except FieldError:
-            raise
-        except DogeExportError as error:
-            raise FieldError(str(error), field=field, code="invalid_value") from None
-        if rules is not None and tools is not None:
-            raise FieldError(
-                f"{field} and tools both say what the text has to be.",
-                "Send one of them.",
-                field=field,
-                code="unsupported_parameter",
-            )
-        return rules
+    def ruled(self, rule: Rules | None, tools: ToolUse | None) -> RuledText | None:
+        """What a text has to be, compiled, which takes its time: what `rule` says, beside calls of `tools`.
+
+        Raises:
+            FieldError: it cannot be kept.
+        """
+        rules = rule if tools is None else tool_rules(tools, rule, self._tokenizer)
+        return None if rules is None else self._rules.start(rules)
 
     def _check_model(self, model: Any) -> None:
         if model is not None:

@@ -2,14 +2,17 @@
 
 from collections.abc import Generator
 
+import openai
 import pytest
 
 from browser import Page, browsing, found
 from doge_export.core.bundle import Bundle
 from doge_export.core.tokenizer import Tokenizer
+from doge_export.export.options import ExportOptions
+from doge_export.export.pipeline import export_model
 from doge_export.serve.requests import RequestReader
 from tests.serve._running import Running, serving
-from tests.serve._scripted import BERN, call, write_scripted_bundle
+from tests.serve._scripted import BERN, HERMES, call, write_scripted_bundle
 
 #: What the toy writes; the tests call them by their number.
 SCRIPTS = [
@@ -34,6 +37,23 @@ def reader(scripted: Bundle) -> RequestReader:
 def server(scripted: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
     with serving(scripted.path, tmp_path_factory.mktemp("log") / "log") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
+    """doge-tiny, which writes anything, with a chat template that has tools."""
+    folder = tmp_path_factory.mktemp("tiny")
+    options = ExportOptions.resolve(precision="int8")
+    bundle = export_model("doge-tiny", folder / "tiny", options, validate=False).bundle
+    (bundle.path / "chat_template.jinja").write_text(HERMES)
+    with serving(bundle.path, folder / "log", "--threads", "1") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_server: Running) -> Generator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{tiny_server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

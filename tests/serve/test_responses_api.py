@@ -192,7 +192,7 @@ WRONG: list[tuple[Any, str]] = [
     ({"input": "a", "metadata": {"a": 1}}, "metadata is not an object of texts"),
     ({"input": "a", "tools": {}}, "tools is .*, not a list"),
     ({"input": "a", "tools": [{"type": "web_search"}]}, r"tools\[0\] is not an object of the type"),
-    ({"input": "a", "tools": [TIME | {"strict": True}]}, r"tools\[0\].strict is not supported"),
+    ({"input": "a", "tools": [TIME | {"strict": 1}]}, r"tools\[0\].strict is 1, not true or false"),
     ({"input": "a", "tools": [TIME], "tool_choice": {"type": "function"}}, "tool_choice is neither"),
     ({"input": "a", "previous_response_id": "resp_1"}, "previous_response_id is 'resp_1'"),
 ]  # fmt: skip

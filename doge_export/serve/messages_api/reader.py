@@ -19,7 +19,7 @@ from doge_export.serve.checked import (
 )
 from doge_export.serve.conversation import chat_ids
 from doge_export.serve.requests import RequestReader, TextRequest
-from doge_export.serve.tools import ToolUse, read_definition, tool_use
+from doge_export.serve.tools import Tool, ToolUse, read_definition, tool_use
 
 Message = dict[str, Any]
 
@@ -84,17 +84,17 @@ class MessagesReader:
 
     def _tools(self, body: Mapping[str, Any]) -> ToolUse | None:
         listed = list_of(body, "tools")
-        definitions = [_definition(tool, f"tools[{at}]") for at, tool in enumerate(listed)]
+        read = [_definition(tool, f"tools[{at}]") for at, tool in enumerate(listed)]
         choice = body.get("tool_choice")
         choice = {"type": "auto"} if choice is None else choice
         kind = choice.get("type") if isinstance(choice, dict) else None
         if not isinstance(kind, str) or kind not in _CHOICES:
             raise DogeExportError(f"tool_choice is not an object of the type {', '.join(_CHOICES)}.")
         one = flag_of(choice, "disable_parallel_tool_use")
-        return tool_use(self.tokenizer, definitions, _CHOICES[kind], choice.get("name"), not one)
+        return tool_use(self.tokenizer, read, _CHOICES[kind], choice.get("name"), not one)
 
 
-def _definition(tool: Any, where: str) -> dict[str, Any]:
+def _definition(tool: Any, where: str) -> Tool:
     if not isinstance(tool, dict) or tool.get("type") not in (None, "custom"):
         raise DogeExportError(f'{where} is not an object of the type "custom", the only one there is.')
     return read_definition(tool, where, "input_schema")

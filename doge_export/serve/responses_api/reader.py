@@ -22,7 +22,7 @@ from doge_export.serve.checked import (
 from doge_export.serve.conversation import chat_ids, joined_text, read_arguments
 from doge_export.serve.requests import RequestReader, TextRequest
 from doge_export.serve.responses_api.store import ResponseStore
-from doge_export.serve.tools import choice_kind, read_definition, tool_use
+from doge_export.serve.tools import Tool, choice_kind, read_definition, tool_use
 
 Message = dict[str, Any]
 
@@ -80,11 +80,11 @@ class ResponseReader:
         instructions, before = text_of(body, "instructions"), text_of(body, "previous_response_id")
         messages = (*self._before(before), *_input(body.get("input")))
         listed = list_of(body, "tools")
-        definitions = [_definition(tool, f"tools[{at}]") for at, tool in enumerate(listed)]
+        read = [_definition(tool, f"tools[{at}]") for at, tool in enumerate(listed)]
         choice = body.get("tool_choice")
         name = choice.get("name") if isinstance(choice, dict) else None
         parallel = body.get("parallel_tool_calls")
-        tools = tool_use(self._tokenizer, definitions, choice_kind(choice, name), name, parallel)
+        tools = tool_use(self._tokenizer, read, choice_kind(choice, name), name, parallel)
         first = [] if instructions is None else [{"role": "system", "content": instructions}]
         ids = chat_ids(self._tokenizer, [*first, *messages], tools)
         limit = limit_of(body, "max_output_tokens")
@@ -99,7 +99,7 @@ class ResponseReader:
             "store": store,
             "temperature": text.options.temperature,
             "tool_choice": choice or "auto",
-            "tools": [{"type": "function", "strict": False, **each["function"]} for each in definitions],
+            "tools": [_shown(tool) for tool in read],
             "top_p": text.options.top_p,
         }
         return ResponseRequest(f"resp_{secrets.token_hex(24)}", text, messages, echoed, store)
@@ -116,10 +116,14 @@ class ResponseReader:
         return stored.messages
 
 
-def _definition(tool: Any, where: str) -> dict[str, Any]:
+def _definition(tool: Any, where: str) -> Tool:
     if not isinstance(tool, dict) or tool.get("type") != "function":
         raise DogeExportError(f'{where} is not an object of the type "function", the only one there is.')
     return read_definition(tool, where, "parameters")
+
+
+def _shown(tool: Tool) -> dict[str, Any]:
+    return {"type": "function", "strict": tool.strict, **tool.definition["function"]}
 
 
 def _metadata(value: Any) -> dict[str, str]:
