@@ -19,10 +19,12 @@ from doge_export.serve.checked import (
     name_of,
     text_of,
 )
+from doge_export.serve.constraints import read_format
 from doge_export.serve.conversation import chat_ids, joined_text, read_arguments
 from doge_export.serve.requests import RequestReader, TextRequest
 from doge_export.serve.responses_api.store import ResponseStore
 from doge_export.serve.tools import Tool, choice_kind, read_definition, tool_use
+from doge_export.serve.values import Schema, check
 
 Message = dict[str, Any]
 
@@ -38,13 +40,21 @@ OFF: Off = {
     "reasoning": ({},),
     "service_tier": ("auto", "default"),
     "stream_options": ({}, {"include_obfuscation": False}),
-    "text": ({}, {"format": {"type": "text"}}),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
+_TEXT: Schema = {
+    "type": "object",
+    "properties": {
+        "format": {"type": ["object", "null"]},
+        "verbosity": {"type": ["string", "null"], "enum": ["medium", None]},
+    },
+    "additionalProperties": False,
+}
+_ANY_TEXT = {"type": "text"}
 _READ = (
     *("input", "instructions", "max_output_tokens", "metadata", "model", "parallel_tool_calls"),
-    *("previous_response_id", "store", "stream", "tool_choice", "tools"),
+    *("previous_response_id", "store", "stream", "text", "tool_choice", "tools"),
 )
 _KNOWN = frozenset((*_READ, *PASSED, *LABELS))
 #: What templates know as the role of instructions, whatever a client calls it.
@@ -88,7 +98,9 @@ class ResponseReader:
         first = [] if instructions is None else [{"role": "system", "content": instructions}]
         ids = chat_ids(self._tokenizer, [*first, *messages], tools)
         limit = limit_of(body, "max_output_tokens")
-        text = generation(self._reader, body, ids, limit, flag_of(body, "stream"), tools)
+        form = _format(body.get("text"))
+        rule = read_format(form, "text.format")
+        text = generation(self._reader, body, ids, limit, flag_of(body, "stream"), tools, rule=rule)
         store = flag_of(body, "store", True)
         echoed = {
             "instructions": instructions,
@@ -98,6 +110,7 @@ class ResponseReader:
             "previous_response_id": before,
             "store": store,
             "temperature": text.options.temperature,
+            "text": {"format": form},
             "tool_choice": choice or "auto",
             "tools": [_shown(tool) for tool in read],
             "top_p": text.options.top_p,
@@ -120,6 +133,15 @@ def _definition(tool: Any, where: str) -> Tool:
     if not isinstance(tool, dict) or tool.get("type") != "function":
         raise DogeExportError(f'{where} is not an object of the type "function", the only one there is.')
     return read_definition(tool, where, "parameters")
+
+
+def _format(text: Any) -> Any:
+    """What a response gives back as its format, too."""
+    if text is None:
+        return _ANY_TEXT
+    check(text, _TEXT, "text")
+    form = text.get("format")
+    return _ANY_TEXT if form is None else form
 
 
 def _shown(tool: Tool) -> dict[str, Any]:

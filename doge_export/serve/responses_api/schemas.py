@@ -5,6 +5,7 @@ __all__ = ["RESPONSES_ROUTES", "RESPONSES_SCHEMAS"]
 from collections.abc import Mapping
 
 from doge_export.serve.checked import PASSED
+from doge_export.serve.constraints import TEXT_FORMAT
 from doge_export.serve.fields import FIELDS, LARGEST
 from doge_export.serve.responses_api.reader import LABELS, OFF
 from doge_export.serve.responses_api.store import MAX_BYTES, MAX_RESPONSES
@@ -96,6 +97,18 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
             "description": "As in a chat.",
         },
         parallel_tool_calls=optional("boolean", "With false an answer ends after its first call."),
+        text={
+            "type": ["object", "null"],
+            "properties": {
+                "format": {
+                    "anyOf": [*TEXT_FORMAT["anyOf"], {"type": "null"}],
+                    "description": TEXT_FORMAT["description"],
+                },
+                "verbosity": {"enum": ["medium", None], "description": "Not supported."},
+            },
+            "additionalProperties": False,
+            "description": "What the text has to be. Beside tools: what it is where it is no call.",
+        },
         metadata=_METADATA,
         **{name: {"description": "Nothing is done with it.", "type": ANY} for name in LABELS},
         **off(OFF),
