@@ -120,9 +120,10 @@ def generation(
     tools: ToolUse | None,
     stop: Sequence[str] = (),
     rule: Rules | None = None,
+    names: tuple[str, str] = ("messages", "max_tokens"),
 ) -> TextRequest:
     """The request to continue `ids`, with the fields of `body` that /v1/completions has too. `rule`: what its
-    text has to be.
+    text has to be. `names`: the fields of the prompt and of the limit.
 
     Raises:
         DogeExportError: one of them is of another type or out of its range.
@@ -135,7 +136,8 @@ def generation(
         options = replace(options, stop=tuple(stop))
     if tools is not None:
         options = replace(options, stop=(*options.stop, *tools.stop))
-    return replace(request, options=options, tools=tools, rules=reader.ruled(rule, tools))
+    called = dict(zip(("prompt", "max_new_tokens"), names, strict=True))
+    return replace(request, options=options, tools=tools, rules=reader.ruled(rule, tools), names=called)
 
 
 def _shown(value: Any) -> str:

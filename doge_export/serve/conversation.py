@@ -8,6 +8,7 @@ from typing import Any
 from doge_export.core.errors import DogeExportError
 from doge_export.core.json_file import parse_json
 from doge_export.core.tokenizer import Tokenizer
+from doge_export.serve.errors import FieldError
 from doge_export.serve.tools import ToolUse
 from doge_export.serve.values import wrong
 
@@ -39,14 +40,24 @@ def chat_text(
 
 
 def chat_ids(
-    tokenizer: Tokenizer, messages: Sequence[Message], tools: ToolUse | None = None, continued: bool = False
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: ToolUse | None = None,
+    continued: bool = False,
+    field: str = "messages",
 ) -> list[int]:
-    """The tokens of `chat_text`.
+    """The tokens of `chat_text`. `field`: where the request has the messages.
 
     Raises:
-        DogeExportError: see there.
+        FieldError: see there; or they are no text.
     """
-    return tokenizer.encode(chat_text(tokenizer, messages, tools, continued), add_special_tokens=False)
+    try:
+        text = chat_text(tokenizer, messages, tools, continued)
+        return tokenizer.encode(text, add_special_tokens=False)
+    except FieldError:
+        raise
+    except DogeExportError as error:
+        raise wrong(field, f"{field}: {error.message}", error.remedy) from None
 
 
 def joined_text(content: Any) -> str | None:

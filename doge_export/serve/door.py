@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from doge_export.core.errors import DogeExportError, NoNumbersError
 from doge_export.runtime import Event
+from doge_export.serve.blame import named
 from doge_export.serve.failures import ENDING, INTERNAL
 from doge_export.serve.requests import TextRequest
 from doge_export.serve.served import Served
@@ -75,7 +76,7 @@ async def answered(request: Request, served: Served, answer: Answer, arrived: fl
         ClientDisconnect: the client went away.
     """
     task = served.service.start(answer.request)
-    events = served.meters.watched(answer.request, arrived, task.events())
+    events = named(answer.request, served.meters.watched(answer.request, arrived, task.events()))
     async with leaving(request, task):
         if answer.request.stream:
             opened = await Opened.of(events, served.limits.first_seconds)

@@ -15,7 +15,7 @@ from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import GenerationDefaults, GenerationOptions
 from doge_export.runtime.constraints import RuledText, Rules
 from doge_export.serve.constraints import RuleReader, read_rules
-from doge_export.serve.conversation import chat_text
+from doge_export.serve.conversation import chat_ids
 from doge_export.serve.errors import FieldError, shown
 from doge_export.serve.fields import MAX_CHOICES, MAX_STOP_BYTES, known_fields
 from doge_export.serve.messages import read_messages
@@ -23,6 +23,7 @@ from doge_export.serve.tools import ToolUse, read_tools, tool_rules
 from doge_export.serve.values import check, is_off, unknown, wrong
 
 _TAKEN = {chat: known_fields(chat)[0] for chat in (False, True)}
+_LIMIT = {"max_new_tokens": "max_tokens"}
 _OFF = {chat: known_fields(chat)[1] for chat in (False, True)}
 
 
@@ -49,7 +50,8 @@ class TextRequest:
 
     `echoes`: what the texts begin with, one a choice, or none at all. `hidden`: nothing new was asked for,
     and the one token that is made all the same is left out. `rules`: what each new text has to be.
-    `salt`: beginnings that were read with another are not used.
+    `salt`: beginnings that were read with another are not used. `names`: what the client calls the prompt and
+    the limit of new tokens.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -63,6 +65,7 @@ class TextRequest:
     tools: ToolUse | None = None
     rules: RuledText | None = None
     salt: str = ""
+    names: Mapping[str, str] = field(default_factory=lambda: {"prompt": "prompt"} | _LIMIT)
     served: Served = field(kw_only=True, repr=False, compare=False)
 
     @property
@@ -131,6 +134,8 @@ class RequestReader:
             tools=tools,
             rules=self.ruled(read_rules(body), tools),
             salt=given.get("cache_salt", ""),
+            names={"prompt": "messages" if chat else "prompt"}
+            | ({"max_new_tokens": "max_completion_tokens"} if "max_completion_tokens" in given else _LIMIT),
             served=self.served,
         )
 
@@ -241,12 +246,11 @@ class RequestReader:
         return [self._encoded(text, "prompt") for text in texts], texts
 
     def _chat_prompt(self, body: Mapping[str, Any], tools: ToolUse | None) -> list[int]:
-        text = chat_text(self._tokenizer, read_messages(body.get("messages")), tools)
-        return self._encoded(text, "messages", add_special_tokens=False)
+        return chat_ids(self._tokenizer, read_messages(body.get("messages")), tools)
 
-    def _encoded(self, text: str, name: str, add_special_tokens: bool = True) -> list[int]:
+    def _encoded(self, text: str, name: str) -> list[int]:
         try:
-            return self._tokenizer.encode(text, add_special_tokens)
+            return self._tokenizer.encode(text)
         except DogeExportError as error:
             raise wrong(name, f"{name}: {error.message}", error.remedy) from None
 

@@ -142,9 +142,7 @@ MESSAGES_SCHEMAS: Mapping[str, Schema] = {
     ),
 }
 
-_STATUSES = {status: ERRORS[status] for status in ("400", "404", "408", "413", "500")}
-#: Keys are looked at before it is known whose API is asked.
-_LOCKED = {"401": json_body(ref("Error"), ERRORS["401"])}
+_STATUSES = {status: ERRORS[status] for status in ("400", "401", "404", "408", "413", "500")}
 
 MESSAGES_ROUTES: Mapping[str, Schema] = {
     "/v1/messages": post(
@@ -157,7 +155,6 @@ MESSAGES_ROUTES: Mapping[str, Schema] = {
         ),
         "MessagesError",
         _STATUSES | {"529": ERRORS["503"]},
-        _LOCKED,
     ),
     "/v1/messages/count_tokens": post(
         "How many tokens a prompt has.",
@@ -165,7 +162,6 @@ MESSAGES_ROUTES: Mapping[str, Schema] = {
         json_body(ref("TokenCount"), "The number."),
         "MessagesError",
         _STATUSES | {"529": "Too many bodies are being read already."},
-        _LOCKED,
         events=False,
     ),
 }

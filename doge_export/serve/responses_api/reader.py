@@ -96,11 +96,13 @@ class ResponseReader:
         parallel = body.get("parallel_tool_calls")
         tools = tool_use(self._tokenizer, read, choice_kind(choice, name), name, parallel)
         first = [] if instructions is None else [{"role": "system", "content": instructions}]
-        ids = chat_ids(self._tokenizer, [*first, *messages], tools)
+        ids = chat_ids(self._tokenizer, [*first, *messages], tools, field="input")
         limit = limit_of(body, "max_output_tokens")
         form = _format(body.get("text"))
         rule = read_format(form, "text.format")
-        text = generation(self._reader, body, ids, limit, flag_of(body, "stream"), tools, rule=rule)
+        names = ("input", "max_output_tokens")
+        stream = flag_of(body, "stream")
+        text = generation(self._reader, body, ids, limit, stream, tools, rule=rule, names=names)
         store = flag_of(body, "store", True)
         echoed = {
             "instructions": instructions,
