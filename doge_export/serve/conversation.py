@@ -60,19 +60,21 @@ def chat_ids(
         raise wrong(field, f"{field}: {error.message}", error.remedy) from None
 
 
-def joined_text(content: Any) -> str | None:
-    """The text of a message's `content`, a text or a list of parts; None for anything else.
+def joined_text(content: Any, where: str) -> str:
+    """The text of a message's `content`, a text or a list of parts.
 
     Raises:
-        DogeExportError: a part is no text.
+        FieldError: it is something else, or a part is no text.
     """
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
         texts = [part for part in parts if isinstance(part, str)]
         if len(texts) < len(parts):
-            raise DogeExportError("A message has a part that is no text; the model reads text alone.")
+            raise wrong(where, f"{where} has a part that is no text; the model reads text alone.")
         return "".join(texts)
-    return content if isinstance(content, str) else None
+    if not isinstance(content, str):
+        raise wrong(where, f"{where} is not a text or a list of texts.")
+    return content
 
 
 def read_arguments(arguments: Any, where: str) -> dict[str, Any]:

@@ -54,14 +54,12 @@ async def read_body(request: Request, served: Served, read: Callable[[Any], Any]
     """What `read` makes of the request's body, and when that was there.
 
     Raises:
-        HTTPException: see `Bodies`; or the body names another model.
+        HTTPException: see `Bodies`.
         TooManyBodies: there is no place for it.
         DogeExportError: it is not JSON, or whatever `read` raises.
     """
     async with served.bodies.json(request) as body:
         arrived = time.perf_counter()
-        if isinstance(body, dict):
-            served.check_model(body.get("model"))
         # In a thread: a long text takes its time to tokenize.
         return await asyncio.to_thread(read, body), arrived
 

@@ -183,8 +183,8 @@ WRONG: list[tuple[Any, str]] = [
     ({"input": "a", "text": {"forma": {}}}, "Did you mean format"),
     ({}, "no input"),
     ({"input": []}, "no input"),
-    ({"input": ["a"]}, r"input\[0\] is not an object"),
-    ({"input": [{"type": "reasoning"}]}, r"input\[0\].type is 'reasoning'"),
+    ({"input": ["a"]}, r'input\[0\] is "a", not an object'),
+    ({"input": [{"type": "reasoning"}]}, r'input\[0\].type is "reasoning"'),
     ({"input": [{"role": "x", "content": "a"}]}, r"input\[0\].role is not one of user"),
     ({"input": [{"role": "user"}]}, r"input\[0\].content is not"),
     ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "reads text alone"),
@@ -197,12 +197,12 @@ WRONG: list[tuple[Any, str]] = [
     ({"input": "a", "max_output_tokens": 0}, "max_output_tokens is 0"),
     ({"input": "a", "temperature": -1}, "temperature"),
     ({"input": "a", "stream": 1}, "stream is 1, not true or false"),
-    ({"input": "a", "metadata": {"a": 1}}, "metadata is not an object of texts"),
+    ({"input": "a", "metadata": {"a": 1}}, r'metadata\["a"\] is 1, not a text'),
     ({"input": "a", "tools": {}}, "tools is .*, not a list"),
     ({"input": "a", "tools": [{"type": "web_search"}]}, r"tools\[0\] is not an object of the type"),
     ({"input": "a", "tools": [TIME | {"strict": 1}]}, r"tools\[0\].strict is 1, not true or false"),
     ({"input": "a", "tools": [TIME], "tool_choice": {"type": "function"}}, "tool_choice is neither"),
-    ({"input": "a", "previous_response_id": "resp_1"}, "previous_response_id is 'resp_1'"),
+    ({"input": "a", "previous_response_id": "resp_1"}, 'previous_response_id is "resp_1"'),
 ]  # fmt: skip
 
 

@@ -138,7 +138,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (_tools() | {"tool_choice": "any"}, "tool_choice is neither auto"),
     (_tools() | {"tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice names 'g'"),
     (_tools() | {"parallel_tool_calls": 1}, "parallel_tool_calls is 1"),
-    (_called(function={}), r"messages\[0\].tool_calls\[0\] has no function"),
+    (_called(function={}), r"messages\[0\].tool_calls\[0\].function.name is missing"),
     (_called(function={"name": "f", "arguments": "[1]"}), r"tool_calls\[0\].function.arguments is not"),
     (_called(function={"name": "f", "arguments": {}}), r"tool_calls\[0\].function.arguments is an object"),
     (

@@ -4,9 +4,7 @@ __all__ = ["MESSAGES_ROUTES", "MESSAGES_SCHEMAS"]
 
 from collections.abc import Mapping
 
-from doge_export.serve.checked import PASSED
-from doge_export.serve.fields import FIELDS, LARGEST
-from doge_export.serve.messages_api.reader import LABELS, MAX_STOPS, OFF
+from doge_export.serve.messages_api.reader import BLOCKS, LABELS, OFF, TAKEN
 from doge_export.serve.schemas import (
     ANY,
     COUNT,
@@ -29,9 +27,8 @@ _EVENTS = (
     *("message_delta", "message_stop", "error"),
 )
 _NULL: Schema = {"type": "null"}
-_BLOCK = object_of({"type": {"const": "text"}, "text": TEXT})
+_BLOCK, _USE = dict(BLOCKS["text"]), dict(BLOCKS["tool_use"])
 _TEXTS: Schema = {"anyOf": [TEXT, listed(_BLOCK)]}
-_USE = object_of({"type": {"const": "tool_use"}, "id": TEXT, "name": TEXT, "input": {"type": "object"}})
 _RESULT = object_of(
     {"type": {"const": "tool_result"}, "tool_use_id": TEXT}, content={"anyOf": [*_TEXTS["anyOf"], _NULL]}
 )
@@ -65,27 +62,14 @@ _MESSAGES = listed(
     minItems=1,
     description="The conversation so far. If its last message is the assistant's, the answer goes on there.",
 )
-_STOPS: Schema = {
-    "type": ["array", "null"],
-    "items": TEXT | {"minLength": 1},
-    "maxItems": MAX_STOPS,
-    "description": "The text ends before any of these.",
-}
 
 MESSAGES_SCHEMAS: Mapping[str, Schema] = {
     "MessagesRequest": object_of(
         {
             "messages": _MESSAGES,
-            "max_tokens": {
-                "type": "integer",
-                "minimum": 1,
-                "maximum": LARGEST,
-                "description": "The most new tokens.",
-            },
+            "max_tokens": dict(TAKEN["max_tokens"]),
         },
-        stop_sequences=_STOPS,
-        stream=optional("boolean", "Send the answer in pieces, as server-sent events."),
-        **{name: nullable(FIELDS[name].schema) for name in PASSED},
+        **{name: nullable(schema) for name, schema in TAKEN.items() if name != "max_tokens"},
         **_COUNTED,
     )
     | {"additionalProperties": False},

@@ -4,11 +4,8 @@ __all__ = ["RESPONSES_ROUTES", "RESPONSES_SCHEMAS"]
 
 from collections.abc import Mapping
 
-from doge_export.serve.checked import PASSED
 from doge_export.serve.constraints import TEXT_FORMAT
-from doge_export.serve.fields import FIELDS, LARGEST
-from doge_export.serve.responses_api.reader import LABELS, OFF
-from doge_export.serve.responses_api.store import MAX_BYTES, MAX_RESPONSES
+from doge_export.serve.responses_api.reader import LABELS, OFF, TAKEN
 from doge_export.serve.schemas import (
     ANY,
     COUNT,
@@ -42,11 +39,6 @@ _MESSAGE = object_of(
 )
 _CALL = object_of({"type": {"const": "function_call"}, "call_id": TEXT, "name": TEXT, "arguments": ARGUMENTS})
 _OUTPUT = object_of({"type": {"const": "function_call_output"}, "call_id": TEXT, "output": _TEXTS})
-_METADATA: Schema = {
-    "type": ["object", "null"],
-    "additionalProperties": TEXT,
-    "description": "Texts of the client's own. The response gives them back.",
-}
 _ITEM = object_of(
     {},
     type={"enum": ["message", "function_call", "function_call_output", None]},
@@ -77,16 +69,7 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
             }
         },
         model=optional("string", "The name of the model that is served, or nothing."),
-        instructions=optional("string", "What the model is told first. Not kept for the next response."),
-        previous_response_id=optional("string", "The response after whose conversation the input comes."),
-        store={
-            "type": ["boolean", "null"],
-            "description": f"Keep the response, which is so without it: the last {MAX_RESPONSES:,} that were "
-            f"used, and {MAX_BYTES >> 20} MiB of them, in memory.",
-        },
-        max_output_tokens=optional("integer", "The most new tokens.", minimum=1, maximum=LARGEST),
-        **{name: nullable(FIELDS[name].schema) for name in PASSED},
-        stream=optional("boolean", "Send the answer in pieces, as server-sent events."),
+        **{name: nullable(schema) for name, schema in TAKEN.items()},
         tools={"anyOf": [{"type": "null"}, listed(ref("ResponseTool"))], "description": "As in a chat."},
         tool_choice={
             "anyOf": [
@@ -96,7 +79,6 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
             ],
             "description": "As in a chat.",
         },
-        parallel_tool_calls=optional("boolean", "With false an answer ends after its first call."),
         text={
             "type": ["object", "null"],
             "properties": {
@@ -109,7 +91,6 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
             "additionalProperties": False,
             "description": "What the text has to be. Beside tools: what it is where it is no call.",
         },
-        metadata=_METADATA,
         **{name: {"description": "Nothing is done with it.", "type": ANY} for name in LABELS},
         **off(OFF),
     )
