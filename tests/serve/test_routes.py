@@ -147,7 +147,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("detokenize", {"tokens": [-1]}, "tokens[0] is -1; it must"),
     ("detokenize", {"tokens": [10**300]}, "tokens[0] is 1000"),
     ("apply-template", {}, "no messages"),
-    ("apply-template", {"messages": [3]}, "A message is not an object"),
+    ("apply-template", {"messages": [3]}, "messages[0] is 3, not an object"),
     ("apply-template", {"messages": [{"role": "user", "content": [{}]}]}, "text alone"),
     ("apply-template", {"messages": MESSAGES, "tools": [3]}, "tools[0] is 3, not an object"),
     ("apply-template", {"messages": MESSAGES, "chat_template_kwargs": 3}, "chat_template_kwargs is 3, not"),

@@ -20,7 +20,7 @@ from doge_export.serve.schemas import (
     post,
     ref,
 )
-from doge_export.serve.tools.schemas import NAMED, STRICT, TOOL_PARAMETERS
+from doge_export.serve.tools.schemas import CALL_NEEDS_TOOLS, NAMED, STRICT, TOOL_PARAMETERS
 
 _EVENTS = (
     *("message_start", "content_block_start", "ping", "content_block_delta", "content_block_stop"),
@@ -49,6 +49,7 @@ _CHOSEN: Schema = {
     ],
     "description": "Which tools may or must be called; as tool_choice of a chat.",
 }
+_NO_OTHERS: Schema = {"additionalProperties": False, "allOf": [CALL_NEEDS_TOOLS]}
 _COUNTED: Schema = {
     "model": optional("string", "The name of the model that is served, or nothing."),
     "system": {"anyOf": [_NULL, *_TEXTS["anyOf"]], "description": "What the model is told first."},
@@ -72,8 +73,8 @@ MESSAGES_SCHEMAS: Mapping[str, Schema] = {
         **{name: nullable(schema) for name, schema in TAKEN.items() if name != "max_tokens"},
         **_COUNTED,
     )
-    | {"additionalProperties": False},
-    "CountTokensRequest": object_of({"messages": _MESSAGES}, **_COUNTED) | {"additionalProperties": False},
+    | _NO_OTHERS,
+    "CountTokensRequest": object_of({"messages": _MESSAGES}, **_COUNTED) | _NO_OTHERS,
     "MessagesMessage": object_of(
         {
             "role": {"enum": ["user", "assistant"]},

@@ -1,6 +1,6 @@
 """The body of a request to /v1/responses, checked: a conversation, and the options of its answer."""
 
-__all__ = ["LABELS", "OFF", "TAKEN", "ResponseReader", "ResponseRequest"]
+__all__ = ["ITEM", "LABELS", "OFF", "TAKEN", "ResponseReader", "ResponseRequest"]
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from doge_export.serve.errors import shown
 from doge_export.serve.fields import FIELDS, LARGEST
 from doge_export.serve.requests import PASSED, RequestReader, TextRequest
 from doge_export.serve.responses_api.store import MAX_BYTES, MAX_RESPONSES, ResponseStore
+from doge_export.serve.schemas import object_of, optional
 from doge_export.serve.tools import Tool, choice_kind, read_definition, tool_use
 from doge_export.serve.values import Off, Schema, check, missing, read_fields, wrong
 
@@ -33,6 +34,8 @@ OFF: Off = {
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
+#: What templates know as the role of instructions, whatever a client calls it.
+_ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 _TEXT: Schema = {
     "type": "object",
     "properties": {
@@ -42,6 +45,24 @@ _TEXT: Schema = {
     "additionalProperties": False,
 }
 _NAME: Schema = {"type": "string"}
+_TEXTS: Schema = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": object_of({"text": _NAME})},
+        {"type": "null"},
+    ]
+}
+#: Any item of the input: fields that another kind of item has are looked at, too.
+ITEM: Schema = object_of(
+    {},
+    type={"enum": ["message", "function_call", "function_call_output", None]},
+    role={"enum": [*_ROLES, None]},
+    content={**_TEXTS, "description": "Of a message."},
+    call_id=optional("string", "Of a call and of what came of it."),
+    name=optional("string", "The tool that was called."),
+    arguments=optional("string", "A JSON object, as text."),
+    output={**_TEXTS, "description": "What came of a call."},
+)
 _RESULT: Schema = {"type": "object", "required": ["call_id"], "properties": {"call_id": _NAME}}
 _CALLED: Schema = {
     "type": "object",
@@ -80,8 +101,6 @@ TAKEN: Mapping[str, Schema] = {
     },
 }
 _OTHERS = ("input", "model", "text", "tool_choice", "tools", *LABELS)
-#: What templates know as the role of instructions, whatever a client calls it.
-_ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
 
 @dataclass(frozen=True)
@@ -206,6 +225,7 @@ def _add(messages: list[Message], item: Any, where: str) -> None:
             f"{where}.type is {shown(kind)}, and message, function_call and function_call_output are "
             "all that the model reads.",
         )
+    check(item, ITEM, where)
 
 
 def _message(item: Mapping[str, Any], where: str) -> Message:

@@ -5,7 +5,7 @@ __all__ = ["RESPONSES_ROUTES", "RESPONSES_SCHEMAS"]
 from collections.abc import Mapping
 
 from doge_export.serve.constraints import TEXT_FORMAT
-from doge_export.serve.responses_api.reader import LABELS, OFF, TAKEN
+from doge_export.serve.responses_api.reader import ITEM, LABELS, OFF, TAKEN
 from doge_export.serve.schemas import (
     ANY,
     COUNT,
@@ -22,7 +22,7 @@ from doge_export.serve.schemas import (
     post,
     ref,
 )
-from doge_export.serve.tools.schemas import ARGUMENTS, NAMED, STRICT, TOOL_PARAMETERS
+from doge_export.serve.tools.schemas import ARGUMENTS, CALL_NEEDS_TOOLS, NAMED, STRICT, TOOL_PARAMETERS
 
 _EVENTS = (
     *("response.created", "response.in_progress", "response.output_item.added"),
@@ -39,17 +39,6 @@ _MESSAGE = object_of(
 )
 _CALL = object_of({"type": {"const": "function_call"}, "call_id": TEXT, "name": TEXT, "arguments": ARGUMENTS})
 _OUTPUT = object_of({"type": {"const": "function_call_output"}, "call_id": TEXT, "output": _TEXTS})
-_ITEM = object_of(
-    {},
-    type={"enum": ["message", "function_call", "function_call_output", None]},
-    role=_MESSAGE["properties"]["role"],
-    content=_TEXTS | {"description": "Of a message."},
-    call_id=TEXT | {"description": "Of a call and of what came of it."},
-    name=TEXT | {"description": "The tool that was called."},
-    arguments=ARGUMENTS,
-    output=_TEXTS | {"description": "What came of a call."},
-)
-
 _PART = object_of({"type": {"const": "output_text"}, "text": TEXT, "annotations": listed({"type": "object"})})
 _ANSWERED = object_of(
     {"id": TEXT, "type": {"enum": ["message", "function_call"]}, "status": TEXT},
@@ -94,8 +83,8 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
         **{name: {"description": "Nothing is done with it.", "type": ANY} for name in LABELS},
         **off(OFF),
     )
-    | {"additionalProperties": False},
-    "ResponseInput": _ITEM | {"anyOf": [_MESSAGE, _CALL, _OUTPUT]},
+    | {"additionalProperties": False, "allOf": [CALL_NEEDS_TOOLS]},
+    "ResponseInput": dict(ITEM) | {"anyOf": [_MESSAGE, _CALL, _OUTPUT]},
     "ResponseTool": object_of(
         {"type": _FUNCTION, "name": NAMED},
         description=optional("string", "Shown to the model."),

@@ -21,7 +21,26 @@ Fields = Mapping[str, Any]
 _TEXT: Schema = {"type": "string"}
 _FLAG: Schema = {"type": "boolean"}
 _IDS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": (1 << 32) - 1}}
-_TOOLS: Schema = {"type": "array", "items": {"type": "object"}}
+_OBJECTS: Schema = {"type": "array", "items": {"type": "object"}}
+_CHAT: Mapping[str, Schema] = {
+    "messages": _OBJECTS,
+    "tools": _OBJECTS,
+    "chat_template_kwargs": {"type": "object"},
+    "add_generation_prompt": _FLAG,
+    "continue_final_message": _FLAG,
+}
+#: What each route looks at. Clients of those servers send more, which changes nothing here.
+_TOKENIZED: Mapping[str, Schema] = {
+    "content": _TEXT,
+    "prompt": _TEXT,
+    "add_special": _FLAG,
+    "add_special_tokens": _FLAG,
+    "parse_special": _FLAG,
+    "with_pieces": _FLAG,
+    "return_token_strs": _FLAG,
+    **_CHAT,
+}
+_DETOKENIZED: Mapping[str, Schema] = {"tokens": _IDS, "skip_special_tokens": _FLAG}
 
 #: What a template is given by fields of their own.
 _TAKEN = {
@@ -37,28 +56,38 @@ _TAKEN = {
 
 async def tokenize(request: Request, served: Served) -> Response:
     """POST /tokenize: the ids of a text, or of a chat."""
-    return await _answered(request, served, _tokens)
+    return await _answered(request, served, _tokens, _TOKENIZED)
 
 
 async def detokenize(request: Request, served: Served) -> Response:
     """POST /detokenize: the text of ids."""
-    return await _answered(request, served, _text)
+    return await _answered(request, served, _text, _DETOKENIZED)
 
 
 async def apply_template(request: Request, served: Served) -> Response:
     """POST /apply-template: a chat as the text that the model reads."""
-    return await _answered(request, served, lambda body, tokenizer: {"prompt": _chat(body, tokenizer)})
+    return await _answered(request, served, _prompt, _CHAT)
 
 
 async def _answered(
-    request: Request, served: Served, answer: Callable[[Fields, Tokenizer], dict[str, Any]]
+    request: Request,
+    served: Served,
+    answer: Callable[[Fields, Tokenizer], dict[str, Any]],
+    fields: Mapping[str, Schema],
 ) -> Response:
     async with served.bodies.json(request) as body:
         if not isinstance(body, dict):
             raise DogeExportError("The body is not a JSON object.")
         served.reader.check_model(body.get("model"))
+        for name, schema in fields.items():
+            if body.get(name) is not None:
+                check(body[name], schema, name)
         found = await asyncio.to_thread(answer, body, served.service.tokenizer)
         return JSONResponse(found)
+
+
+def _prompt(body: Fields, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {"prompt": _chat(body, tokenizer)}
 
 
 def _tokens(body: Fields, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -72,7 +101,6 @@ def _tokens(body: Fields, tokenizer: Tokenizer) -> dict[str, Any]:
     if name == "messages":
         text, special = _chat(body, tokenizer), _flag(body, "add_special_tokens", False)
     else:
-        check(body[name], _TEXT, name)
         # Each name with the default of the server that it comes from.
         text, special = body[name], _flag(body, "add_special_tokens", name == "prompt")
     ids = tokenizer.encode(text, add_special_tokens=_flag(body, "add_special", special))
@@ -97,7 +125,6 @@ def _piece(tokenizer: Tokenizer, token: int) -> str | list[int]:
 def _text(body: Fields, tokenizer: Tokenizer) -> dict[str, Any]:
     if body.get("tokens") is None:
         raise missing("tokens")
-    check(body["tokens"], _IDS, "tokens")
     ids = list(map(int, body["tokens"]))
     for token in set(ids):
         if tokenizer.backend.id_to_token(token) is None:
@@ -110,10 +137,7 @@ def _chat(body: Fields, tokenizer: Tokenizer) -> str:
     messages = body.get("messages")
     if messages is None or messages == []:
         raise missing("messages")
-    check(messages, {"type": "array"}, "messages")
-    variables = body.get("chat_template_kwargs")
-    variables = {} if variables is None else variables
-    check(variables, {"type": "object"}, "chat_template_kwargs")
+    variables = body.get("chat_template_kwargs") or {}
     if taken := sorted(_TAKEN & set(variables)):
         raise wrong(
             "chat_template_kwargs",
@@ -124,7 +148,7 @@ def _chat(body: Fields, tokenizer: Tokenizer) -> str:
         [_joined(message) for message in messages],
         _flag(body, "add_generation_prompt", None),
         continue_final_message=bool(_flag(body, "continue_final_message", False)),
-        tools=_tools(body),
+        tools=body.get("tools") or None,
         **variables,
     )
 
@@ -138,15 +162,6 @@ def _joined(message: Any) -> Any:
     return message | {"content": joined_text(parts, "messages")}
 
 
-def _tools(body: Fields) -> list[dict[str, Any]] | None:
-    tools = body.get("tools")
-    if tools is not None:
-        check(tools, _TOOLS, "tools")
-    return tools or None
-
-
 def _flag(body: Fields, name: str, default: Any) -> Any:
     value = body.get(name)
-    if value is not None:
-        check(value, _FLAG, name)
     return default if value is None else value

@@ -3,6 +3,7 @@
 __all__ = [
     "ARGUMENTS",
     "CALL",
+    "CALL_NEEDS_TOOLS",
     "CHAT_FIELDS",
     "CHAT_FINISH",
     "CHAT_SCHEMAS",
@@ -25,6 +26,22 @@ STRICT: Schema = optional(
     "With true the arguments are of the schema in every call. Without it they are where the call must be "
     "made, as far as rules can keep the schema.",
 )
+_SOME: Schema = {"required": ["tools"], "properties": {"tools": {"type": "array", "minItems": 1}}}
+#: Where a call must be made there are tools.
+CALL_NEEDS_TOOLS: Schema = {
+    "if": {
+        "required": ["tool_choice"],
+        "properties": {
+            "tool_choice": {
+                "anyOf": [
+                    {"const": "required"},
+                    {"type": "object", "properties": {"type": {"enum": ["function", "any", "tool"]}}},
+                ]
+            }
+        },
+    },
+    "then": _SOME,
+}
 _PART = object_of({"text": TEXT}, type=TEXT)
 ARGUMENTS: Schema = TEXT | {"description": "A JSON object, as text."}
 
