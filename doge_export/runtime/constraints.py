@@ -4,7 +4,7 @@ expression, to be one of some texts, or to follow a grammar.
 llguidance keeps the rules. It is part of the extra `serve`, and is loaded at the first rules.
 """
 
-__all__ = ["Constraint", "RuleTokenizer", "RuledText", "Rules", "compile_constraint"]
+__all__ = ["Constraint", "RuleError", "RuleTokenizer", "RuledText", "Rules", "compile_constraint"]
 
 import json
 import threading
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 Bits = npt.NDArray[np.int64]
-Kind = Literal["json_schema", "regex", "choice", "grammar"]
+Kind = Literal["json_schema", "regex", "choice", "grammar", "composed"]
+_LARK = ("choice", "grammar")
 
 _LONGEST = 1 << 18  # characters; a large schema has some ten thousand
 _KEPT = 32  # rules that are kept compiled
@@ -38,6 +39,7 @@ _LIMITS: Mapping[str, Any] = {"max_grammar_size": 250_000, "verbose_errors": Fal
 #: Between the parts of JSON: a space, or a line break and the blanks that begin a line. Without a bound a
 #: small model fills the rest of its tokens with blanks.
 _JSON: Mapping[str, Any] = {"whitespace_pattern": r" |\n[ \t]{0,24}"}
+_LENIENT: Mapping[str, Any] = {"lenient": True, "coerce_one_of": True}
 
 #: What llguidance says -> what to do.
 _REMEDIES = {
@@ -63,27 +65,41 @@ class Constraint(Protocol):
         """Whether the text is whole: only an end token may come."""
 
 
+class RuleError(DogeExportError):
+    """Rules that cannot be kept; `name` is what the user calls them."""
+
+    def __init__(self, name: str, message: str, remedy: str = "") -> None:
+        super().__init__(message, remedy)
+        self.name = name
+
+
 @dataclass(frozen=True)
 class Rules:
     """What a text has to be. `source` is a JSON schema, a regular expression that all of it matches, texts of
-    which it is one, or a grammar in llguidance's Lark. `name`: what the user calls it, for messages.
+    which it is one, or a grammar in llguidance's Lark. `name`: what the user calls it, for messages. `parts`:
+    rules that such a grammar refers to by @ and the name that they have there. `lenient`: what cannot be kept
+    of a schema is passed over.
 
     Raises:
-        DogeExportError: it is empty, far too long, or no valid Unicode.
+        RuleError: it is empty, far too long, or no valid Unicode.
     """
 
     kind: Kind
     source: str | tuple[str, ...]
     name: str = field(default="", compare=False)
+    parts: "tuple[tuple[str, Rules], ...]" = ()
+    lenient: bool = False
 
     @classmethod
-    def json_schema(cls, schema: Mapping[str, Any] | None = None, name: str = "json_schema") -> "Rules":
+    def json_schema(
+        cls, schema: Mapping[str, Any] | None = None, name: str = "json_schema", lenient: bool = False
+    ) -> "Rules":
         """JSON that the schema describes, or any object."""
         try:
             text = json.dumps({"type": "object"} if schema is None else schema)
         except (TypeError, ValueError, RecursionError) as error:
-            raise refusal(f"{name} is no JSON schema", error) from None
-        return cls("json_schema", text, name)
+            raise _named(name, refusal(f"{name} is no JSON schema", error)) from None
+        return cls("json_schema", text, name, lenient=lenient)
 
     @classmethod
     def regex(cls, expression: str, name: str = "regex") -> "Rules":
@@ -100,16 +116,33 @@ class Rules:
         """A text that follows the grammar from its rule `start` on."""
         return cls("grammar", lark, name)
 
+    @classmethod
+    def composed(cls, lark: str, parts: "Mapping[str, Rules]", name: str) -> "Rules":
+        """A text that follows the grammar, in which @ and a name of `parts` stand for what these allow."""
+        return cls("composed", lark, name, tuple(parts.items()))
+
     def __post_init__(self) -> None:
         texts = (self.source,) if isinstance(self.source, str) else self.source
         if not texts or not all(texts):
-            raise DogeExportError(f"{self.name} is empty, or has an empty text.", "Say what may be written.")
-        if (length := sum(map(len, texts))) > _LONGEST:
-            raise DogeExportError(f"{self.name} has {length:,} characters, and {_LONGEST:,} are the most.")
+            raise RuleError(
+                self.name, f"{self.name} is empty, or has an empty text.", "Say what may be written."
+            )
+        if (length := self.length) > _LONGEST:
+            raise RuleError(
+                self.name, f"{self.name} has {length:,} characters, and {_LONGEST:,} are the most."
+            )
         try:
             "".join(texts).encode()
         except UnicodeEncodeError:
-            raise DogeExportError(f"{self.name} has half of a character, and is no valid Unicode.") from None
+            raise RuleError(
+                self.name, f"{self.name} has half of a character, and is no valid Unicode."
+            ) from None
+
+    @property
+    def length(self) -> int:
+        """The number of characters, those of its parts too."""
+        texts = (self.source,) if isinstance(self.source, str) else self.source
+        return sum(map(len, texts)) + sum(part.length for _, part in self.parts)
 
 
 class RuleTokenizer:
@@ -148,7 +181,9 @@ class RuleTokenizer:
             except DogeExportError:
                 empty = True
             if empty:
-                raise DogeExportError(f"{rules.name} allows no text.", "See that something can match it.")
+                raise RuleError(
+                    rules.name, f"{rules.name} allows no text.", "See that something can match it."
+                )
         with self._lock:
             self._known[rules] = known
             while len(self._known) > _KEPT:
@@ -165,23 +200,23 @@ class RuleTokenizer:
         return bits.view(np.int64)
 
     def _matcher(self, rules: Rules) -> "LLMatcher":
-        matching = self._library.LLMatcher
-        if rules.kind == "json_schema":
-            try:
-                grammar = matching.grammar_from_json_schema(rules.source, defaults=_JSON)
-            except ValueError as error:
-                raise refusal(f"{rules.name} is no JSON schema", error) from None
-        elif rules.kind == "regex":
-            grammar = matching.grammar_from_regex(rules.source)
-        elif rules.kind == "choice":
-            grammar = matching.grammar_from_lark(f"start: {' | '.join(map(json.dumps, rules.source))}")
-        else:
-            grammar = matching.grammar_from_lark(rules.source)
+        try:
+            return self._made(rules)
+        except RuleError:
+            for _, part in rules.parts:  # the one that is to blame has a name that the user knows
+                self._matcher(part)
+            raise
+
+    def _made(self, rules: Rules) -> "LLMatcher":
+        grammar = self._grammar(rules)
         if rules.kind != "choice":
-            check_trial(rules.name, grammar, _LIMITS)
+            try:
+                check_trial(rules.name, grammar, _LIMITS)
+            except DogeExportError as error:
+                raise _named(rules.name, error) from None
         limits = self._library.LLParserLimits(**_LIMITS)
         try:
-            matcher: LLMatcher = matching(self._tokens, grammar, log_level=0, limits=limits)
+            matcher: LLMatcher = self._library.LLMatcher(self._tokens, grammar, log_level=0, limits=limits)
         except BaseException as error:
             if type(error).__name__ != "PanicException":  # of Rust; it has no place to import it from
                 raise
@@ -189,6 +224,29 @@ class RuleTokenizer:
         if matcher.is_error():
             raise _refused(rules, matcher.get_error())
         return matcher
+
+    def _grammar(self, rules: Rules) -> str:
+        """The rules as llguidance reads them: grammars in JSON, of which the first is where a text begins."""
+        matching = self._library.LLMatcher
+        if rules.kind == "json_schema":
+            defaults = {**_JSON, **(_LENIENT if rules.lenient else {})}
+            try:
+                return str(matching.grammar_from_json_schema(rules.source, defaults=defaults))
+            except ValueError as error:
+                raise _named(rules.name, refusal(f"{rules.name} is no JSON schema", error)) from None
+        if rules.kind == "regex":
+            return str(matching.grammar_from_regex(rules.source))
+        lark = rules.source
+        if rules.kind == "choice":
+            lark = f"start: {' | '.join(map(json.dumps, rules.source))}"
+        if rules.kind != "composed":
+            return str(matching.grammar_from_lark(lark))
+        grammars = [{"lark_grammar": lark}]
+        for name, part in rules.parts:
+            made = self._grammar(part)  # of a grammar in Lark it is that
+            one = {"lark_grammar": made} if part.kind in _LARK else json.loads(made)["grammars"][0]
+            grammars.append(one | {"name": name})
+        return json.dumps({"grammars": grammars})
 
 
 class RuledText:
@@ -294,11 +352,16 @@ def _llguidance() -> ModuleType:
     return llguidance
 
 
-def _refused(rules: Rules, words: str) -> DogeExportError:
+def _named(name: str, error: DogeExportError) -> RuleError:
+    return RuleError(name, error.message, error.remedy)
+
+
+def _refused(rules: Rules, words: str) -> RuleError:
     """Return the error for what llguidance says of `rules`, without its pictures of our own grammar."""
     lines = [line.strip() for line in words.split("\n")]
     if "error: " in words:  # of a regular expression
         lines = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     kept = [line for line in lines if line.strip("^") and not line.split(" |")[0].isdigit()]
     remedy = next((each for part, each in _REMEDIES.items() if part in words), "")
-    return refusal(f"{rules.name} cannot be kept", ValueError(" ".join(kept) or words), remedy)
+    error = refusal(f"{rules.name} cannot be kept", ValueError(" ".join(kept) or words), remedy)
+    return _named(rules.name, error)

@@ -1,8 +1,9 @@
 """What a text may be: ids of the vocabulary, and as many tokens as there is room for."""
 
-__all__ = ["check_ids", "check_prompts", "most_tokens", "token_limit"]
+__all__ = ["LimitError", "check_ids", "check_prompts", "most_tokens", "token_limit"]
 
 from collections.abc import Sequence
+from typing import Literal
 
 from doge_export.core.bundle import Bundle
 from doge_export.core.errors import DogeExportError
@@ -10,6 +11,14 @@ from doge_export.core.token_ids import outside
 from doge_export.runtime.options import GenerationOptions
 
 _MAX_NEW_TOKENS = 100
+
+
+class LimitError(DogeExportError):
+    """There is no room for a text; `about` says what of it is to be changed."""
+
+    def __init__(self, about: Literal["prompt", "max_new_tokens"], message: str, remedy: str) -> None:
+        super().__init__(message, remedy)
+        self.about = about
 
 
 def check_prompts(bundle: Bundle, prompts: Sequence[Sequence[int]]) -> None:
@@ -21,7 +30,7 @@ def check_prompts(bundle: Bundle, prompts: Sequence[Sequence[int]]) -> None:
     vocab = bundle.config.vocab_size
     for prompt in prompts:
         if len(prompt) == 0:
-            raise DogeExportError("The prompt is empty.", "Give at least one token.")
+            raise LimitError("prompt", "The prompt is empty.", "Give at least one token.")
         if foreign := outside(tuple(prompt), vocab):
             raise DogeExportError(
                 f"The prompt has the token id {foreign[0]}, and the model's vocabulary has {vocab} entries.",
@@ -53,7 +62,8 @@ def most_tokens(options: GenerationOptions, prompt: int) -> int:
     if options.max_new_tokens is not None or options.max_length is None:
         return options.max_new_tokens or _MAX_NEW_TOKENS
     if prompt >= options.max_length:
-        raise DogeExportError(
+        raise LimitError(
+            "max_new_tokens",
             f"A prompt has {prompt} tokens, and max_length, which counts them too, is {options.max_length}.",
             "Say how many are to follow: --max-new-tokens (max_tokens in a request) wins over max_length.",
         )
@@ -68,12 +78,14 @@ def token_limit(capacity: int | None, slots: int, options: GenerationOptions, pr
         return wanted
     room = capacity - slots + 1  # the last new token is never fed
     if room < 1:
-        raise DogeExportError(
+        raise LimitError(
+            "prompt",
             f"The prompt has {slots} tokens, and the bundle's static cache holds {capacity}.",
             f"Shorten it, or export with --max-length {slots} or more.",
         )
     if asked is not None and asked > room:
-        raise DogeExportError(
+        raise LimitError(
+            "max_new_tokens",
             f"A prompt of {slots} tokens and {asked} new ones need {slots + asked - 1} slots, and the "
             f"bundle's static cache holds {capacity}.",
             f"Ask for at most {room} new tokens, or export with a larger --max-length.",

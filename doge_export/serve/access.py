@@ -9,11 +9,10 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from doge_export.core.errors import DogeExportError
-from doge_export.serve.responses import failure
+from doge_export.serve.shapes import error_response
 
 _OPEN = frozenset({"/", "/health"})
 _OPEN_FOLDER = "/static/"  # the page's files
@@ -31,7 +30,7 @@ class Keys:
         if scope["type"] != "http" or _is_open(scope["path"]) or self._fits(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
-        response = JSONResponse(failure(_REFUSED), 401, headers={"WWW-Authenticate": "Bearer"})
+        response = error_response(scope, 401, _REFUSED, {"WWW-Authenticate": "Bearer"})
         await response(scope, receive, send)
 
     def _fits(self, headers: Headers) -> bool:

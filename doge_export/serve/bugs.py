@@ -4,11 +4,10 @@ __all__ = ["Bugs"]
 
 import logging
 
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from doge_export.serve.failures import INTERNAL
-from doge_export.serve.responses import failure
+from doge_export.serve.shapes import error_response
 
 _log = logging.getLogger(__name__)
 
@@ -37,4 +36,4 @@ class Bugs:
             if begun:
                 raise  # the response is cut off, and uvicorn's log has it
             _log.exception("A request failed by a bug")
-            await JSONResponse(failure(INTERNAL, "server_error"), 500)(scope, receive, send)
+            await error_response(scope, 500, INTERNAL)(scope, receive, send)

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from doge_export.serve.limits import Limits
-from doge_export.serve.responses import failure
+from doge_export.serve.shapes import failure
 
 _log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The fields of a request that say what a text has to be: OpenAI's, vLLM's and llama.cpp's names of the same
 rules."""
 
-__all__ = ["RULES", "RuleReader"]
+__all__ = ["RULES", "TEXT_FORMAT", "RuleReader", "read_format", "read_rules"]
 
 import threading
 from collections.abc import Callable, Mapping
@@ -12,7 +12,8 @@ from doge_export.core.errors import DogeExportError
 from doge_export.core.json_file import parse_json
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import GenerationDefaults, Rules, RuleTokenizer
-from doge_export.runtime.constraints import RuledText
+from doge_export.runtime.constraints import RuledText, RuleError
+from doge_export.serve.values import check, wrong
 
 Schema = Mapping[str, Any]
 
@@ -23,8 +24,34 @@ _JSON: Schema = {"anyOf": [_OBJECT, {"type": "string", "pattern": "^\\s*\\{"}]}
 _LARK: Schema = {"type": "string", "pattern": "start"}
 
 _KINDS = ("text", "json_object", "json_schema")
-_GIVEN = {"name", "description", "schema", "strict"}  # of response_format.json_schema
+_REFUSE_FORMAT = 'Say {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "schema": ...}.'
 _REFUSE_KIND = 'Say {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema": ...}.'
+
+_NAMES: Mapping[str, Schema] = {
+    "name": {"type": ["string", "null"]},
+    "description": {"type": ["string", "null"]},
+    "schema": _OBJECT,
+    "strict": {"type": ["boolean", "null"]},
+}
+#: The rules of /v1/responses: a flat `response_format`.
+TEXT_FORMAT: Schema = {
+    "anyOf": [
+        {
+            "type": "object",
+            "required": ["type"],
+            "properties": {"type": {"type": "string", "enum": ["text", "json_object"]}},
+            "additionalProperties": False,
+        },
+        {
+            "type": "object",
+            "required": ["type", "schema"],
+            "properties": {"type": {"const": "json_schema"}, **_NAMES},
+            "additionalProperties": False,
+        },
+    ],
+    "description": "What the text is: any, an object in JSON, or JSON of `schema`, which is always kept, "
+    "whatever `strict` says.",
+}
 
 #: Field -> its JSON Schema. One of them at most may say something.
 RULES: Mapping[str, Schema] = {
@@ -38,12 +65,7 @@ RULES: Mapping[str, Schema] = {
             "json_schema": {
                 "type": ["object", "null"],
                 "required": ["schema"],
-                "properties": {
-                    "name": {"type": ["string", "null"]},
-                    "description": {"type": ["string", "null"]},
-                    "schema": _OBJECT,
-                    "strict": {"type": ["boolean", "null"]},
-                },
+                "properties": _NAMES,
                 "additionalProperties": False,
             },
             "schema": {"type": ["object", "null"]},
@@ -73,31 +95,25 @@ RULES: Mapping[str, Schema] = {
 
 
 class RuleReader:
-    """Reads those fields for one bundle, and keeps what llguidance knows of its tokens."""
+    """Compiles rules for one bundle, and keeps what llguidance knows of its tokens."""
 
     def __init__(self, bundle: Bundle, tokenizer: Tokenizer) -> None:
         self._bundle, self._tokenizer = bundle, tokenizer
         self._lock = threading.Lock()
         self._rules: RuleTokenizer | None = None
 
-    def read(self, body: Mapping[str, Any]) -> RuledText | None:
-        """The rules in a decoded body, compiled, which takes its time; None where there are none.
+    def start(self, rules: Rules) -> RuledText:
+        """The rules, compiled, which takes its time.
 
         Raises:
-            DogeExportError: a field is not what it has to be, two of them have rules, or the rules cannot be
-                kept.
+            FieldError: they cannot be kept.
         """
-        asked = {field: body.get(field) for field in _READERS}
-        found = [
-            rules
-            for field, value in asked.items()
-            if value is not None and (rules := _READERS[field](value, field)) is not None
-        ]
-        if len(found) > 1:
-            raise DogeExportError(
-                f"{found[0].name} and {found[1].name} both say what the text has to be.", "Send one of them."
-            )
-        return self._tokens().start(found[0]) if found else None
+        try:
+            return self._tokens().start(rules)
+        except RuleError as error:
+            raise wrong(error.name, error.message, error.remedy) from None
+        except DogeExportError as error:  # of all rules
+            raise wrong(rules.name, f"{rules.name} cannot be kept. {error.message}", error.remedy) from None
 
     def _tokens(self) -> RuleTokenizer:
         with self._lock:
@@ -105,6 +121,26 @@ class RuleReader:
                 ends = GenerationDefaults.of(self._bundle).changed().eos_token_ids
                 self._rules = RuleTokenizer(self._tokenizer, self._bundle.config.vocab_size, ends)
             return self._rules
+
+
+def read_rules(body: Mapping[str, Any]) -> Rules | None:
+    """The rules in a decoded body; None where there are none.
+
+    Raises:
+        FieldError: a field is not what it has to be, or two of them have rules.
+    """
+    found: list[Rules] = []
+    for field, read in _READERS.items():
+        if body.get(field) is not None:
+            try:
+                rules = read(body[field], field)
+            except DogeExportError as error:
+                raise wrong(field, error.message, error.remedy) from None
+            found += [] if rules is None else [rules]
+    if len(found) > 1:
+        first, second, *_ = (rules.name for rules in found)
+        raise wrong(first, f"{first} and {second} both say what the text has to be.", "Send one of them.")
+    return found[0] if found else None
 
 
 def _response_format(value: Any, field: str) -> Rules | None:
@@ -115,13 +151,36 @@ def _response_format(value: Any, field: str) -> Rules | None:
     if kind == "json_schema":
         if not isinstance(within, dict) or within.get("schema") is None:
             raise DogeExportError(f"{field} has no json_schema.schema.", "Put the schema there.")
-        _check_names(within, _GIVEN, f"{field}.json_schema")
+        check(
+            within, {"properties": _NAMES, "additionalProperties": False, **_OBJECT}, f"{field}.json_schema"
+        )
         return _json(within["schema"], f"{field}.json_schema.schema")
     if within is not None or (kind == "text" and schema is not None):
         raise DogeExportError(f"{field} has a schema, and the type {kind}.", "Say the type json_schema.")
     if kind == "text":
         return None
     return Rules.json_schema(None, field) if schema is None else _json(schema, f"{field}.schema")
+
+
+def read_format(value: Any, field: str) -> Rules | None:
+    """The rules that TEXT_FORMAT describes, in a field of that name; None where any text will do.
+
+    Raises:
+        FieldError: it is not as described.
+    """
+    if not isinstance(value, dict) or value.get("type") not in _KINDS:
+        raise wrong(field, f"{field} has no type that is known here.", _REFUSE_FORMAT)
+    if value["type"] != "json_schema":
+        _check_names(value, {"type"}, field)
+        return None if value["type"] == "text" else Rules.json_schema(None, field)
+    if value.get("schema") is None:
+        raise wrong(field, f"{field} has no schema.", "Put it there.")
+    check(value, {"properties": {"type": {"type": "string"}, **_NAMES}, "additionalProperties": False,
+                  **_OBJECT}, field)  # fmt: skip
+    try:
+        return _json(value["schema"], f"{field}.schema")
+    except RuleError as error:
+        raise wrong(field, error.message, error.remedy) from None
 
 
 def _structured(value: Any, field: str) -> Rules | None:

@@ -8,6 +8,7 @@ from typing import Any
 from doge_export.core.errors import DogeExportError
 from doge_export.core.json_file import parse_json
 from doge_export.core.tokenizer import Tokenizer
+from doge_export.serve.errors import FieldError
 from doge_export.serve.tools import ToolUse
 from doge_export.serve.values import wrong
 
@@ -39,29 +40,41 @@ def chat_text(
 
 
 def chat_ids(
-    tokenizer: Tokenizer, messages: Sequence[Message], tools: ToolUse | None = None, continued: bool = False
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: ToolUse | None = None,
+    continued: bool = False,
+    field: str = "messages",
 ) -> list[int]:
-    """The tokens of `chat_text`.
+    """The tokens of `chat_text`. `field`: where the request has the messages.
 
     Raises:
-        DogeExportError: see there.
+        FieldError: see there; or they are no text.
     """
-    return tokenizer.encode(chat_text(tokenizer, messages, tools, continued), add_special_tokens=False)
+    try:
+        text = chat_text(tokenizer, messages, tools, continued)
+        return tokenizer.encode(text, add_special_tokens=False)
+    except FieldError:
+        raise
+    except DogeExportError as error:
+        raise wrong(field, f"{field}: {error.message}", error.remedy) from None
 
 
-def joined_text(content: Any) -> str | None:
-    """The text of a message's `content`, a text or a list of parts; None for anything else.
+def joined_text(content: Any, where: str) -> str:
+    """The text of a message's `content`, a text or a list of parts.
 
     Raises:
-        DogeExportError: a part is no text.
+        FieldError: it is something else, or a part is no text.
     """
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
         texts = [part for part in parts if isinstance(part, str)]
         if len(texts) < len(parts):
-            raise DogeExportError("A message has a part that is no text; the model reads text alone.")
+            raise wrong(where, f"{where} has a part that is no text; the model reads text alone.")
         return "".join(texts)
-    return content if isinstance(content, str) else None
+    if not isinstance(content, str):
+        raise wrong(where, f"{where} is not a text or a list of texts.")
+    return content
 
 
 def read_arguments(arguments: Any, where: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from doge_export.core.errors import DogeExportError, NoNumbersError
 from doge_export.runtime import Event
+from doge_export.serve.blame import named
 from doge_export.serve.failures import ENDING, INTERNAL
 from doge_export.serve.requests import TextRequest
 from doge_export.serve.served import Served
@@ -53,14 +54,12 @@ async def read_body(request: Request, served: Served, read: Callable[[Any], Any]
     """What `read` makes of the request's body, and when that was there.
 
     Raises:
-        HTTPException: see `Bodies`; or the body names another model.
+        HTTPException: see `Bodies`.
         TooManyBodies: there is no place for it.
         DogeExportError: it is not JSON, or whatever `read` raises.
     """
     async with served.bodies.json(request) as body:
         arrived = time.perf_counter()
-        if isinstance(body, dict):
-            served.check_model(body.get("model"))
         # In a thread: a long text takes its time to tokenize.
         return await asyncio.to_thread(read, body), arrived
 
@@ -75,7 +74,7 @@ async def answered(request: Request, served: Served, answer: Answer, arrived: fl
         ClientDisconnect: the client went away.
     """
     task = served.service.start(answer.request)
-    events = served.meters.watched(answer.request, arrived, task.events())
+    events = named(answer.request, served.meters.watched(answer.request, arrived, task.events()))
     async with leaving(request, task):
         if answer.request.stream:
             opened = await Opened.of(events, served.limits.first_seconds)

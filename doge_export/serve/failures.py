@@ -7,13 +7,13 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from doge_export.core.errors import DogeExportError, NoNumbersError
 from doge_export.serve.bodies import TooManyBodies
 from doge_export.serve.errors import FieldError
-from doge_export.serve.responses import failure
 from doge_export.serve.service import Busy, Ended
+from doge_export.serve.shapes import error_response, failure
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
 
@@ -33,20 +33,20 @@ def described(error: Exception) -> dict[str, Any] | None:
 
 async def _wrong(request: Request, error: Exception) -> Response:
     assert isinstance(error, DogeExportError)
-    return JSONResponse(failure(error), error.status if isinstance(error, FieldError) else 400)
+    return error_response(request.scope, error.status if isinstance(error, FieldError) else 400, error)
 
 
 async def _no_numbers(request: Request, error: Exception) -> Response:
-    return JSONResponse(failure(str(error), "server_error"), 500)
+    return error_response(request.scope, 500, str(error))
 
 
 async def _busy(request: Request, error: Exception) -> Response:
-    body = failure("Too many requests wait already. Try again in a moment.", "server_error")
-    return JSONResponse(body, 503, headers={"Retry-After": "1"})
+    sentence = "Too many requests wait already. Try again in a moment."
+    return error_response(request.scope, 503, sentence, {"Retry-After": "1"})
 
 
 async def _ended(request: Request, error: Exception) -> Response:
-    return JSONResponse(failure(ENDING, "server_error"), 503)
+    return error_response(request.scope, 503, ENDING)
 
 
 async def _left(request: Request, error: Exception) -> Response:
@@ -61,7 +61,7 @@ async def _refused(request: Request, error: Exception) -> Response:
         sentence = f"{request.method} is no method of {request.url.path}; it has {allowed}."
     elif error.status_code == 404 and "path_params" not in request.scope:  # no route, as against no model
         sentence = f"There is no route {request.url.path}; /openapi.json lists them."
-    return JSONResponse(failure(sentence), error.status_code, headers=error.headers)
+    return error_response(request.scope, error.status_code, sentence, error.headers)
 
 
 #: Kind of error -> what responds to it. A bug is not among them: see `bugs.py`.

@@ -11,7 +11,7 @@ from doge_export.serve.messages_api.schemas import MESSAGES_ROUTES, MESSAGES_SCH
 from doge_export.serve.openapi_operation import OPERATION_ROUTES, OPERATION_SCHEMAS, SCHEMES, SECURITY
 from doge_export.serve.responses_api.schemas import RESPONSES_ROUTES, RESPONSES_SCHEMAS
 from doge_export.serve.schemas import COUNT as _COUNT
-from doge_export.serve.schemas import ERRORS, Schema
+from doge_export.serve.schemas import ERRORS, EVENTS, Schema
 from doge_export.serve.schemas import SECONDS as _SECONDS
 from doge_export.serve.schemas import TEXT as _TEXT
 from doge_export.serve.schemas import json_body as _json
@@ -19,7 +19,7 @@ from doge_export.serve.schemas import listed as _list
 from doge_export.serve.schemas import nullable as _nullable
 from doge_export.serve.schemas import object_of as _object
 from doge_export.serve.schemas import ref as _ref
-from doge_export.serve.tools.schemas import CHAT_FINISH, CHAT_SCHEMAS
+from doge_export.serve.tools.schemas import CALL_NEEDS_TOOLS, CHAT_FINISH, CHAT_SCHEMAS
 
 _NULL: Schema = {"type": "null"}
 _FINISH: Schema = {
@@ -66,9 +66,10 @@ def _request(chat: bool, **prompt: Any) -> Schema:
             for name, each in unsupported.items()
         },
     }
+    together = [_TOP_NEEDS_LOGPROBS, CALL_NEEDS_TOOLS] if chat else []
     return _object(prompt, **fields) | {
         "additionalProperties": False,
-        "allOf": [_LIMIT_ONCE, _NOTHING_NEW_NEEDS_ECHO, *([_TOP_NEEDS_LOGPROBS] if chat else [])],
+        "allOf": [_LIMIT_ONCE, _NOTHING_NEW_NEEDS_ECHO, *together],
     }
 
 
@@ -195,7 +196,7 @@ def _get(summary: str, response: Schema) -> Schema:
 def _post(summary: str, request: str, whole: str, chunk: str) -> Schema:
     streamed = f"With `stream`: events whose data are {chunk} objects, or an Error, and [DONE] at the end."
     answer = _json(_ref(whole), f"The text. {streamed}")
-    answer["content"]["text/event-stream"] = {"schema": _TEXT}
+    answer["content"]["text/event-stream"] = {"schema": EVENTS}
     failures = {status: _json(_ref("Error"), meaning) for status, meaning in _ERRORS.items()}
     body = {"required": True, "content": {"application/json": {"schema": _ref(request)}}}
     return {"post": {"summary": summary, "requestBody": body, "responses": {"200": answer, **failures}}}

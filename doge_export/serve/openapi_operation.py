@@ -53,6 +53,8 @@ def _post(summary: str, request: str, answer: Schema) -> Schema:
     return {"post": {"summary": summary, "requestBody": body, "responses": responses}}
 
 
+_NO_TEXT: Schema = {"type": ["string", "null"]}
+_NO_MESSAGES: Schema = {"type": ["array", "null"], "minItems": 1, "items": {"type": "object"}}
 _MESSAGES: Schema = {"type": "array", "minItems": 1, "items": {"type": "object"}}
 _CHAT: Schema = {
     "add_generation_prompt": _flag(
@@ -81,9 +83,9 @@ OPERATION_SCHEMAS: Mapping[str, Schema] = {
     "TokenizeRequest": _object(
         {
             "model": _NAME,
-            "content": _TEXT | {"description": "A text, by llama.cpp's name."},
-            "prompt": _TEXT | {"description": "A text, by vLLM's name."},
-            "messages": _MESSAGES | {"description": "A chat, instead of a text."},
+            "content": _NO_TEXT | {"description": "A text, by llama.cpp's name."},
+            "prompt": _NO_TEXT | {"description": "A text, by vLLM's name."},
+            "messages": _NO_MESSAGES | {"description": "A chat, instead of a text."},
             "add_special": _flag(_SPECIAL),
             "add_special_tokens": _flag("The same."),
             "parse_special": {
@@ -96,7 +98,13 @@ OPERATION_SCHEMAS: Mapping[str, Schema] = {
             "return_token_strs": _flag("Say how the vocabulary spells each token, in token_strs."),
             **_CHAT,
         }
-    ),
+    )
+    | {
+        "oneOf": [
+            {"required": [name], "properties": {name: {"type": kind}}}
+            for name, kind in {"content": "string", "prompt": "string", "messages": "array"}.items()
+        ]
+    },
     "Tokens": _object(
         {
             "tokens": {

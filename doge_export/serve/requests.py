@@ -1,9 +1,9 @@
 """The body of a request, checked: prompts as token ids, and the options of their generation."""
 
-__all__ = ["RequestReader", "Served", "TextRequest"]
+__all__ = ["PASSED", "RequestReader", "Served", "TextRequest"]
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,17 +13,34 @@ from doge_export.core.errors import DogeExportError
 from doge_export.core.token_ids import outside
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import GenerationDefaults, GenerationOptions
-from doge_export.runtime.constraints import RuledText
-from doge_export.serve.constraints import RULES, RuleReader
-from doge_export.serve.conversation import chat_text
+from doge_export.runtime.constraints import RuledText, Rules
+from doge_export.serve.constraints import RuleReader, read_rules
+from doge_export.serve.conversation import chat_ids
 from doge_export.serve.errors import FieldError, shown
 from doge_export.serve.fields import MAX_CHOICES, MAX_STOP_BYTES, known_fields
 from doge_export.serve.messages import read_messages
-from doge_export.serve.tools import ToolUse, read_tools
-from doge_export.serve.values import check, is_off, unknown, wrong
+from doge_export.serve.tools import ToolUse, read_tools, tool_rules
+from doge_export.serve.values import check, read_fields, wrong
 
 _TAKEN = {chat: known_fields(chat)[0] for chat in (False, True)}
-_OFF = {chat: known_fields(chat)[1] for chat in (False, True)}
+_LIMIT = {"max_new_tokens": "max_tokens"}
+_OFF = {chat: {name: each.off for name, each in known_fields(chat)[1].items()} for chat in (False, True)}
+_CHECKED = {
+    chat: {name: each.schema for name, each in taken.items() if each.checked}
+    for chat, taken in _TAKEN.items()
+}
+#: Those with readers of their own.
+_OTHERS = {
+    chat: (
+        *(name for name, each in taken.items() if not each.checked),
+        "model",
+        "messages" if chat else "prompt",
+    )
+    for chat, taken in _TAKEN.items()
+}
+
+#: Fields that mean the same in every API.
+PASSED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,8 @@ class TextRequest:
 
     `echoes`: what the texts begin with, one a choice, or none at all. `hidden`: nothing new was asked for,
     and the one token that is made all the same is left out. `rules`: what each new text has to be.
-    `salt`: beginnings that were read with another are not used.
+    `salt`: beginnings that were read with another are not used. `names`: what the client calls the prompt and
+    the limit of new tokens.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -63,6 +81,7 @@ class TextRequest:
     tools: ToolUse | None = None
     rules: RuledText | None = None
     salt: str = ""
+    names: Mapping[str, str] = field(default_factory=lambda: {"prompt": "prompt"} | _LIMIT)
     served: Served = field(kw_only=True, repr=False, compare=False)
 
     @property
@@ -93,9 +112,8 @@ class RequestReader:
                 not done here.
             DogeExportError: the body is no object, or what the bundle says cannot be done.
         """
-        if not isinstance(body, dict):
-            raise DogeExportError("The body is not a JSON object.")
-        given = self._given(body, chat)
+        given = read_fields(body, _CHECKED[chat], _OTHERS[chat], _OFF[chat])
+        self.check_model(given.get("model"))
         hidden = given.get("max_tokens") == 0
         if hidden and not given.get("echo"):
             without = "" if chat else " without echo"
@@ -129,57 +147,57 @@ class RequestReader:
             echoes=tuple(echo for echo in echoes for _ in range(copies)),
             hidden=hidden,
             tools=tools,
-            rules=self._read_rules(body, tools),
+            rules=self.ruled(read_rules(body), tools),
             salt=given.get("cache_salt", ""),
+            names={"prompt": "messages" if chat else "prompt"}
+            | ({"max_new_tokens": "max_completion_tokens"} if "max_completion_tokens" in given else _LIMIT),
             served=self.served,
         )
 
-    def _given(self, body: Mapping[str, Any], chat: bool) -> dict[str, Any]:
-        """The fields that are there, each checked by itself; null is as good as nothing."""
-        self._check_model(body.get("model"))
-        taken, off = _TAKEN[chat], _OFF[chat]
-        given: dict[str, Any] = {}
-        for name, value in body.items():
-            if name in ("model", "messages" if chat else "prompt"):
-                continue
-            if name not in taken and name not in off:
-                raise unknown(name, (*taken, *off, "model", "messages" if chat else "prompt"))
-            if value is None:
-                continue
-            if name in off:
-                if not is_off(value, off[name].off):
-                    raise FieldError(
-                        f"{name} is not supported.",
-                        "Leave it out.",
-                        field=name,
-                        code="unsupported_parameter",
-                    )
-                continue
-            if taken[name].checked:
-                check(value, taken[name].schema, name)
-            given[name] = value
-        return given
+    def answer(
+        self,
+        ids: Sequence[int],
+        given: Mapping[str, Any],
+        limit: int | None,
+        tools: ToolUse | None,
+        names: tuple[str, str],
+        rule: Rules | None = None,
+    ) -> TextRequest:
+        """The request of another API to continue `ids`, with those of its fields that mean the same in each.
+        `rule`: what its text has to be. `names`: what the client calls the prompt and the limit.
 
-    def _read_rules(self, body: Mapping[str, Any], tools: ToolUse | None) -> RuledText | None:
-        field = next((name for name in RULES if body.get(name) is not None), None)
-        if field is None:
-            return None
-        try:
-            rules = self._rules.read(body)
-        except FieldError:
-            raise
-        except DogeExportError as error:
-            raise FieldError(str(error), field=field, code="invalid_value") from None
-        if rules is not None and tools is not None:
-            raise FieldError(
-                f"{field} and tools both say what the text has to be.",
-                "Send one of them.",
-                field=field,
-                code="unsupported_parameter",
-            )
-        return rules
+        Raises:
+            FieldError: a field is out of its range, or the rules cannot be kept.
+        """
+        same = {name: given[name] for name in PASSED if name in given}
+        options = self._options(same | ({} if limit is None else {"max_tokens": limit}), chat=False)
+        stops = (*(given.get("stop_sequences") or options.stop), *(() if tools is None else tools.stop))
+        return TextRequest(
+            prompts=(tuple(ids),),
+            options=replace(options, stop=tuple(stops)),
+            chat=False,
+            stream=bool(given.get("stream")),
+            tools=tools,
+            rules=self.ruled(rule, tools),
+            names=dict(zip(("prompt", "max_new_tokens"), names, strict=True)),
+            served=self.served,
+        )
 
-    def _check_model(self, model: Any) -> None:
+    def ruled(self, rule: Rules | None, tools: ToolUse | None) -> RuledText | None:
+        """What a text has to be, compiled, which takes its time: what `rule` says, beside calls of `tools`.
+
+        Raises:
+            FieldError: it cannot be kept.
+        """
+        rules = rule if tools is None else tool_rules(tools, rule, self._tokenizer)
+        return None if rules is None else self._rules.start(rules)
+
+    def check_model(self, model: Any) -> None:
+        """See that it is the one that is served, or none.
+
+        Raises:
+            FieldError: it is another.
+        """
         if model is not None:
             check(model, {"type": "string"}, "model")
         if model not in (None, "", self.name):
@@ -194,8 +212,8 @@ class RequestReader:
         _check_together(given)
         changes: dict[str, Any] = {}
         for name, value in given.items():
-            known = _TAKEN[chat][name]
-            if known.option:
+            known = _TAKEN[chat].get(name)
+            if known is not None and known.option:
                 changes[known.option] = float(value) if known.schema["type"] == "number" else int(value)
         if "top_k" in given:
             changes["top_k"] = max(0, int(given["top_k"]))
@@ -251,12 +269,11 @@ class RequestReader:
         return [self._encoded(text, "prompt") for text in texts], texts
 
     def _chat_prompt(self, body: Mapping[str, Any], tools: ToolUse | None) -> list[int]:
-        text = chat_text(self._tokenizer, read_messages(body.get("messages")), tools)
-        return self._encoded(text, "messages", add_special_tokens=False)
+        return chat_ids(self._tokenizer, read_messages(body.get("messages")), tools)
 
-    def _encoded(self, text: str, name: str, add_special_tokens: bool = True) -> list[int]:
+    def _encoded(self, text: str, name: str) -> list[int]:
         try:
-            return self._tokenizer.encode(text, add_special_tokens)
+            return self._tokenizer.encode(text)
         except DogeExportError as error:
             raise wrong(name, f"{name}: {error.message}", error.remedy) from None
 

@@ -1,6 +1,6 @@
 """Responses in the shapes of OpenAI's text API: whole, or in pieces as they come."""
 
-__all__ = ["CompletionResponse", "failure", "models"]
+__all__ = ["CompletionResponse", "models"]
 
 import secrets
 import time
@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from doge_export.core.errors import DogeExportError
 from doge_export.runtime import Event
-from doge_export.serve.errors import FieldError
 from doge_export.serve.logprobs import ScoredTokens, of_chat, of_completion
 from doge_export.serve.requests import TextRequest
 from doge_export.serve.tools import ChatAnswer
@@ -144,14 +142,6 @@ class CompletionResponse:
         prompt = self._request.prompt_tokens
         new = sum(each.made for each in self._choices)
         return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
-
-
-def failure(what: str | DogeExportError, kind: str = "invalid_request_error") -> dict[str, Any]:
-    """The body of an error, with the field of the request that it is in, where it is in one. Half a
-    character, which a request may hold, is shown by its number."""
-    sentence = str(what).encode("utf-8", "backslashreplace").decode("utf-8")
-    param, code = (what.field, what.code) if isinstance(what, FieldError) else (None, None)
-    return {"error": {"message": sentence, "type": kind, "param": param, "code": code}}
 
 
 def models(name: str, created: int) -> dict[str, Any]:

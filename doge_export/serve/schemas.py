@@ -4,6 +4,7 @@ __all__ = [
     "ANY",
     "COUNT",
     "ERRORS",
+    "EVENTS",
     "SECONDS",
     "TEXT",
     "Schema",
@@ -25,6 +26,8 @@ Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}
 #: Of any type. `type` says so, since what reads the description looks there.
 ANY = ["null", "boolean", "number", "string", "array", "object"]
+#: A row of server-sent events. Some readers take the schema for that of the row, others for that of each.
+EVENTS: Schema = {"description": "Server-sent events."}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 SECONDS: Schema = {"type": "integer", "description": "Seconds since 1970."}
 
@@ -96,7 +99,7 @@ def post(
     body = {"required": True, "content": {"application/json": {"schema": ref(request)}}}
     answer = answer | {"content": dict(answer["content"])}
     if events:
-        answer["content"]["text/event-stream"] = {"schema": TEXT}
+        answer["content"]["text/event-stream"] = {"schema": EVENTS}
     wrong = {status: json_body(ref(error), meaning) for status, meaning in statuses.items()}
     responses = {"200": answer, **dict(sorted({**wrong, **(others or {})}.items()))}
     return {"post": {"summary": summary, "requestBody": body, "responses": responses}}

@@ -6,8 +6,6 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from starlette.exceptions import HTTPException
-
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import Event
 from doge_export.serve.bodies import Bodies
@@ -15,8 +13,6 @@ from doge_export.serve.limits import Limits
 from doge_export.serve.meters import Meters
 from doge_export.serve.requests import RequestReader, TextRequest
 from doge_export.serve.responses_api.store import ResponseStore
-
-_SHOWN = 100  # characters of what a client sent
 
 
 class Task(Protocol):
@@ -55,17 +51,6 @@ class Served:
     meters: Meters
     created: int
     responses: ResponseStore = field(default_factory=ResponseStore)
-
-    def check_model(self, name: Any) -> None:
-        """See that `name` is that of the model, or that a request names none.
-
-        Raises:
-            HTTPException: it is another's.
-        """
-        if name not in (None, "", self.reader.name):
-            shown = repr(name)
-            shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-            raise HTTPException(404, f"There is no model {shown} here; {self.reader.name!r} is served.")
 
 
 def snapshot(service: Service) -> Mapping[str, Any] | None:

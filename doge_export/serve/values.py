@@ -1,17 +1,21 @@
 """Values of a request against their JSON Schema: the first thing that is wrong, as a sentence. It is the
 schema that the OpenAPI description shows, so that the two say the same."""
 
-__all__ = ["Schema", "check", "is_off", "unknown", "wrong"]
+__all__ = ["Off", "Schema", "check", "is_off", "missing", "read_fields", "unknown", "wrong"]
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+from doge_export.core.errors import DogeExportError
 from doge_export.serve.errors import FieldError, shown
 
 #: JSON Schema, of which `check` knows the keywords that are looked for here.
 Schema = Mapping[str, Any]
+
+#: Field -> the values of it that ask for nothing.
+Off = Mapping[str, tuple[Any, ...]]
 
 _WORDS = {
     "boolean": "true or false",
@@ -32,6 +36,34 @@ _LONGEST_NAME = 60
 _LARGEST = 1.7e308  # of a number: beyond it float64 has none
 
 
+def read_fields(
+    body: Any, taken: Mapping[str, Schema], others: Collection[str] = (), off: Off | None = None
+) -> dict[str, Any]:
+    """The fields of a body that are there, each as its schema in `taken` says. `others` have readers of their
+    own; those of `off` are not done, and may only ask for nothing. null is as good as nothing.
+
+    Raises:
+        FieldError: one is unknown, wrong, or asks for what is not done.
+        DogeExportError: the body is no object.
+    """
+    if not isinstance(body, dict):
+        raise DogeExportError("The body is not a JSON object.")
+    off = off or {}
+    given: dict[str, Any] = {}
+    for name, value in body.items():
+        if name in off:
+            if value is not None and not is_off(value, off[name]):
+                raise wrong(name, f"{name} is not supported.", "Leave it out.", code="unsupported_parameter")
+            continue
+        if name not in taken and name not in others:
+            raise unknown(name, (*taken, *off, *others))
+        if value is not None:
+            if name in taken:
+                check(value, taken[name], name)
+            given[name] = value
+    return given
+
+
 def check(value: Any, schema: Schema, name: str) -> None:
     """See that `value`, which the sentence calls `name`, is as its schema says.
 
@@ -47,6 +79,8 @@ def check(value: Any, schema: Schema, name: str) -> None:
     if "enum" in schema and not is_off(value, schema["enum"]):
         values = ", ".join(shown(each) for each in schema["enum"])
         raise wrong(name, f"{name} is {shown(value)}, not one of {values}.")
+    if "const" in schema and not is_off(value, (schema["const"],)):
+        raise wrong(name, f"{name} is {shown(value)}, not {shown(schema['const'])}.")
     if isinstance(value, int | float) and not isinstance(value, bool):
         _check_number(value, schema, name)
     elif isinstance(value, str):
@@ -62,6 +96,11 @@ def check(value: Any, schema: Schema, name: str) -> None:
 def wrong(name: str, message: str, remedy: str = "", code: str = "invalid_value") -> FieldError:
     """Return the error of a value. `name` may lead into a field: `stop[3]` is one of `stop`."""
     return FieldError(message, remedy, field=_top(name), code=code)
+
+
+def missing(name: str) -> FieldError:
+    """Return the error of a field that must be there."""
+    return wrong(name, f"The request has no {name}.", code="missing_required_parameter")
 
 
 def unknown(name: str, known: Iterable[str], inside: str = "") -> FieldError:
@@ -89,6 +128,10 @@ def is_off(value: Any, values: Iterable[Any]) -> bool:
 
 
 def _kinds(schema: Schema) -> list[str]:
+    if "type" not in schema:  # the values say it, or it is any
+        values = [schema["const"]] if "const" in schema else schema.get("enum", ())
+        kinds = [kind for kind in _WORDS if any(_is(value, kind) for value in values)]
+        return kinds or list(_WORDS)
     kind = schema["type"]
     return kind if isinstance(kind, list) else [kind]
 
@@ -137,6 +180,9 @@ def _check_count(count: int, schema: Schema, name: str) -> None:
 def _check_object(value: Mapping[str, Any], schema: Schema, name: str) -> None:
     properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
     names = schema.get("propertyNames", {})
+    for key in schema.get("required", ()):
+        if value.get(key) is None:
+            raise wrong(name, f"{name}.{key} is missing.", code="missing_required_parameter")
     for key, each in value.items():
         if "pattern" in names and not re.search(names["pattern"], key):
             raise wrong(name, f"{name} has the key {shown(key)}, which is not {names['description']}.")

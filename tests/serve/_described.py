@@ -14,6 +14,9 @@ SCHEMAS: dict[str, Any] = description("0")["components"]["schemas"]
 VALUES: list[Any] = [
     *(None, True, False, 0, 1, 2, -1, 64, 65, 0.5, 1.5, -0.5, 10**30, "", "a", [], ["a"], [""], [1], {}),
     *({"type": "auto"}, {"type": "tool"}, {"format": {"type": "text"}}, {"a": "b"}, {"a": 1}),
+    *({"format": {"type": "json_object"}}, {"format": None}, {"format": {"type": "xml"}}, {"format": {}}),
+    {"format": {"type": "json_schema", "schema": {"enum": [1]}, "strict": True, "name": "a"}},
+    *({"format": {"type": "json_schema"}}, {"verbosity": "medium"}, {"verbosity": "low"}),
     *({"type": "disabled"}, {"include_obfuscation": False}, "none", "auto", "disabled"),
 ]
 

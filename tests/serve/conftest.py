@@ -1,7 +1,10 @@
 """A toy that is served for several files of tests, and a browser for those of the page."""
 
+import shutil
 from collections.abc import Generator
+from pathlib import Path
 
+import openai
 import pytest
 
 from browser import Page, browsing, found
@@ -11,7 +14,7 @@ from doge_export.export.options import ExportOptions
 from doge_export.export.pipeline import export_model
 from doge_export.serve.requests import RequestReader
 from tests.serve._running import Running, serving
-from tests.serve._scripted import BERN, call, write_scripted_bundle
+from tests.serve._scripted import BERN, HERMES, call, write_scripted_bundle
 
 #: What the toy writes; the tests call them by their number.
 SCRIPTS = [
@@ -44,6 +47,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     options = ExportOptions.resolve(precision="int8")
     folder = tmp_path_factory.mktemp("trained") / "tiny"
     return export_model("doge-tiny", folder, options, validate=False).bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_server(trained: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
+    """doge-tiny, which writes anything, with a chat template that has tools."""
+    folder = tmp_path_factory.mktemp("tiny")
+    bundle = Path(shutil.copytree(trained.path, folder / "tiny"))
+    (bundle / "chat_template.jinja").write_text(HERMES)
+    with serving(bundle, folder / "log", "--threads", "1") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_server: Running) -> Generator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{tiny_server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,13 +9,11 @@ import jsonschema
 import openai
 import pytest
 
-from doge_export.core.errors import DogeExportError
 from doge_export.core.tokenizer import Tokenizer
-from doge_export.export.options import ExportOptions
-from doge_export.export.pipeline import export_model
-from doge_export.serve.constraints import RULES, RuleReader
+from doge_export.serve.constraints import RULES, RuleReader, read_rules
+from doge_export.serve.errors import FieldError
 from tests.runtime._toy import write_toy_bundle
-from tests.serve._running import Running, serving
+from tests.serve._running import Running
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -34,37 +31,27 @@ ENDLESS = {"allOf": [{"type": "string", "pattern": f"(.*{number}.*)"} for number
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
-    options = ExportOptions.resolve(precision="int8")
-    folder = tmp_path_factory.mktemp("tiny")
-    bundle = export_model("doge-tiny", folder / "tiny", options, validate=False).bundle
-    with serving(bundle.path, folder / "log", "--threads", "1") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(served: Running) -> Generator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> RuleReader:
     bundle = write_toy_bundle(tmp_path_factory.mktemp("ruled") / "toy", generation={"eos_token_id": 1})
     return RuleReader(bundle, Tokenizer.load(bundle.path))
 
 
-def test_a_schema_is_kept_in_every_choice(client: openai.OpenAI) -> None:
+def start(reader: RuleReader, body: dict[str, Any]) -> Any:
+    rules = read_rules(body)
+    return None if rules is None else reader.start(rules)
+
+
+def test_a_schema_is_kept_in_every_choice(tiny: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": "Which city?"}]
     given: Any = {"model": "tiny", "messages": messages, "response_format": FORMAT, "n": 8, **WILD}
-    answer = client.chat.completions.create(**given)
+    answer = tiny.chat.completions.create(**given)
     assert {choice.finish_reason for choice in answer.choices} == {"stop"}
     texts = [choice.message.content for choice in answer.choices]
     for text in texts:
         jsonschema.validate(json.loads(text), SCHEMA)
     assert len(set(texts)) > 1
     streamed = [""] * 8
-    for chunk in client.chat.completions.create(**given, stream=True):
+    for chunk in tiny.chat.completions.create(**given, stream=True):
         for choice in chunk.choices:
             streamed[choice.index] += choice.delta.content or ""
     assert streamed == texts
@@ -86,28 +73,28 @@ def test_a_schema_is_kept_in_every_choice(client: openai.OpenAI) -> None:
         ({"response_format": {"type": "text"}, "max_tokens": 2}, "(?s:.*)"),
     ],
 )
-def test_every_name_of_the_rules(served: Running, fields: dict[str, Any], expression: str) -> None:
+def test_every_name_of_the_rules(tiny_server: Running, fields: dict[str, Any], expression: str) -> None:
     body = {"prompt": ["My fellow", "The"], **WILD, **fields}
-    status, answer = served.post("/v1/completions", body)
+    status, answer = tiny_server.post("/v1/completions", body)
     assert status == 200, answer
     for choice in answer["choices"]:
         assert re.fullmatch(expression, choice["text"])
 
 
-def test_a_text_is_the_one_it_is_alone(served: Running) -> None:
+def test_a_text_is_the_one_it_is_alone(tiny_server: Running) -> None:
     """Requests that are answered at once, each with rules of its own."""
     fields = [{"response_format": FORMAT}, {"guided_regex": "[a-z ]{20}"}, {}, {"guided_choice": ["a", "b"]}]
     bodies = [{"prompt": "The", **WILD, **each} for each in fields]
-    alone = [served.post("/v1/completions", body)[1]["choices"] for body in bodies]
+    alone = [tiny_server.post("/v1/completions", body)[1]["choices"] for body in bodies]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda body: served.post("/v1/completions", body), [*bodies, *bodies]))
+        together = list(pool.map(lambda body: tiny_server.post("/v1/completions", body), [*bodies, *bodies]))
     assert [answer["choices"] for _, answer in together] == [*alone, *alone]
 
 
-def test_others_are_answered_while_a_schema_is_looked_at(served: Running) -> None:
+def test_others_are_answered_while_a_schema_is_looked_at(tiny_server: Running) -> None:
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(served.post, "/v1/completions", {"prompt": "a", "guided_json": ENDLESS})
-        assert served.post("/v1/completions", {"prompt": "a", "max_tokens": 1})[0] == 200
+        waiting = pool.submit(tiny_server.post, "/v1/completions", {"prompt": "a", "guided_json": ENDLESS})
+        assert tiny_server.post("/v1/completions", {"prompt": "a", "max_tokens": 1})[0] == 200
         assert not waiting.done()
         status, answer = waiting.result()
     assert status == 400 and "guided_json asks for too much" in answer["error"]["message"]
@@ -145,8 +132,9 @@ def test_others_are_answered_while_a_schema_is_looked_at(served: Running) -> Non
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
 def test_what_is_no_rule_is_one_sentence(reader: RuleReader, body: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(DogeExportError) as raised:
-        reader.read(body)
+    with pytest.raises(FieldError) as raised:
+        start(reader, body)
+    assert raised.value.field == next(iter(body))
     assert sentence in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -155,6 +143,6 @@ def test_nothing_is_loaded_where_nothing_is_asked(
 ) -> None:
     monkeypatch.setattr("doge_export.serve.constraints.RuleTokenizer", None)
     nothing = dict.fromkeys(RULES)
-    assert reader.read(nothing | {"prompt": "a"}) is None
-    assert reader.read({"response_format": {"type": "text"}}) is None
-    assert reader.read({"structured_outputs": {"json_object": False}}) is None
+    assert start(reader, nothing | {"prompt": "a"}) is None
+    assert start(reader, {"response_format": {"type": "text"}}) is None
+    assert start(reader, {"structured_outputs": {"json_object": False}}) is None

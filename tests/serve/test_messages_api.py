@@ -192,7 +192,7 @@ WRONG: list[tuple[Any, str]] = [
     (3, "not a JSON object"),
     (LEAST | {"stop": "a"}, "There is no field stop. "),
     (LEAST | {"thinking": {"type": "enabled", "budget_tokens": 9}}, "thinking is not supported"),
-    ({"messages": [USER]}, "no max_tokens"),
+    ({"messages": [USER]}, "The request has no max_tokens"),
     (LEAST | {"max_tokens": 0}, "max_tokens is 0"),
     (LEAST | {"messages": []}, "no messages"),
     (LEAST | {"messages": ["a"]}, r"messages\[0\].role is neither"),
@@ -207,11 +207,11 @@ WRONG: list[tuple[Any, str]] = [
     (_with({"type": "tool_use"}), "type text or tool_result"),
     (_with({"type": "tool_use", "id": "a"}, role="assistant"), r"content\[0\].name is missing"),
     (_with({"type": "tool_use", "id": "a", "name": "f", "input": 3}, role="assistant"),
-     r"content\[0\].input is not an object"),
+     r"content\[0\].input is 3, not an object"),
     (_with({"type": "tool_result", "tool_use_id": "a", "content": 0}), r"content\[0\].content is not a text"),
     (LEAST | {"system": 3}, "system is not a text"),
-    (LEAST | {"stop_sequences": "a"}, "stop_sequences is 'a', not a list"),
-    (LEAST | {"stop_sequences": [""]}, "not empty"),
+    (LEAST | {"stop_sequences": "a"}, "stop_sequences is \"a\", not a list of texts"),
+    (LEAST | {"stop_sequences": [""]}, r"stop_sequences\[0\] is an empty text"),
     (LEAST | {"stop_sequences": ["a"] * 65}, "64 are the most"),
     (LEAST | {"tools": [{"type": "bash_20250124", "name": "bash"}]}, r"tools\[0\] is not an object of"),
     (LEAST | {"tools": [WEATHER | {"input_schema": 3}]}, r"tools\[0\].input_schema is not"),
@@ -236,7 +236,7 @@ def test_errors_are_in_anthropics_shape(client: anthropic.Anthropic, server: Run
         )
     assert wrong.value.body["type"] == "error"
     assert wrong.value.body["error"]["type"] == "invalid_request_error"
-    with pytest.raises(anthropic.NotFoundError, match="no model 'other' here") as unknown:
+    with pytest.raises(anthropic.NotFoundError, match='no model "other" here') as unknown:
         client.messages.count_tokens(model="other", messages=[USER])
     assert unknown.value.body["error"]["type"] == "not_found_error"
     status, body = server.post("/v1/messages", b"{")

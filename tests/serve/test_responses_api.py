@@ -1,9 +1,10 @@
 """/v1/responses: asked by OpenAI's own client, and by hand."""
 
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
 
 from doge_export.core.errors import DogeExportError, NoNumbersError
@@ -172,11 +173,18 @@ WRONG: list[tuple[Any, str]] = [
     ({"input": "a", "inptu": 1}, r"There is no field inptu. Did you mean input\?"),
     ({"input": "a", "n": None}, "There is no field n. "),
     ({"input": "a", "background": True}, "background is not supported"),
-    ({"input": "a", "text": {"format": {"type": "json_object"}}}, "text is not supported"),
+    ({"input": "a", "text": {"format": {"type": "xml"}}}, r"text.format has no type that is known"),
+    ({"input": "a", "text": {"format": {"type": "json_schema"}}}, r"text.format has no schema"),
+    ({"input": "a", "text": {"format": {"type": "json_schema", "schema": {}, "name": 3}}}, "name is 3, not"),
+    ({"input": "a", "text": {"format": {"type": "json_object", "schema": {}}}}, "text.format has 'schema'"),
+    ({"input": "a", "text": {"format": {"type": "json_schema", "schema": {"not": {}}}}},
+     "text.format.schema cannot be kept"),
+    ({"input": "a", "text": {"verbosity": "high"}}, 'text.verbosity is "high"'),
+    ({"input": "a", "text": {"forma": {}}}, "Did you mean format"),
     ({}, "no input"),
     ({"input": []}, "no input"),
-    ({"input": ["a"]}, r"input\[0\] is not an object"),
-    ({"input": [{"type": "reasoning"}]}, r"input\[0\].type is 'reasoning'"),
+    ({"input": ["a"]}, r'input\[0\] is "a", not an object'),
+    ({"input": [{"type": "reasoning"}]}, r'input\[0\].type is "reasoning"'),
     ({"input": [{"role": "x", "content": "a"}]}, r"input\[0\].role is not one of user"),
     ({"input": [{"role": "user"}]}, r"input\[0\].content is not"),
     ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "reads text alone"),
@@ -189,12 +197,12 @@ WRONG: list[tuple[Any, str]] = [
     ({"input": "a", "max_output_tokens": 0}, "max_output_tokens is 0"),
     ({"input": "a", "temperature": -1}, "temperature"),
     ({"input": "a", "stream": 1}, "stream is 1, not true or false"),
-    ({"input": "a", "metadata": {"a": 1}}, "metadata is not an object of texts"),
+    ({"input": "a", "metadata": {"a": 1}}, r'metadata\["a"\] is 1, not a text'),
     ({"input": "a", "tools": {}}, "tools is .*, not a list"),
     ({"input": "a", "tools": [{"type": "web_search"}]}, r"tools\[0\] is not an object of the type"),
-    ({"input": "a", "tools": [TIME | {"strict": True}]}, r"tools\[0\].strict is not supported"),
+    ({"input": "a", "tools": [TIME | {"strict": 1}]}, r"tools\[0\].strict is 1, not true or false"),
     ({"input": "a", "tools": [TIME], "tool_choice": {"type": "function"}}, "tool_choice is neither"),
-    ({"input": "a", "previous_response_id": "resp_1"}, "previous_response_id is 'resp_1'"),
+    ({"input": "a", "previous_response_id": "resp_1"}, 'previous_response_id is "resp_1"'),
 ]  # fmt: skip
 
 
@@ -212,6 +220,24 @@ def test_a_wrong_request_has_its_status(server: Running) -> None:
     assert server.post("/v1/responses", {"input": "a", "model": "other"})[0] == 404
     half = {"input": "a", "metadata": {"half": "\ud800"}, "max_output_tokens": 1}
     assert server.post("/v1/responses", half)[1]["metadata"] == {"half": "\ud800"}
+
+
+def test_a_text_within_rules(tiny: openai.OpenAI) -> None:
+    class Answer(pydantic.BaseModel):
+        yes: bool
+        count: Literal[1, 2]
+
+    given: Any = {"model": "tiny", "input": "Is it so?", "max_output_tokens": 60, "temperature": 1.5}
+    parsed = tiny.responses.parse(**given, text_format=Answer)
+    assert parsed.output_parsed.count in (1, 2) and parsed.status == "completed"
+    assert parsed.text.format.type == "json_schema" and parsed.text.format.name == "Answer"
+    tools: Any = [WEATHER | {"parameters": {"type": "object", "additionalProperties": False}}]
+    form: Any = {"type": "json_schema", "name": "x", "schema": {"enum": ["a", "b"]}}
+    either = tiny.responses.create(**given, tools=tools, text={"format": form}, parallel_tool_calls=False)
+    (item,) = either.output
+    assert item.type == "function_call" or item.content[0].text in ('"a"', '"b"')
+    events = list(tiny.responses.create(**given, text={"format": form}, stream=True))
+    assert events[-1].response.output_text in ('"a"', '"b"')
 
 
 @pytest.mark.parametrize("field", SCHEMAS["ResponseRequest"]["properties"])

@@ -46,7 +46,7 @@ def test_one_model(served: Inside) -> None:
     ) as client:
         model = client.models.retrieve("org/toy")  # which sends the slash as %2F
         assert (model.id, model.object) == ("org/toy", "model") and [model] == list(client.models.list())
-        with pytest.raises(openai.NotFoundError, match="There is no model 'gpt' here; 'org/toy' is served"):
+        with pytest.raises(openai.NotFoundError, match='There is no model "gpt" here; "org/toy" is served'):
             client.models.retrieve("gpt")
     status, _, answer = served.ask("GET", "/v1/models/org/toy")
     assert status == 200 and as_described("/v1/models/{id}", "get", answer)
@@ -137,20 +137,20 @@ WRONG: list[tuple[str, Any, str]] = [
     ("tokenize", b"{", "not JSON"),
     ("tokenize", {}, "content, prompt and messages, and has none"),
     ("tokenize", {"content": "a", "prompt": "a"}, "has content and prompt"),
-    ("tokenize", {"prompt": ["a"]}, "prompt is not a text"),
-    ("tokenize", {"content": "a", "add_special": 1}, "add_special is '1'"),
+    ("tokenize", {"prompt": ["a"]}, "prompt is a list, not a text"),
+    ("tokenize", {"content": "a", "add_special": 1}, "add_special is 1, not true"),
     ("tokenize", {"content": "a", "parse_special": False}, "parse_special cannot be false"),
     ("tokenize", b'{"content": "\\ud800"}', "not valid UTF-8"),
-    ("detokenize", {}, "tokens is not a list"),
-    ("detokenize", {"tokens": [True]}, "tokens is not a list"),
+    ("detokenize", {}, "no tokens"),
+    ("detokenize", {"tokens": [True]}, "tokens[0] is true, not"),
     ("detokenize", {"tokens": [VOCAB]}, f"tokens has {VOCAB}"),
-    ("detokenize", {"tokens": [-1]}, "tokens has -1"),
-    ("detokenize", {"tokens": [10**300]}, "tokens has 1000"),
+    ("detokenize", {"tokens": [-1]}, "tokens[0] is -1; it must"),
+    ("detokenize", {"tokens": [10**300]}, "tokens[0] is 1000"),
     ("apply-template", {}, "no messages"),
-    ("apply-template", {"messages": [3]}, "A message is not an object"),
+    ("apply-template", {"messages": [3]}, "messages[0] is 3, not an object"),
     ("apply-template", {"messages": [{"role": "user", "content": [{}]}]}, "text alone"),
-    ("apply-template", {"messages": MESSAGES, "tools": [3]}, "tools is not a list"),
-    ("apply-template", {"messages": MESSAGES, "chat_template_kwargs": 3}, "chat_template_kwargs is not"),
+    ("apply-template", {"messages": MESSAGES, "tools": [3]}, "tools[0] is 3, not an object"),
+    ("apply-template", {"messages": MESSAGES, "chat_template_kwargs": 3}, "chat_template_kwargs is 3, not"),
     ("apply-template", {"messages": MESSAGES, "chat_template_kwargs": {"self": 1}}, "cannot set self"),
 ]
 

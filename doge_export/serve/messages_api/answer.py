@@ -1,6 +1,6 @@
 """The answer to a request of /v1/messages: blocks of text and calls, whole or as events."""
 
-__all__ = ["MessageAnswer", "failure"]
+__all__ = ["MessageAnswer"]
 
 import secrets
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from doge_export.runtime import Event
 from doge_export.serve.door import Named, blame
 from doge_export.serve.messages_api.reader import MessageRequest
 from doge_export.serve.requests import TextRequest
+from doge_export.serve.shapes import message_failure
 from doge_export.serve.tools import Call, ChatAnswer
 
 
@@ -68,7 +69,7 @@ class MessageAnswer:
     def failed(self, error: Exception) -> Named:
         """Return what a stream sends in the place of the rest."""
         sentence, ours = blame(error)
-        return "error", failure(sentence, "api_error" if ours else "invalid_request_error")
+        return "error", message_failure(sentence, "api_error" if ours else "invalid_request_error")
 
     def _message(self) -> dict[str, Any]:
         usage = {"input_tokens": self.request.prompt_tokens, "output_tokens": len(self._ids)}
@@ -122,11 +123,6 @@ class MessageAnswer:
 
     def _at(self, name: str, /, **data: Any) -> Named:
         return _event(name, index=len(self._blocks) - 1, **data)
-
-
-def failure(sentence: str, kind: str = "invalid_request_error") -> dict[str, Any]:
-    """An error's body in Anthropic's shape."""
-    return {"type": "error", "error": {"type": kind, "message": sentence}}
 
 
 def _event(name: str, /, **data: Any) -> Named:

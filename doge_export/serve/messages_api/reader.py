@@ -1,25 +1,17 @@
 """The body of a request to /v1/messages, checked: a conversation, and the options of its answer."""
 
-__all__ = ["LABELS", "MAX_STOPS", "OFF", "MessageRequest", "MessagesReader"]
+__all__ = ["BLOCKS", "LABELS", "OFF", "TAKEN", "MessageRequest", "MessagesReader"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from doge_export.core.errors import DogeExportError
-from doge_export.serve.checked import (
-    PASSED,
-    Off,
-    check_fields,
-    flag_of,
-    generation,
-    limit_of,
-    list_of,
-    name_of,
-)
 from doge_export.serve.conversation import chat_ids
-from doge_export.serve.requests import RequestReader, TextRequest
-from doge_export.serve.tools import ToolUse, read_definition, tool_use
+from doge_export.serve.fields import FIELDS, LARGEST
+from doge_export.serve.requests import PASSED, RequestReader, TextRequest
+from doge_export.serve.schemas import object_of
+from doge_export.serve.tools import Tool, ToolUse, read_definition, tool_use
+from doge_export.serve.values import Off, Schema, check, missing, read_fields, wrong
 
 Message = dict[str, Any]
 
@@ -35,9 +27,38 @@ OFF: Off = {
     "service_tier": ("auto", "standard_only"),
     "thinking": ({"type": "disabled"},),
 }
-_COUNTED = frozenset((*LABELS, "messages", "model", "system", "tool_choice", "tools"))
-_KNOWN = frozenset((*_COUNTED, *PASSED, "max_tokens", "stop_sequences", "stream"))
+_COUNTED = (*LABELS, "messages", "model", "system", "tool_choice", "tools")
+#: Fields of an answer -> their schemas.
+TAKEN: Mapping[str, Schema] = {
+    "max_tokens": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": LARGEST,
+        "description": "The most new tokens.",
+    },
+    "stop_sequences": {
+        "type": "array",
+        "items": {"type": "string", "minLength": 1},
+        "maxItems": MAX_STOPS,
+        "description": "The text ends before any of these.",
+    },
+    "stream": {"type": "boolean", "description": "Send the answer in pieces, as server-sent events."},
+    **{name: FIELDS[name].schema for name in PASSED},
+}
+_TEXT: Schema = {"type": "string"}
+#: Type of a block -> its schema.
+BLOCKS: Mapping[str, Mapping[str, Any]] = {
+    "text": object_of({"type": {"const": "text"}, "text": _TEXT}),
+    "tool_use": object_of(
+        {"type": {"const": "tool_use"}, "id": _TEXT, "name": _TEXT, "input": {"type": "object"}}
+    ),
+    "tool_result": object_of({"type": {"const": "tool_result"}, "tool_use_id": _TEXT}),
+}
 #: Anthropic's word -> that of `tool_use`.
+_CHOICE: Schema = {
+    "type": "object",
+    "properties": {"disable_parallel_tool_use": {"type": ["boolean", "null"]}},
+}
 _CHOICES = {"auto": "auto", "none": "none", "any": "required", "tool": "named"}
 
 
@@ -64,66 +85,60 @@ class MessagesReader:
             DogeExportError: a field is missing, unknown, of another type or out of its range, or asks for
                 what is not done here.
         """
-        body = check_fields(body, _COUNTED if self.counting else _KNOWN, OFF)
-        tools = self._tools(body)
-        messages = _conversation(body)
+        given = read_fields(body, {} if self.counting else TAKEN, _COUNTED, OFF)
+        self.reader.check_model(given.get("model"))
+        tools = self._tools(given)
+        messages = _conversation(given)
         continued = messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]
         if continued and tools is not None and tools.forced is not None:
-            raise DogeExportError(
+            raise wrong(
+                "tool_choice",
                 "tool_choice asks for a call, and the last message is the beginning of an answer.",
                 "Leave one of them out.",
             )
         ids = chat_ids(self.tokenizer, messages, tools, continued)
         if self.counting:
             return len(ids)
-        limit, stops = limit_of(body, "max_tokens"), _stops(body)
-        if limit is None:
-            raise DogeExportError("The request has no max_tokens.")
-        text = generation(self.reader, body, ids, limit, flag_of(body, "stream"), tools, stops)
-        return MessageRequest(text, stops)
+        if "max_tokens" not in given:
+            raise missing("max_tokens")
+        text = self.reader.answer(ids, given, int(given["max_tokens"]), tools, ("messages", "max_tokens"))
+        return MessageRequest(text, tuple(given.get("stop_sequences", ())))
 
-    def _tools(self, body: Mapping[str, Any]) -> ToolUse | None:
-        listed = list_of(body, "tools")
-        definitions = [_definition(tool, f"tools[{at}]") for at, tool in enumerate(listed)]
-        choice = body.get("tool_choice")
-        choice = {"type": "auto"} if choice is None else choice
+    def _tools(self, given: Mapping[str, Any]) -> ToolUse | None:
+        listed = given.get("tools", [])
+        check(listed, {"type": "array"}, "tools")
+        read = [_definition(tool, f"tools[{at}]") for at, tool in enumerate(listed)]
+        choice = given.get("tool_choice", {"type": "auto"})
         kind = choice.get("type") if isinstance(choice, dict) else None
         if not isinstance(kind, str) or kind not in _CHOICES:
-            raise DogeExportError(f"tool_choice is not an object of the type {', '.join(_CHOICES)}.")
-        one = flag_of(choice, "disable_parallel_tool_use")
-        return tool_use(self.tokenizer, definitions, _CHOICES[kind], choice.get("name"), not one)
+            raise wrong("tool_choice", f"tool_choice is not an object of the type {', '.join(_CHOICES)}.")
+        check(choice, _CHOICE, "tool_choice")
+        one = choice.get("disable_parallel_tool_use")
+        return tool_use(self.tokenizer, read, _CHOICES[kind], choice.get("name"), not one)
 
 
-def _definition(tool: Any, where: str) -> dict[str, Any]:
+def _definition(tool: Any, where: str) -> Tool:
     if not isinstance(tool, dict) or tool.get("type") not in (None, "custom"):
-        raise DogeExportError(f'{where} is not an object of the type "custom", the only one there is.')
+        raise wrong(where, f'{where} is not an object of the type "custom", the only one there is.')
     return read_definition(tool, where, "input_schema")
 
 
-def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
-    stops = list_of(body, "stop_sequences")
-    if len(stops) > MAX_STOPS:
-        raise DogeExportError(f"stop_sequences has {len(stops)} texts, and {MAX_STOPS} are the most.")
-    if not all(isinstance(stop, str) and stop for stop in stops):
-        raise DogeExportError("stop_sequences is not a list of texts that are not empty.")
-    return tuple(stops)
-
-
-def _conversation(body: Mapping[str, Any]) -> list[Message]:
-    listed = list_of(body, "messages")
-    if not listed:
-        raise DogeExportError("The request has no messages.")
-    system = body.get("system")
+def _conversation(given: Mapping[str, Any]) -> list[Message]:
+    listed = given.get("messages")
+    if listed is None or listed == []:
+        raise missing("messages")
+    check(listed, {"type": "array"}, "messages")
+    system = given.get("system")
     messages = [] if system is None else [{"role": "system", "content": _joined(system, "system")}]
     for at, message in enumerate(listed):
         where = f"messages[{at}]"
         role = message.get("role") if isinstance(message, dict) else None
         if role not in ("user", "assistant"):
-            raise DogeExportError(f"{where}.role is neither user nor assistant.")
+            raise wrong(where, f"{where}.role is neither user nor assistant.")
         content = message.get("content")
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(blocks, list):
-            raise DogeExportError(f"{where}.content is not a text or a list of blocks.")
+            raise wrong(where, f"{where}.content is not a text or a list of blocks.")
         messages += _answers(blocks, where) if role == "user" else _said(blocks, where)
     return messages
 
@@ -135,9 +150,9 @@ def _answers(blocks: list[Any], where: str) -> list[Message]:
     for at, block in enumerate(blocks):
         kind, place = _kind(block, f"{where}.content[{at}]", ("text", "tool_result"))
         if kind == "text":
-            texts.append(name_of(block.get("text"), f"{place}.text"))
+            texts.append(block["text"])
         else:
-            key = name_of(block.get("tool_use_id"), f"{place}.tool_use_id")
+            key = block["tool_use_id"]
             content = block.get("content")
             content = "" if content is None else _joined(content, f"{place}.content")
             messages.append({"role": "tool", "tool_call_id": key, "content": content})
@@ -150,15 +165,12 @@ def _said(blocks: list[Any], where: str) -> list[Message]:
     """The message of an assistant."""
     text, calls = "", []
     for at, block in enumerate(blocks):
-        kind, place = _kind(block, f"{where}.content[{at}]", ("text", "tool_use"))
+        kind, _ = _kind(block, f"{where}.content[{at}]", ("text", "tool_use"))
         if kind == "text":
-            text += name_of(block.get("text"), f"{place}.text")
+            text += block["text"]
             continue
-        name, key = name_of(block.get("name"), f"{place}.name"), name_of(block.get("id"), f"{place}.id")
-        if not isinstance(block.get("input"), dict):
-            raise DogeExportError(f"{place}.input is not an object.")
-        function = {"name": name, "arguments": block["input"]}
-        calls.append({"id": key, "type": "function", "function": function})
+        function = {"name": block["name"], "arguments": block["input"]}
+        calls.append({"id": block["id"], "type": "function", "function": function})
     if calls:
         return [{"role": "assistant", "content": text or None, "tool_calls": calls}]
     return [{"role": "assistant", "content": text}]
@@ -169,16 +181,15 @@ def _joined(value: Any, where: str) -> str:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise DogeExportError(f"{where} is not a text or a list of blocks.")
-    texts = []
+        raise wrong(where, f"{where} is not a text or a list of blocks.")
     for at, block in enumerate(value):
-        _, place = _kind(block, f"{where}[{at}]", ("text",))
-        texts.append(name_of(block.get("text"), f"{place}.text"))
-    return "".join(texts)
+        _kind(block, f"{where}[{at}]", ("text",))
+    return "".join(block["text"] for block in value)
 
 
 def _kind(block: Any, where: str, known: tuple[str, ...]) -> tuple[str, str]:
     kind = block.get("type") if isinstance(block, dict) else None
     if kind not in known:
-        raise DogeExportError(f"{where} is not a block of the type {' or '.join(known)}.")
+        raise wrong(where, f"{where} is not a block of the type {' or '.join(known)}.")
+    check(block, BLOCKS[kind], where)
     return kind, where

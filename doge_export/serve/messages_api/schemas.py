@@ -4,9 +4,7 @@ __all__ = ["MESSAGES_ROUTES", "MESSAGES_SCHEMAS"]
 
 from collections.abc import Mapping
 
-from doge_export.serve.checked import PASSED
-from doge_export.serve.fields import FIELDS, LARGEST
-from doge_export.serve.messages_api.reader import LABELS, MAX_STOPS, OFF
+from doge_export.serve.messages_api.reader import BLOCKS, LABELS, OFF, TAKEN
 from doge_export.serve.schemas import (
     ANY,
     COUNT,
@@ -22,16 +20,15 @@ from doge_export.serve.schemas import (
     post,
     ref,
 )
-from doge_export.serve.tools.schemas import NAMED, STRICT, TOOL_PARAMETERS
+from doge_export.serve.tools.schemas import CALL_NEEDS_TOOLS, NAMED, STRICT, TOOL_PARAMETERS
 
 _EVENTS = (
     *("message_start", "content_block_start", "ping", "content_block_delta", "content_block_stop"),
     *("message_delta", "message_stop", "error"),
 )
 _NULL: Schema = {"type": "null"}
-_BLOCK = object_of({"type": {"const": "text"}, "text": TEXT})
+_BLOCK, _USE = dict(BLOCKS["text"]), dict(BLOCKS["tool_use"])
 _TEXTS: Schema = {"anyOf": [TEXT, listed(_BLOCK)]}
-_USE = object_of({"type": {"const": "tool_use"}, "id": TEXT, "name": TEXT, "input": {"type": "object"}})
 _RESULT = object_of(
     {"type": {"const": "tool_result"}, "tool_use_id": TEXT}, content={"anyOf": [*_TEXTS["anyOf"], _NULL]}
 )
@@ -52,6 +49,7 @@ _CHOSEN: Schema = {
     ],
     "description": "Which tools may or must be called; as tool_choice of a chat.",
 }
+_NO_OTHERS: Schema = {"additionalProperties": False, "allOf": [CALL_NEEDS_TOOLS]}
 _COUNTED: Schema = {
     "model": optional("string", "The name of the model that is served, or nothing."),
     "system": {"anyOf": [_NULL, *_TEXTS["anyOf"]], "description": "What the model is told first."},
@@ -65,31 +63,18 @@ _MESSAGES = listed(
     minItems=1,
     description="The conversation so far. If its last message is the assistant's, the answer goes on there.",
 )
-_STOPS: Schema = {
-    "type": ["array", "null"],
-    "items": TEXT | {"minLength": 1},
-    "maxItems": MAX_STOPS,
-    "description": "The text ends before any of these.",
-}
 
 MESSAGES_SCHEMAS: Mapping[str, Schema] = {
     "MessagesRequest": object_of(
         {
             "messages": _MESSAGES,
-            "max_tokens": {
-                "type": "integer",
-                "minimum": 1,
-                "maximum": LARGEST,
-                "description": "The most new tokens.",
-            },
+            "max_tokens": dict(TAKEN["max_tokens"]),
         },
-        stop_sequences=_STOPS,
-        stream=optional("boolean", "Send the answer in pieces, as server-sent events."),
-        **{name: nullable(FIELDS[name].schema) for name in PASSED},
+        **{name: nullable(schema) for name, schema in TAKEN.items() if name != "max_tokens"},
         **_COUNTED,
     )
-    | {"additionalProperties": False},
-    "CountTokensRequest": object_of({"messages": _MESSAGES}, **_COUNTED) | {"additionalProperties": False},
+    | _NO_OTHERS,
+    "CountTokensRequest": object_of({"messages": _MESSAGES}, **_COUNTED) | _NO_OTHERS,
     "MessagesMessage": object_of(
         {
             "role": {"enum": ["user", "assistant"]},
@@ -142,9 +127,7 @@ MESSAGES_SCHEMAS: Mapping[str, Schema] = {
     ),
 }
 
-_STATUSES = {status: ERRORS[status] for status in ("400", "404", "408", "413", "500")}
-#: Keys are looked at before it is known whose API is asked.
-_LOCKED = {"401": json_body(ref("Error"), ERRORS["401"])}
+_STATUSES = {status: ERRORS[status] for status in ("400", "401", "404", "408", "413", "500")}
 
 MESSAGES_ROUTES: Mapping[str, Schema] = {
     "/v1/messages": post(
@@ -157,7 +140,6 @@ MESSAGES_ROUTES: Mapping[str, Schema] = {
         ),
         "MessagesError",
         _STATUSES | {"529": ERRORS["503"]},
-        _LOCKED,
     ),
     "/v1/messages/count_tokens": post(
         "How many tokens a prompt has.",
@@ -165,7 +147,6 @@ MESSAGES_ROUTES: Mapping[str, Schema] = {
         json_body(ref("TokenCount"), "The number."),
         "MessagesError",
         _STATUSES | {"529": "Too many bodies are being read already."},
-        _LOCKED,
         events=False,
     ),
 }

@@ -29,7 +29,6 @@ class ResponseAnswer:
             "created_at": int(time.time()),
             "model": model,
             "background": False,
-            "text": {"format": {"type": "text"}},
             "truncation": "disabled",
             **request.echoed,
         }

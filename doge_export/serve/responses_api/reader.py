@@ -1,28 +1,21 @@
 """The body of a request to /v1/responses, checked: a conversation, and the options of its answer."""
 
-__all__ = ["LABELS", "OFF", "ResponseReader", "ResponseRequest"]
+__all__ = ["ITEM", "LABELS", "OFF", "TAKEN", "ResponseReader", "ResponseRequest"]
 
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from doge_export.core.errors import DogeExportError
-from doge_export.serve.checked import (
-    PASSED,
-    Off,
-    check_fields,
-    flag_of,
-    generation,
-    limit_of,
-    list_of,
-    name_of,
-    text_of,
-)
+from doge_export.serve.constraints import read_format
 from doge_export.serve.conversation import chat_ids, joined_text, read_arguments
-from doge_export.serve.requests import RequestReader, TextRequest
-from doge_export.serve.responses_api.store import ResponseStore
-from doge_export.serve.tools import choice_kind, read_definition, tool_use
+from doge_export.serve.errors import shown
+from doge_export.serve.fields import FIELDS, LARGEST
+from doge_export.serve.requests import PASSED, RequestReader, TextRequest
+from doge_export.serve.responses_api.store import MAX_BYTES, MAX_RESPONSES, ResponseStore
+from doge_export.serve.schemas import object_of, optional
+from doge_export.serve.tools import Tool, choice_kind, read_definition, tool_use
+from doge_export.serve.values import Off, Schema, check, missing, read_fields, wrong
 
 Message = dict[str, Any]
 
@@ -38,17 +31,76 @@ OFF: Off = {
     "reasoning": ({},),
     "service_tier": ("auto", "default"),
     "stream_options": ({}, {"include_obfuscation": False}),
-    "text": ({}, {"format": {"type": "text"}}),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
-_READ = (
-    *("input", "instructions", "max_output_tokens", "metadata", "model", "parallel_tool_calls"),
-    *("previous_response_id", "store", "stream", "tool_choice", "tools"),
-)
-_KNOWN = frozenset((*_READ, *PASSED, *LABELS))
 #: What templates know as the role of instructions, whatever a client calls it.
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+_TEXT: Schema = {
+    "type": "object",
+    "properties": {
+        "format": {"type": ["object", "null"]},
+        "verbosity": {"type": ["string", "null"], "enum": ["medium", None]},
+    },
+    "additionalProperties": False,
+}
+_NAME: Schema = {"type": "string"}
+_TEXTS: Schema = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": object_of({"text": _NAME})},
+        {"type": "null"},
+    ]
+}
+#: Any item of the input: fields that another kind of item has are looked at, too.
+ITEM: Schema = object_of(
+    {},
+    type={"enum": ["message", "function_call", "function_call_output", None]},
+    role={"enum": [*_ROLES, None]},
+    content={**_TEXTS, "description": "Of a message."},
+    call_id=optional("string", "Of a call and of what came of it."),
+    name=optional("string", "The tool that was called."),
+    arguments=optional("string", "A JSON object, as text."),
+    output={**_TEXTS, "description": "What came of a call."},
+)
+_RESULT: Schema = {"type": "object", "required": ["call_id"], "properties": {"call_id": _NAME}}
+_CALLED: Schema = {
+    "type": "object",
+    "required": ["name", "call_id"],
+    "properties": {"name": _NAME, "call_id": _NAME},
+}
+_ANY_TEXT = {"type": "text"}
+#: Fields -> their schemas.
+TAKEN: Mapping[str, Schema] = {
+    "instructions": {
+        "type": "string",
+        "description": "What the model is told first. Not kept for the next response.",
+    },
+    "previous_response_id": {
+        "type": "string",
+        "description": "The response after whose conversation the input comes.",
+    },
+    "store": {
+        "type": "boolean",
+        "description": f"Keep the response, which is so without it: the last {MAX_RESPONSES:,} that were "
+        f"used, and {MAX_BYTES >> 20} MiB of them, in memory.",
+    },
+    "max_output_tokens": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": LARGEST,
+        "description": "The most new tokens.",
+    },
+    **{name: FIELDS[name].schema for name in PASSED},
+    "stream": {"type": "boolean", "description": "Send the answer in pieces, as server-sent events."},
+    "parallel_tool_calls": FIELDS["parallel_tool_calls"].schema,
+    "metadata": {
+        "type": "object",
+        "additionalProperties": {"type": "string"},
+        "description": "Texts of the client's own. The response gives them back.",
+    },
+}
+_OTHERS = ("input", "model", "text", "tool_choice", "tools", *LABELS)
 
 
 @dataclass(frozen=True)
@@ -76,30 +128,35 @@ class ResponseReader:
             DogeExportError: a field is missing, unknown, of another type or out of its range, asks for what
                 is not done here, or names a response that is not kept.
         """
-        body = check_fields(body, _KNOWN, OFF)
-        instructions, before = text_of(body, "instructions"), text_of(body, "previous_response_id")
-        messages = (*self._before(before), *_input(body.get("input")))
-        listed = list_of(body, "tools")
-        definitions = [_definition(tool, f"tools[{at}]") for at, tool in enumerate(listed)]
-        choice = body.get("tool_choice")
+        given = read_fields(body, TAKEN, _OTHERS, OFF)
+        self._reader.check_model(given.get("model"))
+        instructions, before = given.get("instructions"), given.get("previous_response_id")
+        messages = (*self._before(before), *_input(given.get("input")))
+        listed = given.get("tools", [])
+        check(listed, {"type": "array"}, "tools")
+        read = [_definition(tool, f"tools[{at}]") for at, tool in enumerate(listed)]
+        choice = given.get("tool_choice")
         name = choice.get("name") if isinstance(choice, dict) else None
-        parallel = body.get("parallel_tool_calls")
-        tools = tool_use(self._tokenizer, definitions, choice_kind(choice, name), name, parallel)
+        parallel = given.get("parallel_tool_calls")
+        tools = tool_use(self._tokenizer, read, choice_kind(choice, name), name, parallel)
         first = [] if instructions is None else [{"role": "system", "content": instructions}]
-        ids = chat_ids(self._tokenizer, [*first, *messages], tools)
-        limit = limit_of(body, "max_output_tokens")
-        text = generation(self._reader, body, ids, limit, flag_of(body, "stream"), tools)
-        store = flag_of(body, "store", True)
+        ids = chat_ids(self._tokenizer, [*first, *messages], tools, field="input")
+        limit = int(given["max_output_tokens"]) if "max_output_tokens" in given else None
+        form = _format(given.get("text"))
+        rule = read_format(form, "text.format")
+        text = self._reader.answer(ids, given, limit, tools, ("input", "max_output_tokens"), rule)
+        store = given.get("store", True)
         echoed = {
             "instructions": instructions,
             "max_output_tokens": limit,
-            "metadata": _metadata(body.get("metadata")),
-            "parallel_tool_calls": flag_of(body, "parallel_tool_calls", True),
+            "metadata": given.get("metadata", {}),
+            "parallel_tool_calls": given.get("parallel_tool_calls", True),
             "previous_response_id": before,
             "store": store,
             "temperature": text.options.temperature,
+            "text": {"format": form},
             "tool_choice": choice or "auto",
-            "tools": [{"type": "function", "strict": False, **each["function"]} for each in definitions],
+            "tools": [_shown(tool) for tool in read],
             "top_p": text.options.top_p,
         }
         return ResponseRequest(f"resp_{secrets.token_hex(24)}", text, messages, echoed, store)
@@ -109,32 +166,39 @@ class ResponseReader:
             return ()
         stored = self._store.get(key)
         if stored is None:
-            raise DogeExportError(
-                f"previous_response_id is {key[:80]!r}, and no such response is kept here.",
+            raise wrong(
+                "previous_response_id",
+                f"previous_response_id is {shown(key)}, and no such response is kept here.",
                 "Send the conversation as input.",
             )
         return stored.messages
 
 
-def _definition(tool: Any, where: str) -> dict[str, Any]:
+def _definition(tool: Any, where: str) -> Tool:
     if not isinstance(tool, dict) or tool.get("type") != "function":
-        raise DogeExportError(f'{where} is not an object of the type "function", the only one there is.')
+        raise wrong(where, f'{where} is not an object of the type "function", the only one there is.')
     return read_definition(tool, where, "parameters")
 
 
-def _metadata(value: Any) -> dict[str, str]:
-    if value is not None and not (
-        isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
-    ):
-        raise DogeExportError("metadata is not an object of texts.")
-    return value or {}
+def _format(text: Any) -> Any:
+    """What a response gives back as its format, too."""
+    if text is None:
+        return _ANY_TEXT
+    check(text, _TEXT, "text")
+    form = text.get("format")
+    return _ANY_TEXT if form is None else form
+
+
+def _shown(tool: Tool) -> dict[str, Any]:
+    return {"type": "function", "strict": tool.strict, **tool.definition["function"]}
 
 
 def _input(value: Any) -> list[Message]:
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
-    if not isinstance(value, list) or not value:
-        raise DogeExportError("The request has no input, which is a text or a list of items.")
+    if value is None or value == []:
+        raise missing("input")
+    check(value, {"type": ["string", "array"]}, "input")
     messages: list[Message] = []
     for at, item in enumerate(value):
         _add(messages, item, f"input[{at}]")
@@ -143,8 +207,7 @@ def _input(value: Any) -> list[Message]:
 
 def _add(messages: list[Message], item: Any, where: str) -> None:
     """Put an item behind the others. Calls belong to the assistant's message before them."""
-    if not isinstance(item, dict):
-        raise DogeExportError(f"{where} is not an object.")
+    check(item, {"type": "object"}, where)
     kind = item.get("type") or "message"
     if kind == "message":
         messages.append(_message(item, where))
@@ -153,29 +216,28 @@ def _add(messages: list[Message], item: Any, where: str) -> None:
             messages.append({"role": "assistant", "content": None})
         messages[-1].setdefault("tool_calls", []).append(_call(item, where))
     elif kind == "function_call_output":
-        key = name_of(item.get("call_id"), f"{where}.call_id")
-        output = joined_text(item.get("output"))
-        if output is None:
-            raise DogeExportError(f"{where}.output is not a text.")
-        messages.append({"role": "tool", "tool_call_id": key, "content": output})
+        check(item, _RESULT, where)
+        output = joined_text(item.get("output"), f"{where}.output")
+        messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": output})
     else:
-        raise DogeExportError(
-            f"{where}.type is {str(kind)[:60]!r}, and message, function_call and function_call_output are "
-            "all that the model reads."
+        raise wrong(
+            where,
+            f"{where}.type is {shown(kind)}, and message, function_call and function_call_output are "
+            "all that the model reads.",
         )
+    check(item, ITEM, where)
 
 
 def _message(item: Mapping[str, Any], where: str) -> Message:
     role = item.get("role")
     if not isinstance(role, str) or role not in _ROLES:
-        raise DogeExportError(f"{where}.role is not one of {', '.join(_ROLES)}.")
-    content = joined_text(item.get("content"))
-    if content is None:
-        raise DogeExportError(f"{where}.content is not a text or a list of texts.")
+        raise wrong(where, f"{where}.role is not one of {', '.join(_ROLES)}.")
+    content = joined_text(item.get("content"), f"{where}.content")
     return {"role": _ROLES[role], "content": content}
 
 
 def _call(item: Mapping[str, Any], where: str) -> Message:
-    name, key = name_of(item.get("name"), f"{where}.name"), name_of(item.get("call_id"), f"{where}.call_id")
+    check(item, _CALLED, where)
     arguments = read_arguments(item.get("arguments"), f"{where}.arguments")
-    return {"id": key, "type": "function", "function": {"name": name, "arguments": arguments}}
+    function = {"name": item["name"], "arguments": arguments}
+    return {"id": item["call_id"], "type": "function", "function": function}

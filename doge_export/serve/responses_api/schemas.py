@@ -4,10 +4,8 @@ __all__ = ["RESPONSES_ROUTES", "RESPONSES_SCHEMAS"]
 
 from collections.abc import Mapping
 
-from doge_export.serve.checked import PASSED
-from doge_export.serve.fields import FIELDS, LARGEST
-from doge_export.serve.responses_api.reader import LABELS, OFF
-from doge_export.serve.responses_api.store import MAX_BYTES, MAX_RESPONSES
+from doge_export.serve.constraints import TEXT_FORMAT
+from doge_export.serve.responses_api.reader import ITEM, LABELS, OFF, TAKEN
 from doge_export.serve.schemas import (
     ANY,
     COUNT,
@@ -24,7 +22,7 @@ from doge_export.serve.schemas import (
     post,
     ref,
 )
-from doge_export.serve.tools.schemas import ARGUMENTS, NAMED, STRICT, TOOL_PARAMETERS
+from doge_export.serve.tools.schemas import ARGUMENTS, CALL_NEEDS_TOOLS, NAMED, STRICT, TOOL_PARAMETERS
 
 _EVENTS = (
     *("response.created", "response.in_progress", "response.output_item.added"),
@@ -41,22 +39,6 @@ _MESSAGE = object_of(
 )
 _CALL = object_of({"type": {"const": "function_call"}, "call_id": TEXT, "name": TEXT, "arguments": ARGUMENTS})
 _OUTPUT = object_of({"type": {"const": "function_call_output"}, "call_id": TEXT, "output": _TEXTS})
-_METADATA: Schema = {
-    "type": ["object", "null"],
-    "additionalProperties": TEXT,
-    "description": "Texts of the client's own. The response gives them back.",
-}
-_ITEM = object_of(
-    {},
-    type={"enum": ["message", "function_call", "function_call_output", None]},
-    role=_MESSAGE["properties"]["role"],
-    content=_TEXTS | {"description": "Of a message."},
-    call_id=TEXT | {"description": "Of a call and of what came of it."},
-    name=TEXT | {"description": "The tool that was called."},
-    arguments=ARGUMENTS,
-    output=_TEXTS | {"description": "What came of a call."},
-)
-
 _PART = object_of({"type": {"const": "output_text"}, "text": TEXT, "annotations": listed({"type": "object"})})
 _ANSWERED = object_of(
     {"id": TEXT, "type": {"enum": ["message", "function_call"]}, "status": TEXT},
@@ -76,16 +58,7 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
             }
         },
         model=optional("string", "The name of the model that is served, or nothing."),
-        instructions=optional("string", "What the model is told first. Not kept for the next response."),
-        previous_response_id=optional("string", "The response after whose conversation the input comes."),
-        store={
-            "type": ["boolean", "null"],
-            "description": f"Keep the response, which is so without it: the last {MAX_RESPONSES:,} that were "
-            f"used, and {MAX_BYTES >> 20} MiB of them, in memory.",
-        },
-        max_output_tokens=optional("integer", "The most new tokens.", minimum=1, maximum=LARGEST),
-        **{name: nullable(FIELDS[name].schema) for name in PASSED},
-        stream=optional("boolean", "Send the answer in pieces, as server-sent events."),
+        **{name: nullable(schema) for name, schema in TAKEN.items()},
         tools={"anyOf": [{"type": "null"}, listed(ref("ResponseTool"))], "description": "As in a chat."},
         tool_choice={
             "anyOf": [
@@ -95,13 +68,23 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
             ],
             "description": "As in a chat.",
         },
-        parallel_tool_calls=optional("boolean", "With false an answer ends after its first call."),
-        metadata=_METADATA,
+        text={
+            "type": ["object", "null"],
+            "properties": {
+                "format": {
+                    "anyOf": [*TEXT_FORMAT["anyOf"], {"type": "null"}],
+                    "description": TEXT_FORMAT["description"],
+                },
+                "verbosity": {"enum": ["medium", None], "description": "Not supported."},
+            },
+            "additionalProperties": False,
+            "description": "What the text has to be. Beside tools: what it is where it is no call.",
+        },
         **{name: {"description": "Nothing is done with it.", "type": ANY} for name in LABELS},
         **off(OFF),
     )
-    | {"additionalProperties": False},
-    "ResponseInput": _ITEM | {"anyOf": [_MESSAGE, _CALL, _OUTPUT]},
+    | {"additionalProperties": False, "allOf": [CALL_NEEDS_TOOLS]},
+    "ResponseInput": dict(ITEM) | {"anyOf": [_MESSAGE, _CALL, _OUTPUT]},
     "ResponseTool": object_of(
         {"type": _FUNCTION, "name": NAMED},
         description=optional("string", "Shown to the model."),

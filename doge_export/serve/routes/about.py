@@ -18,7 +18,7 @@ async def models(request: Request, served: Served) -> Response:
 
 async def model(request: Request, served: Served) -> Response:
     """GET /v1/models/{id}: the one, if it has that name."""
-    served.check_model(request.path_params["id"])
+    served.reader.check_model(request.path_params["id"])
     (only,) = responses.models(served.reader.name, served.created)["data"]
     return JSONResponse(only)
 

@@ -11,10 +11,12 @@ from collections.abc import AsyncGenerator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from doge_export.serve.blame import named
 from doge_export.serve.failures import INTERNAL, described
 from doge_export.serve.requests import TextRequest
-from doge_export.serve.responses import CompletionResponse, failure
+from doge_export.serve.responses import CompletionResponse
 from doge_export.serve.served import Served
+from doge_export.serve.shapes import failure
 from doge_export.serve.streams import EventStream, Opened, leaving, sent
 
 _log = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ async def _respond(request: Request, served: Served, chat: bool) -> Response:
 
 async def _generate(request: Request, wanted: TextRequest, served: Served, arrived: float) -> Response:
     task = served.service.start(wanted)
-    events = served.meters.watched(wanted, arrived, task.events())
+    events = named(wanted, served.meters.watched(wanted, arrived, task.events()))
     response = CompletionResponse(wanted, served.reader.name)
     async with leaving(request, task):
         if wanted.stream:

@@ -12,9 +12,35 @@ from starlette.responses import JSONResponse, Response
 
 from doge_export.core.errors import DogeExportError
 from doge_export.core.tokenizer import Tokenizer
+from doge_export.serve.conversation import joined_text
 from doge_export.serve.served import Served
+from doge_export.serve.values import Schema, check, missing, wrong
 
 Fields = Mapping[str, Any]
+
+_TEXT: Schema = {"type": "string"}
+_FLAG: Schema = {"type": "boolean"}
+_IDS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": (1 << 32) - 1}}
+_OBJECTS: Schema = {"type": "array", "items": {"type": "object"}}
+_CHAT: Mapping[str, Schema] = {
+    "messages": _OBJECTS,
+    "tools": _OBJECTS,
+    "chat_template_kwargs": {"type": "object"},
+    "add_generation_prompt": _FLAG,
+    "continue_final_message": _FLAG,
+}
+#: What each route looks at. Clients of those servers send more, which changes nothing here.
+_TOKENIZED: Mapping[str, Schema] = {
+    "content": _TEXT,
+    "prompt": _TEXT,
+    "add_special": _FLAG,
+    "add_special_tokens": _FLAG,
+    "parse_special": _FLAG,
+    "with_pieces": _FLAG,
+    "return_token_strs": _FLAG,
+    **_CHAT,
+}
+_DETOKENIZED: Mapping[str, Schema] = {"tokens": _IDS, "skip_special_tokens": _FLAG}
 
 #: What a template is given by fields of their own.
 _TAKEN = {
@@ -30,28 +56,38 @@ _TAKEN = {
 
 async def tokenize(request: Request, served: Served) -> Response:
     """POST /tokenize: the ids of a text, or of a chat."""
-    return await _answered(request, served, _tokens)
+    return await _answered(request, served, _tokens, _TOKENIZED)
 
 
 async def detokenize(request: Request, served: Served) -> Response:
     """POST /detokenize: the text of ids."""
-    return await _answered(request, served, _text)
+    return await _answered(request, served, _text, _DETOKENIZED)
 
 
 async def apply_template(request: Request, served: Served) -> Response:
     """POST /apply-template: a chat as the text that the model reads."""
-    return await _answered(request, served, lambda body, tokenizer: {"prompt": _chat(body, tokenizer)})
+    return await _answered(request, served, _prompt, _CHAT)
 
 
 async def _answered(
-    request: Request, served: Served, answer: Callable[[Fields, Tokenizer], dict[str, Any]]
+    request: Request,
+    served: Served,
+    answer: Callable[[Fields, Tokenizer], dict[str, Any]],
+    fields: Mapping[str, Schema],
 ) -> Response:
     async with served.bodies.json(request) as body:
         if not isinstance(body, dict):
             raise DogeExportError("The body is not a JSON object.")
-        served.check_model(body.get("model"))
+        served.reader.check_model(body.get("model"))
+        for name, schema in fields.items():
+            if body.get(name) is not None:
+                check(body[name], schema, name)
         found = await asyncio.to_thread(answer, body, served.service.tokenizer)
         return JSONResponse(found)
+
+
+def _prompt(body: Fields, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {"prompt": _chat(body, tokenizer)}
 
 
 def _tokens(body: Fields, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -61,14 +97,12 @@ def _tokens(body: Fields, tokenizer: Tokenizer) -> dict[str, Any]:
         raise DogeExportError(f"The request needs one of content, prompt and messages, and has {given}.")
     (name,) = names
     if not _flag(body, "parse_special", True):
-        raise DogeExportError("parse_special cannot be false.", "Leave it out.")
+        raise wrong("parse_special", "parse_special cannot be false.", "Leave it out.")
     if name == "messages":
         text, special = _chat(body, tokenizer), _flag(body, "add_special_tokens", False)
-    elif isinstance(body[name], str):
+    else:
         # Each name with the default of the server that it comes from.
         text, special = body[name], _flag(body, "add_special_tokens", name == "prompt")
-    else:
-        raise DogeExportError(f"{name} is not a text.")
     ids = tokenizer.encode(text, add_special_tokens=_flag(body, "add_special", special))
     found: dict[str, Any] = {"tokens": ids, "count": len(ids)}
     if _flag(body, "return_token_strs", False):
@@ -89,32 +123,32 @@ def _piece(tokenizer: Tokenizer, token: int) -> str | list[int]:
 
 
 def _text(body: Fields, tokenizer: Tokenizer) -> dict[str, Any]:
-    ids = body.get("tokens")
-    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
-        raise DogeExportError("tokens is not a list of token ids.")
+    if body.get("tokens") is None:
+        raise missing("tokens")
+    ids = list(map(int, body["tokens"]))
     for token in set(ids):
-        if not 0 <= token < 1 << 32 or tokenizer.backend.id_to_token(token) is None:
-            raise DogeExportError(f"tokens has {str(token)[:20]}, and the tokenizer has no such token.")
+        if tokenizer.backend.id_to_token(token) is None:
+            raise wrong("tokens", f"tokens has {token}, and the tokenizer has no such token.")
     text = tokenizer.decode(ids, skip_special_tokens=_flag(body, "skip_special_tokens", False))
     return {"content": text, "prompt": text}
 
 
 def _chat(body: Fields, tokenizer: Tokenizer) -> str:
     messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise DogeExportError("The request has no messages.")
+    if messages is None or messages == []:
+        raise missing("messages")
     variables = body.get("chat_template_kwargs") or {}
-    if not isinstance(variables, dict):
-        raise DogeExportError("chat_template_kwargs is not an object.")
     if taken := sorted(_TAKEN & set(variables)):
-        raise DogeExportError(
-            f"chat_template_kwargs cannot set {taken[0]}.", "It is a field of its own, or none."
+        raise wrong(
+            "chat_template_kwargs",
+            f"chat_template_kwargs cannot set {taken[0]}.",
+            "It is a field of its own, or none.",
         )
     return tokenizer.apply_chat_template(
         [_joined(message) for message in messages],
         _flag(body, "add_generation_prompt", None),
         continue_final_message=bool(_flag(body, "continue_final_message", False)),
-        tools=_tools(body),
+        tools=body.get("tools") or None,
         **variables,
     )
 
@@ -125,22 +159,9 @@ def _joined(message: Any) -> Any:
     parts = message.get("content") if isinstance(message, dict) else None
     if not isinstance(parts, list):
         return message
-    found = [part.get("text") if isinstance(part, dict) else None for part in parts]
-    texts = [text for text in found if isinstance(text, str)]
-    if len(texts) < len(parts):
-        raise DogeExportError("A message has a part that is no text; the model reads text alone.")
-    return message | {"content": "".join(texts)}
-
-
-def _tools(body: Fields) -> list[dict[str, Any]] | None:
-    tools = body.get("tools")
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(each, dict) for each in tools)):
-        raise DogeExportError("tools is not a list of objects.")
-    return tools or None
+    return message | {"content": joined_text(parts, "messages")}
 
 
 def _flag(body: Fields, name: str, default: Any) -> Any:
     value = body.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise DogeExportError(f"{name} is {str(value)[:20]!r}, not true or false.")
     return default if value is None else value

@@ -4,6 +4,7 @@ __all__ = [
     "FORMATS",
     "Call",
     "ChatAnswer",
+    "Tool",
     "ToolFormat",
     "ToolParser",
     "ToolUse",
@@ -11,10 +12,12 @@ __all__ = [
     "format_of",
     "read_definition",
     "read_tools",
+    "tool_rules",
     "tool_use",
 ]
 
 from doge_export.serve.tools.answer import ChatAnswer
 from doge_export.serve.tools.formats import FORMATS, ToolFormat, format_of
+from doge_export.serve.tools.grammar import tool_rules
 from doge_export.serve.tools.parser import Call, ToolParser
-from doge_export.serve.tools.use import ToolUse, choice_kind, read_definition, read_tools, tool_use
+from doge_export.serve.tools.use import Tool, ToolUse, choice_kind, read_definition, read_tools, tool_use

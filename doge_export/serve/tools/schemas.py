@@ -3,6 +3,7 @@
 __all__ = [
     "ARGUMENTS",
     "CALL",
+    "CALL_NEEDS_TOOLS",
     "CHAT_FIELDS",
     "CHAT_FINISH",
     "CHAT_SCHEMAS",
@@ -20,7 +21,27 @@ NAMED: Schema = TEXT | {"pattern": NAME}
 TOOL_PARAMETERS: Schema = optional(
     "object", "What the tool takes, as a JSON schema. It is shown to the model."
 )
-STRICT: Schema = {"enum": [None, False], "description": "Not supported: any other value is refused."}
+STRICT: Schema = optional(
+    "boolean",
+    "With true the arguments are of the schema in every call. Without it they are where the call must be "
+    "made, as far as rules can keep the schema.",
+)
+_SOME: Schema = {"required": ["tools"], "properties": {"tools": {"type": "array", "minItems": 1}}}
+#: Where a call must be made there are tools.
+CALL_NEEDS_TOOLS: Schema = {
+    "if": {
+        "required": ["tool_choice"],
+        "properties": {
+            "tool_choice": {
+                "anyOf": [
+                    {"const": "required"},
+                    {"type": "object", "properties": {"type": {"enum": ["function", "any", "tool"]}}},
+                ]
+            }
+        },
+    },
+    "then": _SOME,
+}
 _PART = object_of({"text": TEXT}, type=TEXT)
 ARGUMENTS: Schema = TEXT | {"description": "A JSON object, as text."}
 
@@ -33,7 +54,7 @@ CHAT_FIELDS: Mapping[str, Schema] = {
             object_of({"type": {"const": "function"}, "function": object_of({"name": TEXT})}),
         ],
         "description": "auto: the model chooses, as without it. none: it is not shown the tools. required, "
-        "or the name of one: the answer begins with a call; what follows is the model's, and may be none.",
+        "or the name of one: the answer is a call, of arguments of the tool's schema.",
     },
 }
 

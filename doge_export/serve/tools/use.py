@@ -1,6 +1,6 @@
 """The tools of a request, and which of them the model may or must call."""
 
-__all__ = ["NAME", "ToolUse", "choice_kind", "read_definition", "read_tools", "tool_use"]
+__all__ = ["NAME", "Tool", "ToolUse", "choice_kind", "read_definition", "read_tools", "tool_use"]
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from doge_export.core.tokenizer import Tokenizer
+from doge_export.serve.errors import shown
 from doge_export.serve.tools.formats import ToolFormat, format_of
 from doge_export.serve.tools.parser import ToolParser
 from doge_export.serve.values import wrong
@@ -19,17 +20,43 @@ _ANY = ""
 
 
 @dataclass(frozen=True)
+class Tool:
+    """A tool. `definition`: as OpenAI's chat describes it. `parameters`: the schema of its arguments, None:
+    it takes none. `strict`: no other arguments than those of the schema. `where`: its place in the request,
+    with the name that its schema has there."""
+
+    definition: Mapping[str, Any]
+    parameters: Mapping[str, Any] | None
+    strict: bool
+    where: tuple[str, str]
+
+    @property
+    def name(self) -> str:
+        """What the model calls it."""
+        return str(self.definition["function"]["name"])
+
+    def field(self, name: str = "") -> str:
+        """One of its fields as a sentence names it, by default the schema."""
+        return f"{self.where[0]}.{name or self.where[1]}"
+
+
+@dataclass(frozen=True)
 class ToolUse:
-    """Tools that a model may call, as OpenAI's chat describes them.
+    """Tools that a model may call.
 
     `forced`: the name of the one that it must call, "" for any of them, None where it chooses. `one`: a
     single call is all.
     """
 
     form: ToolFormat
-    definitions: tuple[Mapping[str, Any], ...]
+    tools: tuple[Tool, ...]
     forced: str | None = None
     one: bool = False
+
+    @property
+    def definitions(self) -> list[Mapping[str, Any]]:
+        """What the chat template is shown."""
+        return [tool.definition for tool in self.tools]
 
     @property
     def opening(self) -> str:
@@ -43,8 +70,7 @@ class ToolUse:
 
     def parser(self) -> ToolParser:
         """A parser for one answer."""
-        names = [each["function"]["name"] for each in self.definitions]
-        return ToolParser(self.form, names, self.one, self.opening)
+        return ToolParser(self.form, [tool.name for tool in self.tools], self.one, self.opening)
 
 
 def read_tools(body: Mapping[str, Any], tokenizer: Tokenizer) -> ToolUse | None:
@@ -57,16 +83,16 @@ def read_tools(body: Mapping[str, Any], tokenizer: Tokenizer) -> ToolUse | None:
     tools = body.get("tools")
     if tools is not None and not isinstance(tools, list):
         raise wrong("tools", "tools is no list.")
-    definitions = [_definition(tool, f"tools[{at}]") for at, tool in enumerate(tools or ())]
+    read = [_definition(tool, f"tools[{at}]") for at, tool in enumerate(tools or ())]
     choice = body.get("tool_choice")
     named = choice.get("function") if isinstance(choice, dict) else None
     name = named.get("name") if isinstance(named, dict) else None
-    return tool_use(tokenizer, definitions, choice_kind(choice, name), name, body.get("parallel_tool_calls"))
+    return tool_use(tokenizer, read, choice_kind(choice, name), name, body.get("parallel_tool_calls"))
 
 
 def tool_use(
     tokenizer: Tokenizer,
-    definitions: Sequence[Mapping[str, Any]],
+    tools: Sequence[Tool],
     choice: Any,
     name: Any,
     parallel: Any = None,
@@ -81,24 +107,24 @@ def tool_use(
     """
     if parallel is not None and not isinstance(parallel, bool):
         raise wrong("parallel_tool_calls", f"parallel_tool_calls is {parallel!r}, not true or false.")
-    if choice in ("required", "named") and not definitions:
+    if choice in ("required", "named") and not tools:
         raise wrong("tool_choice", "tool_choice asks for a call, and the request has no tools.")
-    if choice == "named" and name not in [each["function"]["name"] for each in definitions]:
+    if choice == "named" and name not in [tool.name for tool in tools]:
         raise wrong("tool_choice", f"tool_choice names {name!r}, which is none of the request's tools.")
-    if not definitions or choice == "none":
+    if not tools or choice == "none":
         return None
     forced = {"required": _ANY, "named": name}.get(choice)
     # OpenAI's: of a tool that is named there is one call.
     one = parallel is False or choice == "named"
-    return ToolUse(format_of(tokenizer), tuple(definitions), forced, one)
+    return ToolUse(format_of(tokenizer), tuple(tools), forced, one)
 
 
-def read_definition(tool: Mapping[str, Any], where: str, parameters: str) -> dict[str, Any]:
-    """The tool in OpenAI's shape, from an object with `name`, `description` and, under the name `parameters`,
-    a JSON schema.
+def read_definition(tool: Mapping[str, Any], where: str, parameters: str) -> Tool:
+    """The tool of an object with `name`, `description`, `strict` and, under the name `parameters`, a JSON
+    schema.
 
     Raises:
-        DogeExportError: one of them is not as it must be, or it is to be followed strictly.
+        DogeExportError: one of them is not as it must be.
     """
     name, description, schema = tool.get("name"), tool.get("description"), tool.get(parameters)
     if not isinstance(name, str) or re.match(NAME, name) is None or name.endswith("\n"):
@@ -107,19 +133,18 @@ def read_definition(tool: Mapping[str, Any], where: str, parameters: str) -> dic
         raise wrong(where, f"{where}.description is not a text.")
     if schema is not None and not isinstance(schema, dict):
         raise wrong(where, f"{where}.{parameters} is not a JSON schema, which is an object.")
-    if tool.get("strict") not in (None, False):
-        raise wrong(
-            where, f"{where}.strict is not supported: nothing holds the model to the schema.", "Leave it out."
-        )
+    strict = tool.get("strict")
+    if strict is not None and not isinstance(strict, bool):
+        raise wrong(where, f"{where}.strict is {shown(strict)}, not true or false.")
     function: dict[str, Any] = {"name": name}
     if description is not None:
         function["description"] = description
     # Templates read it without asking whether it is there.
     function["parameters"] = schema if schema is not None else {"type": "object", "properties": {}}
-    return {"type": "function", "function": function}
+    return Tool({"type": "function", "function": function}, schema, bool(strict), (where, parameters))
 
 
-def _definition(tool: Any, where: str) -> dict[str, Any]:
+def _definition(tool: Any, where: str) -> Tool:
     if not isinstance(tool, dict) or tool.get("type") != "function":
         raise wrong(where, f'{where} is not an object of the type "function", the only one there is.')
     if not isinstance(tool.get("function"), dict):
