@@ -13,10 +13,12 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from doge_export.core.errors import DogeExportError
+from doge_export.serve.messages_api.answer import failure as anthropic_failure
 from doge_export.serve.responses import failure
 
 _OPEN = frozenset({"/", "/health"})
 _OPEN_FOLDER = "/static/"  # the page's files
+_ANTHROPIC = "/v1/messages"  # with clients that read Anthropic's errors
 _REFUSED = "The API key is missing or wrong. Send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`."
 
 
@@ -31,7 +33,10 @@ class Keys:
         if scope["type"] != "http" or _is_open(scope["path"]) or self._fits(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
-        response = JSONResponse(failure(_REFUSED), 401, headers={"WWW-Authenticate": "Bearer"})
+        body = failure(_REFUSED, code="invalid_api_key")
+        if scope["path"].startswith(_ANTHROPIC):
+            body = anthropic_failure(_REFUSED, "authentication_error")
+        response = JSONResponse(body, 401, headers={"WWW-Authenticate": "Bearer"})
         await response(scope, receive, send)
 
     def _fits(self, headers: Headers) -> bool:

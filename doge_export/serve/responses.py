@@ -146,11 +146,13 @@ class CompletionResponse:
         return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
 
-def failure(what: str | DogeExportError, kind: str = "invalid_request_error") -> dict[str, Any]:
+def failure(
+    what: str | DogeExportError, kind: str = "invalid_request_error", code: str | None = None
+) -> dict[str, Any]:
     """The body of an error, with the field of the request that it is in, where it is in one. Half a
     character, which a request may hold, is shown by its number."""
     sentence = str(what).encode("utf-8", "backslashreplace").decode("utf-8")
-    param, code = (what.field, what.code) if isinstance(what, FieldError) else (None, None)
+    param, code = (what.field, what.code) if isinstance(what, FieldError) else (None, code)
     return {"error": {"message": sentence, "type": kind, "param": param, "code": code}}
 
 

@@ -12,20 +12,10 @@ from starlette.responses import JSONResponse, Response
 
 from doge_export.core.errors import DogeExportError
 from doge_export.core.tokenizer import Tokenizer
+from doge_export.serve.conversation import template_variables, templated
 from doge_export.serve.served import Served
 
 Fields = Mapping[str, Any]
-
-#: What a template is given by fields of their own.
-_TAKEN = {
-    "add_generation_prompt",
-    "continue_final_message",
-    "documents",
-    "messages",
-    "self",
-    "template",
-    "tools",
-}
 
 
 async def tokenize(request: Request, served: Served) -> Response:
@@ -103,19 +93,13 @@ def _chat(body: Fields, tokenizer: Tokenizer) -> str:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise DogeExportError("The request has no messages.")
-    variables = body.get("chat_template_kwargs") or {}
-    if not isinstance(variables, dict):
-        raise DogeExportError("chat_template_kwargs is not an object.")
-    if taken := sorted(_TAKEN & set(variables)):
-        raise DogeExportError(
-            f"chat_template_kwargs cannot set {taken[0]}.", "It is a field of its own, or none."
-        )
-    return tokenizer.apply_chat_template(
+    return templated(
+        tokenizer,
         [_joined(message) for message in messages],
         _flag(body, "add_generation_prompt", None),
         continue_final_message=bool(_flag(body, "continue_final_message", False)),
         tools=_tools(body),
-        **variables,
+        **template_variables(body.get("chat_template_kwargs")),
     )
 
 
