@@ -16,6 +16,7 @@ from doge_export.serve.shapes import error_response
 
 _OPEN = frozenset({"/", "/health"})
 _OPEN_FOLDER = "/static/"  # the page's files
+_ANTHROPIC = "/v1/messages"  # with clients that read Anthropic's errors
 _REFUSED = "The API key is missing or wrong. Send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`."
 
 
@@ -30,7 +31,8 @@ class Keys:
         if scope["type"] != "http" or _is_open(scope["path"]) or self._fits(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
-        response = error_response(scope, 401, _REFUSED, {"WWW-Authenticate": "Bearer"})
+        headers = {"WWW-Authenticate": "Bearer"}
+        response = error_response(scope, 401, _REFUSED, headers, "invalid_api_key")
         await response(scope, receive, send)
 
     def _fits(self, headers: Headers) -> bool:

@@ -163,6 +163,21 @@ FIELDS: Mapping[str, Field] = {
     "tools": Field(CHAT_FIELDS["tools"], only=CHAT, checked=False),
     "tool_choice": Field(CHAT_FIELDS["tool_choice"], only=CHAT, checked=False),
     "parallel_tool_calls": _field("boolean", "With false an answer ends after its first call.", only=CHAT),
+    "continue_final_message": _field(
+        "boolean",
+        "As in vLLM: the answer goes on with the last message, in which there is no end of a turn then.",
+        only=CHAT,
+    ),
+    "add_generation_prompt": _field(
+        "boolean",
+        "With false the prompt ends with the last message, and not with what an answer begins with.",
+        only=CHAT,
+    ),
+    "chat_template_kwargs": Field(
+        {"type": "object", "description": "Names and values for the chat template to read."},
+        only=CHAT,
+        checked=False,
+    ),
     "stream": _field("boolean", "Send the text in pieces, as server-sent events."),
     "stream_options": _field(
         "object",

@@ -15,7 +15,7 @@ from doge_export.core.tokenizer import Tokenizer
 from doge_export.runtime import GenerationDefaults, GenerationOptions
 from doge_export.runtime.constraints import RuledText, Rules
 from doge_export.serve.constraints import RuleReader, read_rules
-from doge_export.serve.conversation import chat_ids
+from doge_export.serve.conversation import chat_ids, template_variables
 from doge_export.serve.errors import FieldError, shown
 from doge_export.serve.fields import MAX_CHOICES, MAX_STOP_BYTES, known_fields
 from doge_export.serve.messages import read_messages
@@ -123,7 +123,7 @@ class RequestReader:
         if tools is not None:
             options = replace(options, stop=(*options.stop, *tools.stop))
         if chat:
-            prompts, texts = [self._chat_prompt(body, tools)], None
+            prompts, texts = [self._chat_prompt(body, given, tools)], None
         else:
             prompts, texts = self._prompts(body.get("prompt"))
         copies = int(given.get("n", 1))
@@ -268,8 +268,17 @@ class RequestReader:
             )
         return [self._encoded(text, "prompt") for text in texts], texts
 
-    def _chat_prompt(self, body: Mapping[str, Any], tools: ToolUse | None) -> list[int]:
-        return chat_ids(self._tokenizer, read_messages(body.get("messages")), tools)
+    def _chat_prompt(
+        self, body: Mapping[str, Any], given: Mapping[str, Any], tools: ToolUse | None
+    ) -> list[int]:
+        continued = bool(given.get("continue_final_message"))
+        begun = given.get("add_generation_prompt")
+        if tools is not None and tools.forced is not None and (continued or begun is False):
+            name = "continue_final_message" if continued else "add_generation_prompt"
+            raise wrong(name, f"{name} and tool_choice both say how the answer begins.", "Send one of them.")
+        variables = template_variables(given.get("chat_template_kwargs"))
+        messages = read_messages(body.get("messages"))
+        return chat_ids(self._tokenizer, messages, tools, continued, begun=begun, variables=variables)
 
     def _encoded(self, text: str, name: str) -> list[int]:
         try:
@@ -289,6 +298,13 @@ def _check_together(given: Mapping[str, Any]) -> None:
     most = given.get("max_tokens", given.get("max_completion_tokens"))
     if most is not None and given.get("min_tokens", 0) > most:
         raise wrong("min_tokens", f"min_tokens is {given['min_tokens']}, and max_tokens is {most}.")
+    if given.get("continue_final_message") and given.get("add_generation_prompt"):
+        raise wrong(
+            "continue_final_message",
+            "With continue_final_message the last message goes on, and with add_generation_prompt another "
+            "one begins.",
+            "Set one of them to false.",
+        )
     if given.get("top_logprobs") and not given.get("logprobs"):
         raise wrong("top_logprobs", "top_logprobs needs logprobs.", "Set logprobs to true.")
 

@@ -22,9 +22,11 @@ _KINDS = {
 }
 
 
-def failure(what: str | DogeExportError, kind: str = "invalid_request_error") -> dict[str, Any]:
+def failure(
+    what: str | DogeExportError, kind: str = "invalid_request_error", code: str | None = None
+) -> dict[str, Any]:
     """OpenAI's body of an error, with the field of the request that it is in, where it is in one."""
-    param, code = (what.field, what.code) if isinstance(what, FieldError) else (None, None)
+    param, code = (what.field, what.code) if isinstance(what, FieldError) else (None, code)
     return {"error": {"message": _sentence(what), "type": kind, "param": param, "code": code}}
 
 
@@ -38,11 +40,12 @@ def error_response(
     status: int,
     what: str | DogeExportError,
     headers: Mapping[str, str] | None = None,
+    code: str | None = None,
 ) -> JSONResponse:
     """The response to a request that was refused, or that failed."""
     if not _of_messages(scope["path"]):
         kind = "server_error" if status >= _SERVER else "invalid_request_error"
-        return JSONResponse(failure(what, kind), status, headers)
+        return JSONResponse(failure(what, kind, code), status, headers)
     status = _OVERLOADED if status == _BUSY else status
     other = "api_error" if status >= _SERVER else "invalid_request_error"
     return JSONResponse(message_failure(what, _KINDS.get(status, other)), status, headers)

@@ -33,6 +33,11 @@ def test_without_a_key_only_the_page_and_the_health_answer(toy: Bundle) -> None:
                 if status == 401:
                     assert "API key is missing or wrong" in answer["error"]["message"]
                     assert headers["WWW-Authenticate"] == "Bearer"
+                    kind = (
+                        "authentication_error" if path.startswith("/v1/messages") else "invalid_request_error"
+                    )
+                    assert answer["error"]["type"] == kind
+                    assert answer["error"].get("code") == (None if "type" in answer else "invalid_api_key")
         assert served.ask("GET", "/no/such/route")[0] == 401
         assert served.ask("GET", "/v1/health")[0] == 200
 

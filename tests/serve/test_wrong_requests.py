@@ -83,6 +83,12 @@ WRONG: list[tuple[str, Any, int, str, str | None]] = [
     ("chat/completions", {"messages": [USER], "top_logprobs": 2}, 400, "needs logprobs", "top_logprobs"),
     ("chat/completions", {"messages": [USER], "max_tokens": 3, "max_completion_tokens": 3}, 400, "two names",
      "max_completion_tokens"),
+    ("chat/completions", {"messages": [USER], "continue_final_message": True, "add_generation_prompt": True},
+     400, "Set one of them to false", "continue_final_message"),
+    ("chat/completions", {"messages": [USER], "chat_template_kwargs": {"tools": []}}, 400, "cannot set tools",
+     "chat_template_kwargs"),
+    ("chat/completions", {"messages": [USER], "chat_template_kwargs": 3}, 400, "is not an object",
+     "chat_template_kwargs"),
     ("chat/completions", {"messages": [USER], "prompt": "a"}, 400, "no field prompt", "prompt"),
     ("chat/completions", {"messages": [USER], "tools": [{}]}, 400, "tools[0] is not an object of", "tools"),
 ]  # fmt: skip

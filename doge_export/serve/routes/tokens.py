@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from doge_export.core.errors import DogeExportError
 from doge_export.core.tokenizer import Tokenizer
-from doge_export.serve.conversation import joined_text
+from doge_export.serve.conversation import joined_text, template_variables, templated
 from doge_export.serve.served import Served
 from doge_export.serve.values import Schema, check, missing, wrong
 
@@ -41,17 +41,6 @@ _TOKENIZED: Mapping[str, Schema] = {
     **_CHAT,
 }
 _DETOKENIZED: Mapping[str, Schema] = {"tokens": _IDS, "skip_special_tokens": _FLAG}
-
-#: What a template is given by fields of their own.
-_TAKEN = {
-    "add_generation_prompt",
-    "continue_final_message",
-    "documents",
-    "messages",
-    "self",
-    "template",
-    "tools",
-}
 
 
 async def tokenize(request: Request, served: Served) -> Response:
@@ -137,19 +126,13 @@ def _chat(body: Fields, tokenizer: Tokenizer) -> str:
     messages = body.get("messages")
     if messages is None or messages == []:
         raise missing("messages")
-    variables = body.get("chat_template_kwargs") or {}
-    if taken := sorted(_TAKEN & set(variables)):
-        raise wrong(
-            "chat_template_kwargs",
-            f"chat_template_kwargs cannot set {taken[0]}.",
-            "It is a field of its own, or none.",
-        )
-    return tokenizer.apply_chat_template(
+    return templated(
+        tokenizer,
         [_joined(message) for message in messages],
         _flag(body, "add_generation_prompt", None),
         continue_final_message=bool(_flag(body, "continue_final_message", False)),
         tools=body.get("tools") or None,
-        **variables,
+        **template_variables(body.get("chat_template_kwargs")),
     )
 
 

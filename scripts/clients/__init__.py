@@ -1,0 +1,1 @@
+"""Programs that show what each client's documentation shows; `try_clients.py` runs them."""
