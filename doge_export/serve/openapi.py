@@ -57,7 +57,7 @@ def description(version: str) -> Schema:
 def _request(chat: bool, **prompt: Any) -> Schema:
     """The body of a request: what there must be, and every field that may be left out."""
     taken, unsupported = known_fields(chat)
-    model = "The name of the model that is served, as /v1/models gives it, or nothing."
+    model = "A name that /v1/models gives; of a single model it may be left out."
     fields = {
         "model": {"type": ["string", "null"], "description": model},
         **{name: _nullable(each.schema) for name, each in taken.items()},
@@ -164,9 +164,7 @@ _SCHEMAS: Mapping[str, Schema] = {
     "Models": _object(
         {
             "object": {"const": "list"},
-            "data": _list(
-                _object({"id": _TEXT, "object": {"const": "model"}, "created": _SECONDS, "owned_by": _TEXT})
-            ),
+            "data": _list(_ref("Model")),
         }
     ),
     **OPERATION_SCHEMAS,
@@ -211,7 +209,7 @@ ROUTES: Mapping[str, Schema] = {
     ),
     **RESPONSES_ROUTES,
     **MESSAGES_ROUTES,
-    "/v1/models": _get("The model that is served.", _json(_ref("Models"), "A list of one.")),
+    "/v1/models": _get("The models that are served.", _json(_ref("Models"), "Each by each of its names.")),
     **OPERATION_ROUTES,
     "/openapi.json": _get("This description.", _json({"type": "object"}, "An OpenAPI 3.1 document.")),
     "/": _get("A page to try the model in a browser.", _PAGE),

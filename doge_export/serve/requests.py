@@ -136,7 +136,8 @@ class RequestReader:
 
     def _given(self, body: Mapping[str, Any], chat: bool) -> dict[str, Any]:
         """The fields that are there, each checked by itself; null is as good as nothing."""
-        self._check_model(body.get("model"))
+        if body.get("model") is not None:  # whose it is, the registry sees
+            check(body["model"], {"type": "string"}, "model")
         taken, off = _TAKEN[chat], _OFF[chat]
         given: dict[str, Any] = {}
         for name, value in body.items():
@@ -178,17 +179,6 @@ class RequestReader:
                 code="unsupported_parameter",
             )
         return rules
-
-    def _check_model(self, model: Any) -> None:
-        if model is not None:
-            check(model, {"type": "string"}, "model")
-        if model not in (None, "", self.name):
-            raise FieldError(
-                f"There is no model {shown(model)} here; {shown(self.name)} is served.",
-                field="model",
-                code="model_not_found",
-                status=404,
-            )
 
     def _options(self, given: Mapping[str, Any], chat: bool) -> GenerationOptions:
         _check_together(given)

@@ -1,6 +1,6 @@
 """Responses in the shapes of OpenAI's text API: whole, or in pieces as they come."""
 
-__all__ = ["CompletionResponse", "failure", "models"]
+__all__ = ["CompletionResponse", "failure", "model_card"]
 
 import secrets
 import time
@@ -154,9 +154,7 @@ def failure(what: str | DogeExportError, kind: str = "invalid_request_error") ->
     return {"error": {"message": sentence, "type": kind, "param": param, "code": code}}
 
 
-def models(name: str, created: int) -> dict[str, Any]:
-    """The response to /v1/models: the one that is served."""
-    return {
-        "object": "list",
-        "data": [{"id": name, "object": "model", "created": created, "owned_by": "doge_export"}],
-    }
+def model_card(name: str, own: str, created: int, loaded: bool) -> dict[str, Any]:
+    """What /v1/models says of the model `own` by one of its names."""
+    card = {"id": name, "object": "model", "created": created, "owned_by": "doge_export"}
+    return card | {"root": own, "loaded": loaded}

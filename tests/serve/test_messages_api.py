@@ -236,7 +236,7 @@ def test_errors_are_in_anthropics_shape(client: anthropic.Anthropic, server: Run
         )
     assert wrong.value.body["type"] == "error"
     assert wrong.value.body["error"]["type"] == "invalid_request_error"
-    with pytest.raises(anthropic.NotFoundError, match="no model 'other' here") as unknown:
+    with pytest.raises(anthropic.NotFoundError, match='no model "other" here') as unknown:
         client.messages.count_tokens(model="other", messages=[USER])
     assert unknown.value.body["error"]["type"] == "not_found_error"
     status, body = server.post("/v1/messages", b"{")

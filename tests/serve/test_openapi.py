@@ -17,6 +17,7 @@ from doge_export.serve.app import build_app
 from doge_export.serve.openapi import ROUTES, description
 from doge_export.serve.requests import RequestReader
 from tests.runtime._toy import CHAT_TEMPLATE, EOS, write_toy_bundle
+from tests.serve._inside import one
 from tests.serve._running import Running, serving
 
 SCHEMAS = description("0")["components"]["schemas"]
@@ -92,7 +93,7 @@ def test_every_schema_is_one() -> None:
 
 def test_every_route_is_described(toy: Bundle) -> None:
     service = TextService(Session.open(toy), Tokenizer.load(toy.path))
-    routes: list[Any] = list(build_app(service, RequestReader(toy, service.tokenizer, "toy")).routes)
+    routes: list[Any] = list(build_app(one(service, RequestReader(toy, service.tokenizer, "toy"))).routes)
     service.close()
     listed = [route for route in routes if route.include_in_schema]
     found = {route.path_format: {method.lower() for method in route.methods} - {"head"} for route in listed}

@@ -12,9 +12,11 @@ from starlette.responses import Response
 from doge_export.core.errors import DogeExportError, NoNumbersError
 from doge_export.serve.bodies import TooManyBodies
 from doge_export.serve.door import answered, json_response, read_body
+from doge_export.serve.errors import FieldError
 from doge_export.serve.failures import ENDING
 from doge_export.serve.messages_api.answer import MessageAnswer, failure
 from doge_export.serve.messages_api.reader import MessagesReader
+from doge_export.serve.registry import NotLoaded
 from doge_export.serve.served import Served
 from doge_export.serve.service import Busy, Ended
 
@@ -33,8 +35,11 @@ def _shaped(respond: Respond) -> Respond:
             return await respond(request, served)
         except NoNumbersError as error:
             return json_response(failure(str(error), "api_error"), 500)
+        except NotLoaded as error:
+            return json_response(failure(str(error), "api_error"), 503)
         except DogeExportError as error:
-            return json_response(failure(str(error)), 400)
+            status = error.status if isinstance(error, FieldError) else 400
+            return json_response(failure(str(error), _KINDS.get(status, "invalid_request_error")), status)
         except (Busy, TooManyBodies):
             body = failure("Too many requests wait already. Try again in a moment.", "overloaded_error")
             return json_response(body, _OVERLOADED, **{"Retry-After": "1"})
@@ -50,15 +55,19 @@ def _shaped(respond: Respond) -> Respond:
 @_shaped
 async def create(request: Request, served: Served) -> Response:
     """POST /v1/messages."""
-    reader = MessagesReader(served.reader, served.service.tokenizer)
-    wanted, arrived = await read_body(request, served, reader.read)
-    answer = MessageAnswer(wanted, served.reader.name, served.service.tokenizer)
-    return await answered(request, served, answer, arrived)
+    wanted, model, arrived = await read_body(
+        request, served, lambda model: MessagesReader(model.reader, model.service.tokenizer).read
+    )
+    answer = MessageAnswer(wanted, model.reader.name, model.service.tokenizer)
+    return await answered(request, served, model, answer, arrived)
 
 
 @_shaped
 async def count(request: Request, served: Served) -> Response:
     """POST /v1/messages/count_tokens."""
-    reader = MessagesReader(served.reader, served.service.tokenizer, counting=True)
-    tokens, _ = await read_body(request, served, reader.read)
+    tokens, _, _ = await read_body(
+        request,
+        served,
+        lambda model: MessagesReader(model.reader, model.service.tokenizer, counting=True).read,
+    )
     return json_response({"input_tokens": tokens})

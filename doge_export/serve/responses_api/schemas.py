@@ -75,7 +75,7 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
                 "description": "What the user says, or items of a conversation.",
             }
         },
-        model=optional("string", "The name of the model that is served, or nothing."),
+        model=optional("string", "A name that /v1/models gives; of a single model it may be left out."),
         instructions=optional("string", "What the model is told first. Not kept for the next response."),
         previous_response_id=optional("string", "The response after whose conversation the input comes."),
         store={

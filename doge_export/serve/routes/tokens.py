@@ -47,10 +47,8 @@ async def _answered(
     request: Request, served: Served, answer: Callable[[Fields, Tokenizer], dict[str, Any]]
 ) -> Response:
     async with served.bodies.json(request) as body:
-        if not isinstance(body, dict):
-            raise DogeExportError("The body is not a JSON object.")
-        served.check_model(body.get("model"))
-        found = await asyncio.to_thread(answer, body, served.service.tokenizer)
+        model = await served.model(request, body)
+        found = await asyncio.to_thread(answer, body, model.service.tokenizer)
         return JSONResponse(found)
 
 
