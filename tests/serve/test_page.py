@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -317,13 +318,40 @@ def test_a_server_that_asks_for_a_key(page) -> None:
     assert page.value("document.activeElement.name") == "key"
 
 
+def test_the_model_is_chosen_where_there_are_several(page, bundle, tmp_path) -> None:
+    shown = "[...document.querySelectorAll('#model, #models')].map(each => each.hidden)"
+    assert page.value(shown) == [False, True]
+    say(page, HELLO)
+    assert "model" not in bodies(page)[0] and "other" not in page.text(".turn:last-child .note")
+    other = shutil.copytree(bundle, tmp_path / "other")
+    with serving(bundle, tmp_path / "log", str(other), "--alias", "gpt=other") as several:
+        page.open(f"{several.url}/health")
+        page.value(kept("settings", {"sampling": GREEDY}))
+        page.open(f"{several.url}/")
+        page.wait("!document.getElementById('models').hidden")
+        watch(page)
+        assert page.value(shown) == [True, False]
+        assert page.text("#models").split() == ["tiny", "other"]
+        say(page, HELLO)
+        page.value("document.getElementById('models').focus()")
+        page.press("ArrowDown")
+        assert page.value("document.title").endswith("other")
+        reload(page)
+        assert page.value("document.getElementById('models').value") == "other"
+        say(page, "And then?")
+        assert bodies(page)[0]["model"] == "other"
+        notes = page.value("[...document.querySelectorAll('.note')].map(each => each.textContent)")
+        assert [note.rpartition(" · ")[2] for note in notes if note] == ["tiny", "other"]
+
+
 def test_everything_has_a_name(page) -> None:
     say(page, HELLO)
     page.click("#open-settings")
     nameless = [
         node
         for node in page.send("Accessibility.getFullAXTree")["nodes"]
-        if node["role"]["value"] in ("button", "checkbox", "link", "radio", "spinbutton", "textbox")
+        if node["role"]["value"]
+        in ("button", "checkbox", "combobox", "link", "radio", "spinbutton", "textbox")
         if not node["ignored"] and not node["name"]["value"].strip()
     ]
     assert nameless == []

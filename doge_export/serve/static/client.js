@@ -12,15 +12,16 @@ const UNREACHABLE = "The server cannot be reached. Is it still running?";
 const NO_KEY = "The server asks for an API key. Settings has a field for it.";
 const WRONG_KEY = "The server did not accept the API key. It can be changed in Settings.";
 
-/** The name by which the server calls its model. */
-export async function modelName(key) {
+/** The names by which the server calls its models, without aliases. */
+export async function modelNames(key) {
   const response = await ask("v1/models", { headers: authorized(key) });
-  return (await response.json()).data[0].id;
+  return (await response.json()).data.filter(({ id, root }) => id === root).map(({ id }) => id);
 }
 
 /** The body of a request: the settings' fields that are not empty, and what the conversation is. */
 export function bodyOf(conversation, turns, settings) {
   const body = { stream: true, stream_options: { include_usage: true } };
+  if (settings.model) body.model = settings.model;
   for (const [field, value] of Object.entries(settings.sampling)) {
     if (value !== "" && value !== undefined) body[field] = Number(value);
   }

@@ -39,7 +39,7 @@ export class Log {
 
   #append(turn, running) {
     const entry = make("article", { className: `turn ${turn.role}` });
-    const speaker = turn.role === "user" ? "You" : this.model || "The model";
+    const speaker = turn.role === "user" ? "You" : turn.note?.model || this.model || "The model";
     entry.append(
       make("h3", { className: "unseen" }, this.conversation.mode === "chat" ? speaker : "Text"),
       make("div", { className: "content" }),
@@ -155,6 +155,7 @@ function wordsOf(note, running) {
   }
   if (note.read !== undefined) more.push(`${note.read.toLocaleString("en")} tokens were read before it.`);
   if (REASONS[note.reason]) words.push(REASONS[note.reason]);
+  if (note.model) words.push(note.model);
   if (!note.exact) more.push("≈ is reckoned from the length of the text.");
   return [words.join(" · "), more.join(" ")];
 }

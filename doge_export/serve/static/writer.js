@@ -15,6 +15,7 @@ export async function write(conversation, turn, settings, signal, changed) {
   const density = charactersAToken(conversation);
   const body = bodyOf(conversation, given(conversation, turn), settings);
   const note = { exact: false };
+  if (settings.model) note.model = settings.model;
   let first = null;
   delete turn.error;
   turn.note = note;
