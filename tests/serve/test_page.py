@@ -12,6 +12,7 @@ import pytest
 import doge_export.serve
 from browser import Page
 from doge_export.export.pipeline import export_model
+from doge_export.serve.fields import FIELDS
 from tests.serve._running import Running, serving
 
 STATIC = Path(doge_export.serve.__file__).parent / "static"
@@ -268,11 +269,15 @@ def test_keys(page) -> None:
 
 def test_every_setting_is_sent_and_kept(page) -> None:
     numbers = {"temperature": 0.75, "top_p": 0.9, "top_k": 40, "min_p": 0.01, "seed": 7}
-    numbers |= {"repetition_penalty": 1.15, "max_tokens": 9}
+    numbers |= {"repetition_penalty": 1.15, "presence_penalty": -0.5, "frequency_penalty": 0.25}
+    numbers |= {"max_tokens": 9, "min_tokens": 2}
     page.click("#open-settings")
     for name, value in numbers.items():
         page.fill(f"#field-{name}", str(value))
     page.fill("[name=stop]", "END\n\\n\\n")
+    page.fill("[name=stop_token_ids]", "5, 7")
+    page.fill("[name=logit_bias]", "11 -5\n12: 0.5")
+    page.click("[name=ignore_eos]")
     page.fill("[name=key]", "secret")
     page.press("Escape")
     reload(page)
@@ -280,6 +285,11 @@ def test_every_setting_is_sent_and_kept(page) -> None:
     (body,) = bodies(page)
     assert {name: body[name] for name in numbers} == numbers
     assert body["stop"] == ["END", "\n\n"]
+    assert body["stop_token_ids"] == [5, 7] and body["ignore_eos"] is True
+    assert body["logit_bias"] == {"11": -5, "12": 0.5}
+    assert page.value("document.querySelectorAll('.error:not([hidden])').length") == 0
+    settable = {name for name, each in FIELDS.items() if each.option} - {"max_completion_tokens"}
+    assert settable <= set(body)
     headers = page.value("sent.at(-1)[1].headers")
     assert headers["Authorization"] == "Bearer secret"
     page.click("#open-settings")
@@ -292,14 +302,19 @@ def test_every_setting_is_sent_and_kept(page) -> None:
 
 
 def test_errors_are_sentences(page, bundle, tmp_path) -> None:
-    page.click("#open-settings")
-    page.fill("#field-temperature", "-1")
-    page.press("Escape")
+    def set_to(name: str, text: str) -> None:
+        page.click("#open-settings")
+        page.fill(f"[name={name}]", text)
+        page.press("Escape")
+
+    set_to("temperature", "-1")
     say(page, HELLO, "document.querySelector('.error button')")
     assert page.text(".error [role=alert]").startswith("temperature")
-    page.click("#open-settings")
-    page.fill("#field-temperature", "0")
-    page.press("Escape")
+    set_to("temperature", "0")
+    set_to("logit_bias", "a 1")
+    page.click(".error button")
+    page.wait("document.querySelector('.error [role=alert]')?.textContent.startsWith('logit_bias')")
+    set_to("logit_bias", "")
     page.click(".error button")
     page.wait(DONE)
     assert page.value("document.querySelectorAll('.error:not([hidden])').length") == 0

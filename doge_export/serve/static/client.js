@@ -27,9 +27,27 @@ export function bodyOf(conversation, turns, settings) {
   }
   const stop = settings.stop.split("\n").filter(line => line !== "").map(unescaped);
   if (stop.length) body.stop = stop;
+  const ids = words(settings.stop_token_ids), bias = words(settings.logit_bias);
+  if (ids.length) body.stop_token_ids = ids.map(numberOr);
+  if (bias.length) body.logit_bias = pairs(bias);
+  if (settings.ignore_eos) body.ignore_eos = true;
   if (conversation.mode === "completion") return { ...body, prompt: turns };
   const system = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
   return { ...body, messages: [...system, ...turns.map(({ role, content }) => ({ role, content }))] };
+}
+
+function words(text) {
+  return text.split(/[\s,:=]+/).filter(Boolean);
+}
+
+/** Each token id with the number behind it. */
+function pairs(bias) {
+  return Object.fromEntries(bias.flatMap((id, at) => (at % 2 ? [] : [[id, numberOr(bias[at + 1] ?? "")]])));
+}
+
+/** The number that a word says; what says none goes as it is, since the server has a sentence for it. */
+function numberOr(word) {
+  return word === "" || Number.isNaN(Number(word)) ? word : Number(word);
 }
 
 function unescaped(line) {

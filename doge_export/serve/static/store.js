@@ -7,6 +7,9 @@ const SETTINGS = "doge_export.settings";
 export const DEFAULTS = {
   sampling: { max_tokens: "512" },
   stop: "",
+  stop_token_ids: "",
+  logit_bias: "",
+  ignore_eos: false,
   theme: "auto",
   markdown: true,
   key: "",
