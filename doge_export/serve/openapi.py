@@ -96,7 +96,8 @@ def _chunk(kind: str, choice: Schema) -> Schema:
     whole = _completion(kind, choice)
     usage = {
         "anyOf": [_ref("Usage"), _NULL],
-        "description": "With include_usage: null but in the last chunk, which has no choices.",
+        "description": "With include_usage: null but in the last chunk, which has no choices; with "
+        "continuous_usage_stats what was made so far.",
     }
     return whole | {
         "required": [name for name in whole["required"] if name != "usage"],

@@ -58,6 +58,7 @@ class TextRequest:
     copies: int = 1
     stream: bool = False
     include_usage: bool = False
+    continuous_usage: bool = False
     echoes: tuple[str, ...] = ()
     hidden: bool = False
     tools: ToolUse | None = None
@@ -119,13 +120,15 @@ class RequestReader:
         echoes: list[str] = []
         if given.get("echo"):
             echoes = texts or [self._tokenizer.decode(prompt) for prompt in prompts]
+        streamed = given.get("stream_options", {})
         return TextRequest(
             prompts=tuple(tuple(prompt) for prompt in prompts for _ in range(copies)),
             options=options,
             chat=chat,
             copies=copies,
             stream=bool(given.get("stream")),
-            include_usage=bool(given.get("stream_options", {}).get("include_usage")),
+            include_usage=bool(streamed.get("include_usage")),
+            continuous_usage=bool(streamed.get("continuous_usage_stats")),
             echoes=tuple(echo for echo in echoes for _ in range(copies)),
             hidden=hidden,
             tools=tools,

@@ -130,8 +130,10 @@ class CompletionResponse:
             "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
-        usage = {"usage": None} if self._request.include_usage else {}
-        return self._head | {"choices": [choice]} | usage
+        chunk = self._head | {"choices": [choice]}
+        if self._request.include_usage:
+            chunk["usage"] = self._usage() if self._request.continuous_usage else None
+        return chunk
 
     def _logprobs(self, choice: _Choice) -> dict[str, Any] | None:
         """Return those of the tokens that were not sent yet."""

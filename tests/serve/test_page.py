@@ -220,11 +220,19 @@ def test_escape_stops_and_what_came_stays(page, served) -> None:
     page.value(kept("settings", {"sampling": ENDLESS}))
     reload(page)
     say(page, "We", "document.querySelector('.running .content')?.innerText.length > 200")
+    assert re.match(r"[\d,]+ tokens/s · first after", page.text(".running .note"))
     assert page.value("document.getElementById('send').getAttribute('aria-label')") == "Stop"
     page.press("Escape")
     page.wait("!document.querySelector('.running')")
     assert page.text(".turn:last-child .note").endswith("stopped")
     came = turns(page)[1]
+    tokens = re.search(r"([\d,]+) tokens · stopped", page.text(".turn:last-child .note"))
+    assert tokens is not None
+    body = {"messages": [{"role": "user", "content": "We"}], "temperature": 0}
+    body["max_tokens"] = int(tokens[1].replace(",", ""))
+    whole = served.post("/v1/chat/completions", body)[1]["choices"][0]["message"]["content"]
+    stored = "Object.keys(localStorage).map(key => JSON.parse(localStorage[key]).turns?.[1].content)"
+    assert whole in page.value(stored), "so many tokens, and no other number, are this text"
     reload(page)
     assert turns(page)[1] == came and len(came) > 200
     status, _ = served.post("/v1/completions", {"prompt": "We", "max_tokens": 1})

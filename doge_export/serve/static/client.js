@@ -20,7 +20,7 @@ export async function modelNames(key) {
 
 /** The body of a request: the settings' fields that are not empty, and what the conversation is. */
 export function bodyOf(conversation, turns, settings) {
-  const body = { stream: true, stream_options: { include_usage: true } };
+  const body = { stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } };
   if (settings.model) body.model = settings.model;
   for (const [field, value] of Object.entries(settings.sampling)) {
     if (value !== "" && value !== undefined) body[field] = Number(value);
@@ -55,7 +55,8 @@ function unescaped(line) {
 }
 
 /**
- * Yield the pieces of an answer as they come: {text}, {reason} once it ends, {usage} last.
+ * Yield the pieces of an answer as they come: {text, reason, usage}, of which the reason comes once it ends,
+ * and the usage is what was made so far.
  *
  * Throws a Failure, or the signal's AbortError.
  */
@@ -67,12 +68,9 @@ export async function* answer(body, key, signal) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error) throw new Failure(chunk.error.message);
-    for (const choice of chunk.choices) {
-      const text = choice.delta?.content ?? choice.text ?? "";
-      if (text) yield { text };
-      if (choice.finish_reason) yield { reason: choice.finish_reason };
-    }
-    if (chunk.usage) yield { usage: chunk.usage };
+    const choice = chunk.choices[0]; // the only one that was asked for, or none in the last chunk
+    const text = choice?.delta?.content ?? choice?.text ?? "";
+    yield { text, reason: choice?.finish_reason, usage: chunk.usage };
   }
   throw new Failure("The connection ended before the answer was whole.");
 }
