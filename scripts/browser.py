@@ -48,7 +48,7 @@ _MOUSE = (
     "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4"
 )
 
-_KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "Backspace": 8, "F2": 113}
+_KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "Backspace": 8, "F2": 113, "ArrowDown": 40}
 _SHIFT = 8
 
 

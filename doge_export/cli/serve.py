@@ -1,8 +1,9 @@
-"""`doge-export serve`: a bundle behind HTTP."""
+"""`doge-export serve`: bundles behind HTTP."""
 
 __all__ = ["command"]
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_IDLE = 600  # seconds, of several models
+
 
 @click.command("serve")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="H", help="0.0.0.0 is everywhere.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, metavar="P",
               help="0 takes a free one.")  # fmt: skip
@@ -29,7 +32,15 @@ _log = logging.getLogger(__name__)
 @click.option("--parallel", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",
               help="Texts that are made at once, in common calls; others wait.")  # fmt: skip
 @cache_options
-@click.option("--name", metavar="NAME", help="What clients call the model. Default: the bundle's folder.")
+@click.option("--name", metavar="NAME",
+              help="What clients call a single model. Default: the bundle's folder.")  # fmt: skip
+@click.option("--alias", "aliases", multiple=True, metavar="NAME=MODEL",
+              help="Another name of the model of that name, or in that folder. Repeatable.")  # fmt: skip
+@click.option("--idle", type=click.FloatRange(min=0), metavar="SECONDS",
+              help="Let a model go that nobody has asked for so long; 0 is never. Default: 600, of a single "
+              "model 0.")  # fmt: skip
+@click.option("--max-loaded", type=click.IntRange(min=1), metavar="N",
+              help="Models in memory at once, as far as they are idle. Default: all.")  # fmt: skip
 @template_option
 @click.option("--api-key", "keys", multiple=True, envvar="DOGE_EXPORT_API_KEY", metavar="KEY",
               help="Only who sends it is answered. Repeatable; in the environment separated by spaces: "
@@ -41,12 +52,15 @@ _log = logging.getLogger(__name__)
               "only where every text is the same.")  # fmt: skip
 @click.option("--json", "json_to", metavar="FILE|-", help="Once it listens, write the address as JSON.")
 def command(
-    bundle: Path,
+    bundles: tuple[Path, ...],
     host: str,
     port: int,
     threads: int | None,
     parallel: int,
     name: str | None,
+    aliases: tuple[str, ...],
+    idle: float | None,
+    max_loaded: int | None,
     chat_template: str | None,
     keys: tuple[str, ...],
     origins: tuple[str, ...],
@@ -54,7 +68,10 @@ def command(
     json_to: str | None,
     caches: "CacheLimits",
 ) -> None:
-    """Answer HTTP with the model in BUNDLE until Ctrl-C.
+    """Answer HTTP with the model in BUNDLE until Ctrl-C, or with those of several.
+
+    Of several, requests name the one they mean, by its folder's name or an alias. The first is loaded at
+    once, the others when they are asked for.
 
     The routes are those of OpenAI's API: /v1/completions, /v1/chat/completions, /v1/responses (all whole or
     streamed) and /v1/models; and /v1/messages of Anthropic's. /health says that it is there, /metrics how it
@@ -63,21 +80,36 @@ def command(
     \b
     doge-export serve out/bundle --port 8000
     curl localhost:8000/v1/completions -d '{"prompt": "Once upon a time", "max_tokens": 20}'
+    doge-export serve out/small out/large --alias gpt-4o=large --idle 300
     """
     from doge_export.runtime import open_folder
     from doge_export.serve import Server
+    from doge_export.serve.names import bundle_name
 
+    if name is not None and len(bundles) > 1:
+        raise click.UsageError(
+            "--name is for a single bundle. Several are called as their folders are; see --alias."
+        )
+    opened = [open_folder(bundle) for bundle in bundles]
+    folders = {folder: name or bundle_name(each) for folder, each in zip(bundles, opened, strict=True)}
+    meant = _meant(aliases, folders)
+    if idle is None:
+        idle = _IDLE if len(opened) > 1 else 0
     if checked is not None:
-        _check(open_folder(bundle), threads, parallel, checked)
+        for each in opened:
+            _check(each, threads, parallel, checked)
     server = Server(
-        open_folder(bundle), host, port, threads, parallel, name, chat_template, keys, origins, caches
+        opened,
+        *(host, port, threads, parallel, name, chat_template, keys, origins, meant, idle or None, max_loaded),
+        caches=caches,
     )
 
     def ready() -> None:
         _log.info("%s on %s", server.description, server.url)
         _log.info("%s", caches.description)
         if json_to is not None:
-            write_json({"url": server.url, "model": server.name}, json_to)
+            said = {"url": server.url, "model": server.name, "models": list(server.names)}
+            write_json(said, json_to)
 
     server.run(ready)
 
@@ -109,3 +141,16 @@ def _check(bundle: "Bundle", threads: int | None, parallel: int, requests: int) 
         "%d of prompts reused, %.1f s)",
         *(result.texts, result.requests, result.cancelled, result.tokens, result.reused, result.seconds),
     )
+
+
+def _meant(aliases: Sequence[str], folders: Mapping[Path, str]) -> dict[str, str]:
+    """Each alias, and the name of the model that it means. `folders`: of the models, with their names."""
+    meant: dict[str, str] = {}
+    for each in aliases:
+        alias, equals, model = each.partition("=")
+        if not alias or not equals or not model:
+            raise click.UsageError(f"--alias {each} is no NAME=MODEL.")
+        model = folders.get(Path(model), model)
+        if meant.setdefault(alias, model) != model:
+            raise click.UsageError(f"--alias {alias} is of {meant[alias]} and of {model}. Give one of them.")
+    return meant

@@ -20,23 +20,22 @@ from doge_export.serve.limits import Limits
 from doge_export.serve.meters import Meters
 from doge_export.serve.page import page_routes
 from doge_export.serve.paths import Paths
-from doge_export.serve.requests import RequestReader
+from doge_export.serve.registry import Registry
 from doge_export.serve.routes import ROUTES, Row
-from doge_export.serve.served import Served, Service, snapshot
+from doge_export.serve.served import Holding, Served
 
 
 def build_app(
-    service: Service,
-    reader: RequestReader,
+    registry: Registry,
     limits: Limits | None = None,
     keys: Sequence[str] = (),
     origins: Sequence[str] = (),
 ) -> Starlette:
-    """The ASGI application for one bundle. `keys`: one of them is needed, if there are any. `origins`: of
-    pages that may ask it."""
+    """The ASGI application for the models of a registry. `keys`: one of them is needed, if there are any.
+    `origins`: of pages that may ask it."""
     limits = limits or Limits()
-    meters = Meters(reader.name, __version__, lambda: snapshot(service))
-    served = Served(service, reader, limits, Bodies(limits), meters, int(time.time()))
+    meters = Meters(__version__, registry.states)
+    served = Served(registry, limits, Bodies(limits), meters, int(time.time()))
     paths = dict.fromkeys(row.path for row in ROUTES)
     routes = [_route([row for row in ROUTES if row.path == path], served) for path in paths]
     routes += page_routes()
@@ -45,6 +44,7 @@ def build_app(
         before.append(cors(origins))
     if keys:
         before.append(Middleware(Keys, keys=keys))
+    before.append(Middleware(Holding))
     app = Starlette(routes=routes, middleware=before, exception_handlers=HANDLERS)
     app.router.redirect_slashes = False  # `paths.py` knows what is meant
     return app

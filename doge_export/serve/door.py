@@ -18,7 +18,7 @@ from doge_export.runtime import Event
 from doge_export.serve.blame import named
 from doge_export.serve.failures import ENDING, INTERNAL
 from doge_export.serve.requests import TextRequest
-from doge_export.serve.served import Served
+from doge_export.serve.served import Model, Served
 from doge_export.serve.service import Ended
 from doge_export.serve.streams import EventStream, Opened, leaving
 
@@ -50,21 +50,27 @@ class Answer(Protocol):
         """Return what a stream sends in the place of the rest."""
 
 
-async def read_body(request: Request, served: Served, read: Callable[[Any], Any]) -> tuple[Any, float]:
-    """What `read` makes of the request's body, and when that was there.
+async def read_body(
+    request: Request, served: Served, reader: Callable[[Model], Callable[[Any], Any]]
+) -> tuple[Any, Model, float]:
+    """What the `reader` of the model makes of the request's body, the model, and when the body was there.
 
     Raises:
         HTTPException: see `Bodies`.
         TooManyBodies: there is no place for it.
-        DogeExportError: it is not JSON, or whatever `read` raises.
+        DogeExportError: it is not JSON, or whatever the reader raises.
+        Exception: see `Served.model`.
     """
     async with served.bodies.json(request) as body:
         arrived = time.perf_counter()
+        model = await served.model(request, body)
         # In a thread: a long text takes its time to tokenize.
-        return await asyncio.to_thread(read, body), arrived
+        return await asyncio.to_thread(reader(model), body), model, arrived
 
 
-async def answered(request: Request, served: Served, answer: Answer, arrived: float) -> Response:
+async def answered(
+    request: Request, served: Served, model: Model, answer: Answer, arrived: float
+) -> Response:
     """The response to a request whose `answer` has yet to be made.
 
     Raises:
@@ -73,14 +79,14 @@ async def answered(request: Request, served: Served, answer: Answer, arrived: fl
         Ended: the server ends.
         ClientDisconnect: the client went away.
     """
-    task = served.service.start(answer.request)
-    events = named(answer.request, served.meters.watched(answer.request, arrived, task.events()))
+    task = model.service.start(answer.request)
+    events = named(answer.request, model.meters.watched(answer.request, arrived, task.events()))
     async with leaving(request, task):
         if answer.request.stream:
             opened = await Opened.of(events, served.limits.first_seconds)
             sent = _sent(answer, opened)
             ping = served.limits.ping_seconds
-            return EventStream(sent, opened, ping, left=task.cancel, pinged=served.meters.pinged)
+            return EventStream(sent, opened, ping, left=task.cancel, pinged=model.meters.pinged)
         async with contextlib.aclosing(events):
             async for batch in events:
                 answer.add(batch)

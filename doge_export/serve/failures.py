@@ -12,6 +12,7 @@ from starlette.responses import Response
 from doge_export.core.errors import DogeExportError, NoNumbersError
 from doge_export.serve.bodies import TooManyBodies
 from doge_export.serve.errors import FieldError
+from doge_export.serve.registry import NotLoaded
 from doge_export.serve.service import Busy, Ended
 from doge_export.serve.shapes import error_response, failure
 
@@ -40,6 +41,10 @@ async def _no_numbers(request: Request, error: Exception) -> Response:
     return error_response(request.scope, 500, str(error))
 
 
+async def _not_loaded(request: Request, error: Exception) -> Response:
+    return error_response(request.scope, 503, str(error))
+
+
 async def _busy(request: Request, error: Exception) -> Response:
     sentence = "Too many requests wait already. Try again in a moment."
     return error_response(request.scope, 503, sentence, {"Retry-After": "1"})
@@ -59,7 +64,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         sentence = f"{request.method} is no method of {request.url.path}; it has {allowed}."
-    elif error.status_code == 404 and "path_params" not in request.scope:  # no route, as against no model
+    elif error.status_code == 404 and "path_params" not in request.scope:  # no route, as against no response
         sentence = f"There is no route {request.url.path}; /openapi.json lists them."
     return error_response(request.scope, error.status_code, sentence, error.headers)
 
@@ -68,6 +73,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 HANDLERS: Mapping[Any, Handler] = {
     DogeExportError: _wrong,
     NoNumbersError: _no_numbers,
+    NotLoaded: _not_loaded,
     Busy: _busy,
     TooManyBodies: _busy,
     Ended: _ended,

@@ -181,10 +181,12 @@ FIELDS: Mapping[str, Field] = {
     "stream": _field("boolean", "Send the text in pieces, as server-sent events."),
     "stream_options": _field(
         "object",
-        "With include_usage a stream ends with a chunk that has no choices and the usage. "
-        "include_obfuscation changes nothing.",
+        "With include_usage a stream ends with a chunk that has no choices and the usage; with vLLM's "
+        "continuous_usage_stats beside it each chunk has the usage so far. include_obfuscation changes "
+        "nothing.",
         properties={
             "include_usage": {"type": ["boolean", "null"]},
+            "continuous_usage_stats": {"type": ["boolean", "null"]},
             "include_obfuscation": {"type": ["boolean", "null"]},
         },
         additionalProperties=False,

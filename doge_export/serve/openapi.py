@@ -57,7 +57,7 @@ def description(version: str) -> Schema:
 def _request(chat: bool, **prompt: Any) -> Schema:
     """The body of a request: what there must be, and every field that may be left out."""
     taken, unsupported = known_fields(chat)
-    model = "The name of the model that is served, as /v1/models gives it, or nothing."
+    model = "A name that /v1/models gives; of a single model it may be left out."
     fields = {
         "model": {"type": ["string", "null"], "description": model},
         **{name: _nullable(each.schema) for name, each in taken.items()},
@@ -97,7 +97,8 @@ def _chunk(kind: str, choice: Schema) -> Schema:
     whole = _completion(kind, choice)
     usage = {
         "anyOf": [_ref("Usage"), _NULL],
-        "description": "With include_usage: null but in the last chunk, which has no choices.",
+        "description": "With include_usage: null but in the last chunk, which has no choices; with "
+        "continuous_usage_stats what was made so far.",
     }
     return whole | {
         "required": [name for name in whole["required"] if name != "usage"],
@@ -165,9 +166,7 @@ _SCHEMAS: Mapping[str, Schema] = {
     "Models": _object(
         {
             "object": {"const": "list"},
-            "data": _list(
-                _object({"id": _TEXT, "object": {"const": "model"}, "created": _SECONDS, "owned_by": _TEXT})
-            ),
+            "data": _list(_ref("Model")),
         }
     ),
     **OPERATION_SCHEMAS,
@@ -212,7 +211,7 @@ ROUTES: Mapping[str, Schema] = {
     ),
     **RESPONSES_ROUTES,
     **MESSAGES_ROUTES,
-    "/v1/models": _get("The model that is served.", _json(_ref("Models"), "A list of one.")),
+    "/v1/models": _get("The models that are served.", _json(_ref("Models"), "Each by each of its names.")),
     **OPERATION_ROUTES,
     "/openapi.json": _get("This description.", _json({"type": "object"}, "An OpenAPI 3.1 document.")),
     "/": _get("A page to try the model in a browser.", _PAGE),

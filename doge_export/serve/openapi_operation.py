@@ -11,7 +11,7 @@ _TEXT: Schema = {"type": "string"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _NAME: Schema = {
     "type": ["string", "null"],
-    "description": "The name of the model that is served, or nothing.",
+    "description": "A name that /v1/models gives; of a single model it may be left out.",
 }
 _WRONG = {
     "400": "A field is missing or wrong; the message says which.",
@@ -19,7 +19,7 @@ _WRONG = {
     "404": "There is no such model.",
     "408": "The body did not come in time.",
     "413": "The body is too large.",
-    "503": "Too many bodies are being read already.",
+    "503": "Too many bodies are being read already, or the model cannot be loaded.",
 }
 
 
@@ -70,15 +70,24 @@ _CHAT: Schema = {
 _SPECIAL = "Put the model's special tokens around the text. Default: true with prompt, else false."
 
 OPERATION_SCHEMAS: Mapping[str, Schema] = {
-    "Health": _object({"status": {"const": "ok"}}, "status"),
+    "Health": _object(
+        {
+            "status": {"const": "ok"},
+            "models": _COUNT | {"description": "Where there are several: how many."},
+            "loaded": _COUNT | {"description": "And how many of them are in memory."},
+        },
+        "status",
+    ),
     "Model": _object(
         {
             "id": _TEXT,
             "object": {"const": "model"},
             "created": {"type": "integer", "description": "Seconds since 1970."},
             "owned_by": _TEXT,
+            "root": _TEXT | {"description": "The model's own name, where `id` is an alias."},
+            "loaded": {"type": "boolean", "description": "Whether it is in memory."},
         },
-        *("id", "object", "created", "owned_by"),
+        *("id", "object", "created", "owned_by", "root", "loaded"),
     ),
     "TokenizeRequest": _object(
         {
@@ -150,6 +159,7 @@ OPERATION_SCHEMAS: Mapping[str, Schema] = {
             "is_processing": {"type": "boolean"},
             "cache_bytes": _COUNT,  # of the slot
             "cache_limit_bytes": {"type": ["integer", "null"]},  # of all slots together
+            "model": _TEXT | {"description": "Whose it is, where there are several models."},
         },
         *("id", "is_processing", "cache_bytes", "cache_limit_bytes"),
     ),
@@ -160,12 +170,18 @@ _METRICS: Schema = {
     "content": {"text/plain": {"schema": _TEXT}},
 }
 _SLOTS: Schema = {"type": "array", "items": _ref("Slot")}
+_OF: Schema = {
+    "name": "model",
+    "in": "query",
+    "schema": _TEXT,
+    "description": "The slots of this model alone.",
+}
 _ID: Schema = {"name": "id", "in": "path", "required": True, "schema": _TEXT}
 
 #: Path -> its operations.
 OPERATION_ROUTES: Mapping[str, Schema] = {
     "/v1/models/{id}": _get(
-        "One model.", _json(_ref("Model"), "The one that is served."), *("401", "404"), parameters=[_ID]
+        "One model.", _json(_ref("Model"), "The one of that name."), *("401", "404"), parameters=[_ID]
     ),
     "/tokenize": _post(
         "Turn a text or a chat into tokens.", "TokenizeRequest", _json(_ref("Tokens"), "The ids.")
@@ -176,7 +192,12 @@ OPERATION_ROUTES: Mapping[str, Schema] = {
     ),
     "/health": _get("Whether the server is there.", _json(_ref("Health"), "It is."), security=[]),
     "/metrics": _get("Counters of the server.", _METRICS, "401"),
-    "/slots": _get("What each slot does.", _json(_SLOTS, "One object a slot."), "401"),
+    "/slots": _get(
+        "What each slot of the loaded models does.",
+        _json(_SLOTS, "One object a slot."),
+        *("401", "404"),
+        parameters=[_OF],
+    ),
 }
 
 #: How a key is sent. Only a server with `--api-key` needs one.

@@ -20,7 +20,7 @@ from doge_export.serve.errors import FieldError, shown
 from doge_export.serve.fields import MAX_CHOICES, MAX_STOP_BYTES, known_fields
 from doge_export.serve.messages import read_messages
 from doge_export.serve.tools import ToolUse, read_tools, tool_rules
-from doge_export.serve.values import check, read_fields, wrong
+from doge_export.serve.values import read_fields, wrong
 
 _TAKEN = {chat: known_fields(chat)[0] for chat in (False, True)}
 _LIMIT = {"max_new_tokens": "max_tokens"}
@@ -76,6 +76,7 @@ class TextRequest:
     copies: int = 1
     stream: bool = False
     include_usage: bool = False
+    continuous_usage: bool = False
     echoes: tuple[str, ...] = ()
     hidden: bool = False
     tools: ToolUse | None = None
@@ -113,7 +114,6 @@ class RequestReader:
             DogeExportError: the body is no object, or what the bundle says cannot be done.
         """
         given = read_fields(body, _CHECKED[chat], _OTHERS[chat], _OFF[chat])
-        self.check_model(given.get("model"))
         hidden = given.get("max_tokens") == 0
         if hidden and not given.get("echo"):
             without = "" if chat else " without echo"
@@ -137,13 +137,15 @@ class RequestReader:
         echoes: list[str] = []
         if given.get("echo"):
             echoes = texts or [self._tokenizer.decode(prompt) for prompt in prompts]
+        streamed = given.get("stream_options", {})
         return TextRequest(
             prompts=tuple(tuple(prompt) for prompt in prompts for _ in range(copies)),
             options=options,
             chat=chat,
             copies=copies,
             stream=bool(given.get("stream")),
-            include_usage=bool(given.get("stream_options", {}).get("include_usage")),
+            include_usage=bool(streamed.get("include_usage")),
+            continuous_usage=bool(streamed.get("continuous_usage_stats")),
             echoes=tuple(echo for echo in echoes for _ in range(copies)),
             hidden=hidden,
             tools=tools,
@@ -191,22 +193,6 @@ class RequestReader:
         """
         rules = rule if tools is None else tool_rules(tools, rule, self._tokenizer)
         return None if rules is None else self._rules.start(rules)
-
-    def check_model(self, model: Any) -> None:
-        """See that it is the one that is served, or none.
-
-        Raises:
-            FieldError: it is another.
-        """
-        if model is not None:
-            check(model, {"type": "string"}, "model")
-        if model not in (None, "", self.name):
-            raise FieldError(
-                f"There is no model {shown(model)} here; {shown(self.name)} is served.",
-                field="model",
-                code="model_not_found",
-                status=404,
-            )
 
     def _options(self, given: Mapping[str, Any], chat: bool) -> GenerationOptions:
         _check_together(given)

@@ -1,6 +1,6 @@
 """Responses in the shapes of OpenAI's text API: whole, or in pieces as they come."""
 
-__all__ = ["CompletionResponse", "models"]
+__all__ = ["CompletionResponse", "model_card"]
 
 import secrets
 import time
@@ -128,8 +128,10 @@ class CompletionResponse:
             "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
-        usage = {"usage": None} if self._request.include_usage else {}
-        return self._head | {"choices": [choice]} | usage
+        chunk = self._head | {"choices": [choice]}
+        if self._request.include_usage:
+            chunk["usage"] = self._usage() if self._request.continuous_usage else None
+        return chunk
 
     def _logprobs(self, choice: _Choice) -> dict[str, Any] | None:
         """Return those of the tokens that were not sent yet."""
@@ -144,9 +146,7 @@ class CompletionResponse:
         return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
 
-def models(name: str, created: int) -> dict[str, Any]:
-    """The response to /v1/models: the one that is served."""
-    return {
-        "object": "list",
-        "data": [{"id": name, "object": "model", "created": created, "owned_by": "doge_export"}],
-    }
+def model_card(name: str, own: str, created: int, loaded: bool) -> dict[str, Any]:
+    """What /v1/models says of the model `own` by one of its names."""
+    card = {"id": name, "object": "model", "created": created, "owned_by": "doge_export"}
+    return card | {"root": own, "loaded": loaded}

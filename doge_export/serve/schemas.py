@@ -40,7 +40,7 @@ ERRORS: Mapping[str, str] = {
     "408": "The body did not come in time.",
     "413": "The body is too large.",
     "500": "The model's logits are no numbers, or the server has a bug.",
-    "503": "Too many requests wait already, or the server is ending.",
+    "503": "Too many requests wait already, the model cannot be loaded, or the server is ending.",
 }
 
 

@@ -7,12 +7,10 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 
-from doge_export.core.bundle import MODEL, Bundle
+from doge_export.core.bundle import Bundle
 from doge_export.core.errors import DogeExportError
-from doge_export.core.tokenizer import Tokenizer
-from doge_export.runtime import Session
 from doge_export.runtime.scheduling import CacheLimits
 
 _MISSING = "It needs starlette, uvicorn and prometheus-client: pip install 'doge-export[serve]'."
@@ -22,16 +20,20 @@ _LAST_WORDS = 2  # and then to say that they could not
 
 
 class Server:
-    """A bundle, its session and a socket that listens.
+    """Bundles, of which the first is loaded, and a socket that listens.
+
+    A bundle is called as its folder is, a single one also by `name`; `aliases` has alias -> name. `idle`:
+    seconds without a request after which a model is let go; `max_loaded`: how many are in memory at once.
 
     Raises:
         DogeExportError: starlette, uvicorn or prometheus-client is missing, a key or an origin cannot be one,
-            the bundle cannot be loaded, or the address cannot be listened on.
+            two models have one name, the first cannot be loaded, another has no such chat template, or the
+            address cannot be listened on.
     """
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundles: Bundle | Sequence[Bundle],
         host: str = "127.0.0.1",
         port: int = 8000,
         threads: int | None = None,
@@ -40,6 +42,9 @@ class Server:
         chat_template: str | None = None,
         keys: Sequence[str] = (),
         origins: Sequence[str] = (),
+        aliases: Mapping[str, str] | None = None,
+        idle: float | None = None,
+        max_loaded: int | None = None,
         caches: CacheLimits | None = None,
     ) -> None:
         try:
@@ -49,16 +54,29 @@ class Server:
         except ImportError:
             raise DogeExportError("`serve` cannot answer HTTP here.", _MISSING) from None
         from doge_export.serve.access import check_keys, check_origins
+        from doge_export.serve.loading import Loader
+        from doge_export.serve.names import bundle_name
+        from doge_export.serve.registry import Offer, Registry
 
+        bundles = [bundles] if isinstance(bundles, Bundle) else bundles
+        if name is not None and len(bundles) > 1:
+            raise DogeExportError("One name is not for several bundles.", "Give aliases.")
         check_keys(keys)
         check_origins(origins)
-        self._keys, self._origins, self._caches = keys, origins, caches
-        self._name = name or bundle.path.resolve().name
-        self._tokenizer = Tokenizer.load(bundle.path, chat_template)
+        self._keys, self._origins = keys, origins
+        names = [name or bundle_name(bundle) for bundle in bundles]
+        loaders = [
+            Loader(bundle, name, threads, parallel, chat_template, caches)
+            for bundle, name in zip(bundles, names, strict=True)
+        ]
+        offers = [Offer(name, loader.load) for name, loader in zip(names, loaders, strict=True)]
+        self._registry = Registry(offers, aliases, idle, max_loaded)
+        for loader in loaders:
+            loader.check()
         self._socket = _listening(host, port)
-        self._parallel, self._bundle = parallel, bundle
-        self._session = Session.open(bundle, threads)
-        self._session.load_for_text()  # the first client does not wait for it
+        first = loaders[0].load()  # the first client does not wait for it
+        self._registry.put(names[0], first)
+        self._about = first.about
 
     @property
     def url(self) -> str:
@@ -68,18 +86,20 @@ class Server:
 
     @property
     def name(self) -> str:
-        """The name by which clients call the model."""
-        return self._name
+        """The name by which clients call the first model."""
+        return self.names[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names by which clients call the models, without aliases."""
+        return self._registry.names.own
 
     @property
     def description(self) -> str:
-        """The model, its precision and its cache, in a few words."""
-        manifest = self._bundle.manifest
-        decode = manifest.decode if self._session.candidates else None
-        cache = f"{(decode or manifest).cache.kind} cache"
-        if manifest.decode is not None:
-            cache += f" of {MODEL if decode is None else decode.file}"
-        return f"Serving {self._name} ({manifest.options.label}, {cache})"
+        """The first model, its precision and its cache, in a few words, and the others' names."""
+        first, *others = self.names
+        said = f"Serving {first} ({self._about})"
+        return f"{said}, and {', '.join(others)} when asked for," if others else said
 
     def run(self, on_ready: Callable[[], None] | None = None) -> None:
         """Answer until Ctrl-C or SIGTERM."""
@@ -87,8 +107,6 @@ class Server:
 
         from doge_export.serve.app import build_app
         from doge_export.serve.connections import http_config, quietly
-        from doge_export.serve.requests import RequestReader
-        from doge_export.serve.service import TextService
 
         class Ending(uvicorn.Server):
             """Ctrl-C is how a server ends, not an error. The first signal gives the responses under way some
@@ -113,6 +131,7 @@ class Server:
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 asyncio.get_running_loop().set_exception_handler(quietly())
                 await super().startup(sockets)
+                registry.watch()
                 if on_ready is not None:
                     on_ready()
 
@@ -120,19 +139,18 @@ class Server:
                 ending = asyncio.create_task(self._cut_off())
                 await super().shutdown(sockets)
                 ending.cancel()
-                await asyncio.to_thread(service.close)
+                await registry.close()
 
             async def _cut_off(self) -> None:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._hurry.wait(), _PATIENCE)
-                service.cancel()
+                registry.cancel()
                 await asyncio.sleep(_LAST_WORDS)
                 for connection in list(self.server_state.connections):  # of clients that do not send or read
                     connection.transport.abort()
 
-        service = TextService(self._session, self._tokenizer, self._parallel, caches=self._caches)
-        reader = RequestReader(self._bundle, self._tokenizer, self._name)
-        app = build_app(service, reader, keys=self._keys, origins=self._origins)
+        registry = self._registry
+        app = build_app(registry, keys=self._keys, origins=self._origins)
         # The thread that makes tokens waits for the interpreter after every call, by default 5 ms.
         sys.setswitchinterval(_SWITCH)
         try:

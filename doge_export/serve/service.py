@@ -209,3 +209,9 @@ class GenerationTask:
         self._ready.set()
         if self._over:
             self._ended(self)
+            # Job and task hold each other until the collector comes; a session need not wait for it.
+            self._wake_worker = _nothing
+
+
+def _nothing() -> None:
+    """What is to be done for a task that is over."""

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from doge_export.runtime import Event
-from doge_export.serve.served import Task
+from doge_export.serve.contracts import Task
 from doge_export.serve.service import Ended
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jsonschema
 
 from doge_export.core.errors import DogeExportError
-from doge_export.serve.openapi import description
+from doge_export.serve.openapi import ROUTES, description
 
 SCHEMAS: dict[str, Any] = description("0")["components"]["schemas"]
 
@@ -24,6 +24,12 @@ VALUES: list[Any] = [
 def fits(value: Any, schema: dict[str, Any]) -> bool:
     whole = schema | {"components": {"schemas": SCHEMAS}}
     return jsonschema.Draft202012Validator(whole).is_valid(value)
+
+
+def as_described(path: str, method: str, answer: Any, status: int = 200) -> bool:
+    """Whether the answer of a route is what its description says."""
+    schema = ROUTES[path][method]["responses"][str(status)]["content"]["application/json"]["schema"]
+    return fits(answer, schema)
 
 
 def disagreements(read: Callable[[Any], Any], name: str, bodies: list[Any]) -> list[Any]:

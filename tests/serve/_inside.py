@@ -22,7 +22,15 @@ from doge_export.serve import TextService
 from doge_export.serve.app import build_app
 from doge_export.serve.connections import http_config
 from doge_export.serve.limits import Limits
+from doge_export.serve.registry import Loaded, Offer, Registry
 from doge_export.serve.requests import RequestReader
+
+
+def one(service: TextService, reader: RequestReader) -> Registry:
+    """A model that is there already, alone."""
+    registry = Registry([Offer(reader.name, lambda: Loaded(service, reader))])
+    registry.put(reader.name, Loaded(service, reader))
+    return registry
 
 
 class Known(TextService):
@@ -38,9 +46,17 @@ class Known(TextService):
 
 @dataclass
 class Inside:
-    service: Known
+    registry: Registry
     port: int
+    loop: asyncio.AbstractEventLoop
     headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def service(self) -> Known:
+        """What generates, where there is a single model."""
+        (state,) = self.registry.states().values()
+        assert isinstance(state.service, Known)
+        return state.service
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -108,27 +124,50 @@ def inside(
     name: str = "toy",
     parallel: int = 2,
     waiting: int = 64,
-    most: int | None = None,
-    send_buffer: int | None = None,
     caches: CacheLimits | None = None,
     **options: Any,
 ) -> Generator[Inside]:
+    """A server of one model."""
     tokenizer = Tokenizer.load(bundle.path)
     service = Known(Session.open(bundle, 1), tokenizer, parallel, waiting, caches)
-    app = build_app(service, RequestReader(bundle, tokenizer, name), limits, **options)
+    with over(one(service, RequestReader(bundle, tokenizer, name)), limits, **options) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def over(
+    registry: Registry,
+    limits: Limits | None = None,
+    *,
+    most: int | None = None,
+    send_buffer: int | None = None,
+    **options: Any,
+) -> Generator[Inside]:
+    """A server of the registry's models."""
+    app = build_app(registry, limits, **options)
     server = uvicorn.Server(http_config(app, limits, most))
     listening = socket.create_server(("127.0.0.1", 0))
     if send_buffer is not None:  # connections inherit it
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
+    loop = asyncio.new_event_loop()
+
+    async def serve() -> None:
+        registry.watch()
+        await server.serve(sockets=[listening])
+        await registry.close()
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(serve())
+
+    thread = threading.Thread(target=run)
     thread.start()
     try:
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield Inside(service, listening.getsockname()[1])
+        yield Inside(registry, listening.getsockname()[1], loop)
     finally:
-        service.cancel()
+        loop.call_soon_threadsafe(registry.cancel)
         server.should_exit = server.force_exit = True
         thread.join()
-        service.close()

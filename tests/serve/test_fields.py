@@ -331,6 +331,20 @@ def test_a_stream_of_a_chat_begins_with_the_role_alone(client: openai.OpenAI) ->
     assert chunks[-1].choices == [] and chunks[-1].usage is not None
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_each_chunk_counts_what_came(client: openai.OpenAI, asked: bool) -> None:
+    options: Any = {"include_usage": True, "continuous_usage_stats": asked}
+    given: Any = {"model": "toy", "prompt": PROMPT, "max_tokens": 6, "n": 2, "logprobs": 0}
+    *chunks, last = client.completions.create(**given, stream=True, stream_options=options)
+    came = 0
+    for chunk in chunks:
+        came += len(chunk.choices[0].logprobs.tokens)
+        assert chunk.usage is None if not asked else chunk.usage.completion_tokens >= came
+        assert not asked or chunk.usage.prompt_tokens == last.usage.prompt_tokens
+    assert last.usage.completion_tokens == came == 12
+    assert not asked or chunks[-1].usage == last.usage
+
+
 def test_the_fingerprint_is_of_the_bundle(served: Running, toy: Bundle, tokenizer: Tokenizer) -> None:
     from dataclasses import replace
 

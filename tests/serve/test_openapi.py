@@ -17,6 +17,7 @@ from doge_export.serve.app import build_app
 from doge_export.serve.openapi import ROUTES, description
 from doge_export.serve.requests import RequestReader
 from tests.runtime._toy import CHAT_TEMPLATE, EOS, write_toy_bundle
+from tests.serve._inside import one
 from tests.serve._running import Running, serving
 
 SCHEMAS = description("0")["components"]["schemas"]
@@ -33,7 +34,13 @@ FIELDS = [
 #: Of any type, in every range and out of it: what a field is tried with.
 VALUES: list[Any] = [
     *(None, True, False, 0, 1, 2, -1, 64, 65, 0.5, 1.5, -0.5, 10**30, "", "a", [], ["a"], [""], [1], {}),
-    *({"include_usage": True}, {"include_usage": 1}, {"type": "text"}, {"type": "json_object"}),
+    *(
+        {"include_usage": True},
+        {"include_usage": 1},
+        {"continuous_usage_stats": True},
+        {"type": "text"},
+        {"type": "json_object"},
+    ),
     *(2.0, 20, 21, -2, -3, 2**64, "none", "auto", ["text"], ["a"] * 17, ["a" * 1025], [3] * 257, [2**63]),
     *({"7": 100}, {"7": -100.5}, {"7": "1"}, {"07": 1}, {"-1": 1}, {"x": 1}, {"7": True}, [0.5], [True]),
     *({"type": "json_schema", "json_schema": {"schema": {"type": "null"}}}, {"type": "json_schema"}),
@@ -92,7 +99,7 @@ def test_every_schema_is_one() -> None:
 
 def test_every_route_is_described(toy: Bundle) -> None:
     service = TextService(Session.open(toy), Tokenizer.load(toy.path))
-    routes: list[Any] = list(build_app(service, RequestReader(toy, service.tokenizer, "toy")).routes)
+    routes: list[Any] = list(build_app(one(service, RequestReader(toy, service.tokenizer, "toy"))).routes)
     service.close()
     listed = [route for route in routes if route.include_in_schema]
     found = {route.path_format: {method.lower() for method in route.methods} - {"head"} for route in listed}
@@ -191,8 +198,8 @@ def test_responses_are_as_described(
     content = ROUTES[f"/v1/{path}"]["post"]["responses"]
     status, whole = served.post(f"/v1/{path}", asked)
     assert status == 200 and fits(whole, content["200"]["content"]["application/json"]["schema"])
-    streamed = {"stream": True, "stream_options": {"include_usage": True}, "n": 2}
-    _, text = served.post(f"/v1/{path}", asked | streamed)
+    options = {"include_usage": True, "continuous_usage_stats": bool(scores)}
+    _, text = served.post(f"/v1/{path}", asked | {"stream": True, "stream_options": options, "n": 2})
     *events, last = [event.removeprefix("data: ") for event in text.strip().split("\n\n")]
     kind = "CompletionChunk" if path == "completions" else "ChatCompletionChunk"
     chunks = [json.loads(event) for event in events]

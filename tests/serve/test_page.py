@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import doge_export.serve
 from browser import Page
 from doge_export.export.pipeline import export_model
+from doge_export.serve.fields import FIELDS
 from tests.serve._running import Running, serving
 
 STATIC = Path(doge_export.serve.__file__).parent / "static"
@@ -218,11 +220,19 @@ def test_escape_stops_and_what_came_stays(page, served) -> None:
     page.value(kept("settings", {"sampling": ENDLESS}))
     reload(page)
     say(page, "We", "document.querySelector('.running .content')?.innerText.length > 200")
+    assert re.match(r"[\d,]+ tokens/s · first after", page.text(".running .note"))
     assert page.value("document.getElementById('send').getAttribute('aria-label')") == "Stop"
     page.press("Escape")
     page.wait("!document.querySelector('.running')")
     assert page.text(".turn:last-child .note").endswith("stopped")
     came = turns(page)[1]
+    tokens = re.search(r"([\d,]+) tokens · stopped", page.text(".turn:last-child .note"))
+    assert tokens is not None
+    body = {"messages": [{"role": "user", "content": "We"}], "temperature": 0}
+    body["max_tokens"] = int(tokens[1].replace(",", ""))
+    whole = served.post("/v1/chat/completions", body)[1]["choices"][0]["message"]["content"]
+    stored = "Object.keys(localStorage).map(key => JSON.parse(localStorage[key]).turns?.[1].content)"
+    assert whole in page.value(stored), "so many tokens, and no other number, are this text"
     reload(page)
     assert turns(page)[1] == came and len(came) > 200
     status, _ = served.post("/v1/completions", {"prompt": "We", "max_tokens": 1})
@@ -267,11 +277,15 @@ def test_keys(page) -> None:
 
 def test_every_setting_is_sent_and_kept(page) -> None:
     numbers = {"temperature": 0.75, "top_p": 0.9, "top_k": 40, "min_p": 0.01, "seed": 7}
-    numbers |= {"repetition_penalty": 1.15, "max_tokens": 9}
+    numbers |= {"repetition_penalty": 1.15, "presence_penalty": -0.5, "frequency_penalty": 0.25}
+    numbers |= {"max_tokens": 9, "min_tokens": 2}
     page.click("#open-settings")
     for name, value in numbers.items():
         page.fill(f"#field-{name}", str(value))
     page.fill("[name=stop]", "END\n\\n\\n")
+    page.fill("[name=stop_token_ids]", "5, 7")
+    page.fill("[name=logit_bias]", "11 -5\n12: 0.5")
+    page.click("[name=ignore_eos]")
     page.fill("[name=key]", "secret")
     page.press("Escape")
     reload(page)
@@ -279,6 +293,11 @@ def test_every_setting_is_sent_and_kept(page) -> None:
     (body,) = bodies(page)
     assert {name: body[name] for name in numbers} == numbers
     assert body["stop"] == ["END", "\n\n"]
+    assert body["stop_token_ids"] == [5, 7] and body["ignore_eos"] is True
+    assert body["logit_bias"] == {"11": -5, "12": 0.5}
+    assert page.value("document.querySelectorAll('.error:not([hidden])').length") == 0
+    settable = {name for name, each in FIELDS.items() if each.option} - {"max_completion_tokens"}
+    assert settable <= set(body)
     headers = page.value("sent.at(-1)[1].headers")
     assert headers["Authorization"] == "Bearer secret"
     page.click("#open-settings")
@@ -291,14 +310,19 @@ def test_every_setting_is_sent_and_kept(page) -> None:
 
 
 def test_errors_are_sentences(page, bundle, tmp_path) -> None:
-    page.click("#open-settings")
-    page.fill("#field-temperature", "-1")
-    page.press("Escape")
+    def set_to(name: str, text: str) -> None:
+        page.click("#open-settings")
+        page.fill(f"[name={name}]", text)
+        page.press("Escape")
+
+    set_to("temperature", "-1")
     say(page, HELLO, "document.querySelector('.error button')")
     assert page.text(".error [role=alert]").startswith("temperature")
-    page.click("#open-settings")
-    page.fill("#field-temperature", "0")
-    page.press("Escape")
+    set_to("temperature", "0")
+    set_to("logit_bias", "a 1")
+    page.click(".error button")
+    page.wait("document.querySelector('.error [role=alert]')?.textContent.startsWith('logit_bias')")
+    set_to("logit_bias", "")
     page.click(".error button")
     page.wait(DONE)
     assert page.value("document.querySelectorAll('.error:not([hidden])').length") == 0
@@ -317,13 +341,40 @@ def test_a_server_that_asks_for_a_key(page) -> None:
     assert page.value("document.activeElement.name") == "key"
 
 
+def test_the_model_is_chosen_where_there_are_several(page, bundle, tmp_path) -> None:
+    shown = "[...document.querySelectorAll('#model, #models')].map(each => each.hidden)"
+    assert page.value(shown) == [False, True]
+    say(page, HELLO)
+    assert "model" not in bodies(page)[0] and "other" not in page.text(".turn:last-child .note")
+    other = shutil.copytree(bundle, tmp_path / "other")
+    with serving(bundle, tmp_path / "log", str(other), "--alias", "gpt=other") as several:
+        page.open(f"{several.url}/health")
+        page.value(kept("settings", {"sampling": GREEDY}))
+        page.open(f"{several.url}/")
+        page.wait("!document.getElementById('models').hidden")
+        watch(page)
+        assert page.value(shown) == [True, False]
+        assert page.text("#models").split() == ["tiny", "other"]
+        say(page, HELLO)
+        page.value("document.getElementById('models').focus()")
+        page.press("ArrowDown")
+        assert page.value("document.title").endswith("other")
+        reload(page)
+        assert page.value("document.getElementById('models').value") == "other"
+        say(page, "And then?")
+        assert bodies(page)[0]["model"] == "other"
+        notes = page.value("[...document.querySelectorAll('.note')].map(each => each.textContent)")
+        assert [note.rpartition(" · ")[2] for note in notes if note] == ["tiny", "other"]
+
+
 def test_everything_has_a_name(page) -> None:
     say(page, HELLO)
     page.click("#open-settings")
     nameless = [
         node
         for node in page.send("Accessibility.getFullAXTree")["nodes"]
-        if node["role"]["value"] in ("button", "checkbox", "link", "radio", "spinbutton", "textbox")
+        if node["role"]["value"]
+        in ("button", "checkbox", "combobox", "link", "radio", "spinbutton", "textbox")
         if not node["ignored"] and not node["name"]["value"].strip()
     ]
     assert nameless == []

@@ -3,17 +3,16 @@
 from collections.abc import Generator
 from typing import Any
 
-import jsonschema
 import openai
 import pytest
 
 from doge_export.core.bundle import Bundle
 from doge_export.core.tokenizer import Tokenizer
-from doge_export.serve.openapi import ROUTES, description
+from doge_export.serve.openapi import ROUTES
 from tests.runtime._toy import BOS, EOS, VOCAB, write_toy_bundle
+from tests.serve._described import as_described
 from tests.serve._inside import Inside, inside, until
 
-SCHEMAS = description("0")["components"]
 MESSAGES = [{"role": "user", "content": "the cat"}]
 CHAT = "<bos>[user] the cat\n[assistant] "
 
@@ -33,11 +32,6 @@ def served(toy: Bundle) -> Generator[Inside]:
 @pytest.fixture(scope="module")
 def tokenizer(toy: Bundle) -> Tokenizer:
     return Tokenizer.load(toy.path)
-
-
-def as_described(path: str, method: str, answer: Any, status: int = 200) -> bool:
-    schema = ROUTES[path][method]["responses"][str(status)]["content"]["application/json"]["schema"]
-    return jsonschema.Draft202012Validator(schema | {"components": SCHEMAS}).is_valid(answer)
 
 
 def test_one_model(served: Inside) -> None:

@@ -22,6 +22,7 @@ from doge_export.core.tokenizer import Tokenizer
 from doge_export.export.options import ExportOptions
 from doge_export.export.pipeline import export_model
 from tests.runtime._toy import CHAT_TEMPLATE, EOS, VOCAB, continued, toy_model, write_toy_bundle
+from tests.serve._inside import one
 from tests.serve._running import Running, serving
 
 PROMPT = "the cat"
@@ -278,7 +279,7 @@ def test_where_too_many_wait(toy, monkeypatch):
     service = TextService(Session.open(toy, 1), tokenizer, parallel=1, waiting=0)
     held, step = threading.Event(), service._scheduler.step
     monkeypatch.setattr(service._scheduler, "step", lambda: (held.wait(), step()))
-    with TestClient(build_app(service, RequestReader(toy, tokenizer, "toy"))) as client:
+    with TestClient(build_app(one(service, RequestReader(toy, tokenizer, "toy")))) as client:
         with ThreadPoolExecutor(1) as threads:
             body = {"prompt": "a", "max_tokens": 2}
             first = threads.submit(client.post, "/v1/completions", json=body)

@@ -86,7 +86,6 @@ class MessagesReader:
                 what is not done here.
         """
         given = read_fields(body, {} if self.counting else TAKEN, _COUNTED, OFF)
-        self.reader.check_model(given.get("model"))
         tools = self._tools(given)
         messages = _conversation(given)
         continued = messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]

@@ -13,14 +13,18 @@ from doge_export.serve.served import Served
 
 async def create(request: Request, served: Served) -> Response:
     """POST /v1/messages."""
-    reader = MessagesReader(served.reader, served.service.tokenizer)
-    wanted, arrived = await read_body(request, served, reader.read)
-    answer = MessageAnswer(wanted, served.reader.name, served.service.tokenizer)
-    return await answered(request, served, answer, arrived)
+    wanted, model, arrived = await read_body(
+        request, served, lambda model: MessagesReader(model.reader, model.service.tokenizer).read
+    )
+    answer = MessageAnswer(wanted, model.reader.name, model.service.tokenizer)
+    return await answered(request, served, model, answer, arrived)
 
 
 async def count(request: Request, served: Served) -> Response:
     """POST /v1/messages/count_tokens."""
-    reader = MessagesReader(served.reader, served.service.tokenizer, counting=True)
-    tokens, _ = await read_body(request, served, reader.read)
+    tokens, _, _ = await read_body(
+        request,
+        served,
+        lambda model: MessagesReader(model.reader, model.service.tokenizer, counting=True).read,
+    )
     return json_response({"input_tokens": tokens})

@@ -51,7 +51,7 @@ _CHOSEN: Schema = {
 }
 _NO_OTHERS: Schema = {"additionalProperties": False, "allOf": [CALL_NEEDS_TOOLS]}
 _COUNTED: Schema = {
-    "model": optional("string", "The name of the model that is served, or nothing."),
+    "model": optional("string", "A name that /v1/models gives; of a single model it may be left out."),
     "system": {"anyOf": [_NULL, *_TEXTS["anyOf"]], "description": "What the model is told first."},
     "tools": {"anyOf": [_NULL, listed(ref("MessagesTool"))], "description": "What the model may call."},
     "tool_choice": _CHOSEN,

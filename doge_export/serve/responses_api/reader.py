@@ -129,7 +129,6 @@ class ResponseReader:
                 is not done here, or names a response that is not kept.
         """
         given = read_fields(body, TAKEN, _OTHERS, OFF)
-        self._reader.check_model(given.get("model"))
         instructions, before = given.get("instructions"), given.get("previous_response_id")
         messages = (*self._before(before), *_input(given.get("input")))
         listed = given.get("tools", [])

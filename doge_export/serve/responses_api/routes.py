@@ -14,10 +14,13 @@ from doge_export.serve.served import Served
 
 async def create(request: Request, served: Served) -> Response:
     """POST /v1/responses."""
-    reader = ResponseReader(served.reader, served.service.tokenizer, served.responses)
-    wanted, arrived = await read_body(request, served, reader.read)
-    answer = ResponseAnswer(wanted, served.reader.name, served.responses)
-    return await answered(request, served, answer, arrived)
+    wanted, model, arrived = await read_body(
+        request,
+        served,
+        lambda model: ResponseReader(model.reader, model.service.tokenizer, served.responses).read,
+    )
+    answer = ResponseAnswer(wanted, model.reader.name, served.responses)
+    return await answered(request, served, model, answer, arrived)
 
 
 async def retrieve(request: Request, served: Served) -> Response:

@@ -57,7 +57,7 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
                 "description": "What the user says, or items of a conversation.",
             }
         },
-        model=optional("string", "The name of the model that is served, or nothing."),
+        model=optional("string", "A name that /v1/models gives; of a single model it may be left out."),
         **{name: nullable(schema) for name, schema in TAKEN.items()},
         tools={"anyOf": [{"type": "null"}, listed(ref("ResponseTool"))], "description": "As in a chat."},
         tool_choice={

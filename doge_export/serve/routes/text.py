@@ -15,7 +15,7 @@ from doge_export.serve.blame import named
 from doge_export.serve.failures import INTERNAL, described
 from doge_export.serve.requests import TextRequest
 from doge_export.serve.responses import CompletionResponse
-from doge_export.serve.served import Served
+from doge_export.serve.served import Model, Served
 from doge_export.serve.shapes import failure
 from doge_export.serve.streams import EventStream, Opened, leaving, sent
 
@@ -35,22 +35,25 @@ async def chat(request: Request, served: Served) -> Response:
 async def _respond(request: Request, served: Served, chat: bool) -> Response:
     async with served.bodies.json(request) as body:
         arrived = time.perf_counter()
+        model = await served.model(request, body)
         # In a thread: a long text takes its time to tokenize.
-        wanted = await asyncio.to_thread(served.reader.read, body, chat)
+        wanted = await asyncio.to_thread(model.reader.read, body, chat)
     del body
-    return await _generate(request, wanted, served, arrived)
+    return await _generate(request, wanted, served, model, arrived)
 
 
-async def _generate(request: Request, wanted: TextRequest, served: Served, arrived: float) -> Response:
-    task = served.service.start(wanted)
-    events = named(wanted, served.meters.watched(wanted, arrived, task.events()))
-    response = CompletionResponse(wanted, served.reader.name)
+async def _generate(
+    request: Request, wanted: TextRequest, served: Served, model: Model, arrived: float
+) -> Response:
+    task = model.service.start(wanted)
+    events = named(wanted, model.meters.watched(wanted, arrived, task.events()))
+    response = CompletionResponse(wanted, model.reader.name)
     async with leaving(request, task):
         if wanted.stream:
             opened = await Opened.of(events, served.limits.first_seconds)
             chunks = _chunks(response, opened)
             return EventStream(
-                chunks, opened, served.limits.ping_seconds, left=task.cancel, pinged=served.meters.pinged
+                chunks, opened, served.limits.ping_seconds, left=task.cancel, pinged=model.meters.pinged
             )
         async with contextlib.aclosing(events):
             async for batch in events:

@@ -65,13 +65,11 @@ async def _answered(
     fields: Mapping[str, Schema],
 ) -> Response:
     async with served.bodies.json(request) as body:
-        if not isinstance(body, dict):
-            raise DogeExportError("The body is not a JSON object.")
-        served.reader.check_model(body.get("model"))
+        model = await served.model(request, body)
         for name, schema in fields.items():
             if body.get(name) is not None:
                 check(body[name], schema, name)
-        found = await asyncio.to_thread(answer, body, served.service.tokenizer)
+        found = await asyncio.to_thread(answer, body, model.service.tokenizer)
         return JSONResponse(found)
 
 

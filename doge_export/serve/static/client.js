@@ -12,23 +12,42 @@ const UNREACHABLE = "The server cannot be reached. Is it still running?";
 const NO_KEY = "The server asks for an API key. Settings has a field for it.";
 const WRONG_KEY = "The server did not accept the API key. It can be changed in Settings.";
 
-/** The name by which the server calls its model. */
-export async function modelName(key) {
+/** The names by which the server calls its models, without aliases. */
+export async function modelNames(key) {
   const response = await ask("v1/models", { headers: authorized(key) });
-  return (await response.json()).data[0].id;
+  return (await response.json()).data.filter(({ id, root }) => id === root).map(({ id }) => id);
 }
 
 /** The body of a request: the settings' fields that are not empty, and what the conversation is. */
 export function bodyOf(conversation, turns, settings) {
-  const body = { stream: true, stream_options: { include_usage: true } };
+  const body = { stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } };
+  if (settings.model) body.model = settings.model;
   for (const [field, value] of Object.entries(settings.sampling)) {
     if (value !== "" && value !== undefined) body[field] = Number(value);
   }
   const stop = settings.stop.split("\n").filter(line => line !== "").map(unescaped);
   if (stop.length) body.stop = stop;
+  const ids = words(settings.stop_token_ids), bias = words(settings.logit_bias);
+  if (ids.length) body.stop_token_ids = ids.map(numberOr);
+  if (bias.length) body.logit_bias = pairs(bias);
+  if (settings.ignore_eos) body.ignore_eos = true;
   if (conversation.mode === "completion") return { ...body, prompt: turns };
   const system = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
   return { ...body, messages: [...system, ...turns.map(({ role, content }) => ({ role, content }))] };
+}
+
+function words(text) {
+  return text.split(/[\s,:=]+/).filter(Boolean);
+}
+
+/** Each token id with the number behind it. */
+function pairs(bias) {
+  return Object.fromEntries(bias.flatMap((id, at) => (at % 2 ? [] : [[id, numberOr(bias[at + 1] ?? "")]])));
+}
+
+/** The number that a word says; what says none goes as it is, since the server has a sentence for it. */
+function numberOr(word) {
+  return word === "" || Number.isNaN(Number(word)) ? word : Number(word);
 }
 
 function unescaped(line) {
@@ -36,7 +55,8 @@ function unescaped(line) {
 }
 
 /**
- * Yield the pieces of an answer as they come: {text}, {reason} once it ends, {usage} last.
+ * Yield the pieces of an answer as they come: {text, reason, usage}, of which the reason comes once it ends,
+ * and the usage is what was made so far.
  *
  * Throws a Failure, or the signal's AbortError.
  */
@@ -48,12 +68,9 @@ export async function* answer(body, key, signal) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error) throw new Failure(chunk.error.message);
-    for (const choice of chunk.choices) {
-      const text = choice.delta?.content ?? choice.text ?? "";
-      if (text) yield { text };
-      if (choice.finish_reason) yield { reason: choice.finish_reason };
-    }
-    if (chunk.usage) yield { usage: chunk.usage };
+    const choice = chunk.choices[0]; // the only one that was asked for, or none in the last chunk
+    const text = choice?.delta?.content ?? choice?.text ?? "";
+    yield { text, reason: choice?.finish_reason, usage: chunk.usage };
   }
   throw new Failure("The connection ended before the answer was whole.");
 }

@@ -39,7 +39,7 @@ export class Log {
 
   #append(turn, running) {
     const entry = make("article", { className: `turn ${turn.role}` });
-    const speaker = turn.role === "user" ? "You" : this.model || "The model";
+    const speaker = turn.role === "user" ? "You" : turn.note?.model || this.model || "The model";
     entry.append(
       make("h3", { className: "unseen" }, this.conversation.mode === "chat" ? speaker : "Text"),
       make("div", { className: "content" }),
@@ -146,16 +146,16 @@ const REASONS = { length: "the limit of tokens is reached", stopped: "stopped" }
 
 /** What stands below an answer, and the same in more words. */
 function wordsOf(note, running) {
-  const about = note.exact ? "" : "≈ ", words = [], more = [];
-  if (note.rate) words.push(`${about}${Math.round(note.rate).toLocaleString("en")} tokens/s`);
+  const words = [], more = [];
+  if (note.rate) words.push(`${Math.round(note.rate).toLocaleString("en")} tokens/s`);
   if (note.first !== undefined) words.push(`first after ${duration(note.first)}`);
   if (note.tokens && !running) {
-    words.push(`${about}${note.tokens.toLocaleString("en")} ${note.tokens === 1 ? "token" : "tokens"}`);
+    words.push(`${note.tokens.toLocaleString("en")} ${note.tokens === 1 ? "token" : "tokens"}`);
     more.push(`Written in ${duration(note.seconds)}.`);
   }
   if (note.read !== undefined) more.push(`${note.read.toLocaleString("en")} tokens were read before it.`);
   if (REASONS[note.reason]) words.push(REASONS[note.reason]);
-  if (!note.exact) more.push("≈ is reckoned from the length of the text.");
+  if (note.model) words.push(note.model);
   return [words.join(" · "), more.join(" ")];
 }
 

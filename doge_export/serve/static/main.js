@@ -1,9 +1,9 @@
 // The page: which conversation is open, and what its buttons and keys do.
 
-import { modelName } from "./client.js";
 import { by, fit, icon, notify } from "./dom.js";
 import { showList } from "./list.js";
 import { Log } from "./log.js";
+import { Models } from "./models.js";
 import { follower } from "./scroll.js";
 import { watchSettings } from "./settings.js";
 import * as store from "./store.js";
@@ -20,7 +20,6 @@ const running = new Map(); // id -> {conversation, turn, controller}
 const prompt = by("prompt");
 let conversations = store.all();
 let current = store.fresh("chat", settings.system);
-let model = "";
 
 const scroll = follower(by("scroll"), by("latest"));
 const log = new Log(by("log"), {
@@ -35,6 +34,7 @@ const openSettings = watchSettings(settings, () => current, () => {
   if (current.turns.length) save(current);
   if (log.markdown !== settings.markdown) showLog();
 });
+const models = new Models(settings, showFrame, () => openSettings("key"));
 
 // --- What is seen ------------------------------------------------------------------------------------------
 
@@ -46,6 +46,7 @@ function showAll() {
 
 function showLog() {
   log.markdown = settings.markdown;
+  log.model = models.chosen;
   log.show(current, running.get(current.id)?.turn);
 }
 
@@ -53,8 +54,8 @@ function showFrame() {
   const busy = running.has(current.id), empty = !current.turns.length;
   const [placeholder, explained] = WORDS[current.mode];
   by("title").textContent = store.titleOf(current);
-  document.title = [store.titleOf(current), model].filter(Boolean).join(" – ");
-  by("model").textContent = model;
+  document.title = [store.titleOf(current), models.chosen].filter(Boolean).join(" – ");
+  models.show();
   by("empty").hidden = !empty;
   by("explained").textContent = explained;
   document.querySelector(`#mode [value=${current.mode}]`).checked = true;
@@ -188,7 +189,7 @@ async function run(turn) {
     log.update(turn, running.get(conversation.id)?.turn === turn);
     if (conversation === current) scroll.follow();
   };
-  const failure = await write(conversation, turn, structuredClone(settings), controller.signal, () => {
+  const failure = await write(conversation, turn, models.added(settings), controller.signal, () => {
     if (!drawing) requestAnimationFrame(draw); // however fast tokens come, once a picture of the screen
     drawing = true;
     if (performance.now() - saved < SAVING) return;
@@ -222,19 +223,6 @@ function closeSide() {
   by("open-side").focus();
 }
 
-async function askModel() {
-  if (model) return;
-  try {
-    model = await modelName(settings.key);
-  } catch (error) {
-    if (error.status === 401) notify(error.message, "Settings", () => openSettings("key"));
-    else notify(error.message, "Try again", askModel);
-    return;
-  }
-  log.model = model;
-  showFrame();
-}
-
 by("form").addEventListener("submit", event => {
   event.preventDefault();
   if (running.has(current.id)) stop();
@@ -266,7 +254,7 @@ by("new").addEventListener("click", () => {
 by("open-side").addEventListener("click", openSide);
 by("close-side").addEventListener("click", closeSide);
 by("shade").addEventListener("click", closeSide);
-by("settings").addEventListener("close", askModel); // there may be a key now
+by("settings").addEventListener("close", () => models.ask()); // there may be a key now
 addEventListener("popstate", openAddressed); // a link behind # is one, too
 addEventListener("pagehide", () => running.forEach(each => store.keep(each.conversation)));
 store.onChangeElsewhere(id => {
@@ -282,4 +270,4 @@ store.onChangeElsewhere(id => {
 });
 
 openAddressed();
-askModel();
+models.ask();

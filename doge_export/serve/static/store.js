@@ -4,7 +4,17 @@
 const PREFIX = "doge_export.conversation.";
 const SETTINGS = "doge_export.settings";
 
-export const DEFAULTS = { sampling: { max_tokens: "512" }, stop: "", theme: "auto", markdown: true, key: "" };
+export const DEFAULTS = {
+  sampling: { max_tokens: "512" },
+  stop: "",
+  stop_token_ids: "",
+  logit_bias: "",
+  ignore_eos: false,
+  theme: "auto",
+  markdown: true,
+  key: "",
+  model: "",
+};
 
 /** A conversation without turns. They are {role, content}, and answers have {note, error}, too. */
 export function fresh(mode, system = "") {
