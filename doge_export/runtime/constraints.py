@@ -188,7 +188,7 @@ class RuleTokenizer:
             self._known[rules] = known
             while len(self._known) > _KEPT:
                 self._known.popitem(last=False)
-            return known.copy()
+            return known.copy(rules.name)
 
     def bits(self, mask: bytes) -> Bits:
         """Return llguidance's bits as ours, without the end that it has where there is none."""
@@ -256,9 +256,9 @@ class RuledText:
         self._tokenizer, self._matcher, self._name = tokenizer, matcher, name
         self._allowed: Bits | None = None
 
-    def copy(self) -> "RuledText":
-        """Return the same rules, at the same place, for another text."""
-        return RuledText(self._tokenizer, self._matcher.deep_copy(), self._name)
+    def copy(self, name: str | None = None) -> "RuledText":
+        """Return the same rules, at the same place, for another text, with another `name` if there is one."""
+        return RuledText(self._tokenizer, self._matcher.deep_copy(), self._name if name is None else name)
 
     def allowed(self) -> Bits:
         """See Constraint.

@@ -33,6 +33,7 @@ _NAMES: Mapping[str, Schema] = {
     "schema": _OBJECT,
     "strict": {"type": ["boolean", "null"]},
 }
+_NAMED: Schema = {"type": "object", "properties": _NAMES, "additionalProperties": False}
 #: The rules of /v1/responses: a flat `response_format`.
 TEXT_FORMAT: Schema = {
     "anyOf": [
@@ -151,9 +152,7 @@ def _response_format(value: Any, field: str) -> Rules | None:
     if kind == "json_schema":
         if not isinstance(within, dict) or within.get("schema") is None:
             raise DogeExportError(f"{field} has no json_schema.schema.", "Put the schema there.")
-        check(
-            within, {"properties": _NAMES, "additionalProperties": False, **_OBJECT}, f"{field}.json_schema"
-        )
+        check(within, _NAMED, f"{field}.json_schema")
         return _json(within["schema"], f"{field}.json_schema.schema")
     if within is not None or (kind == "text" and schema is not None):
         raise DogeExportError(f"{field} has a schema, and the type {kind}.", "Say the type json_schema.")

@@ -30,7 +30,7 @@ HELD = [
     response_schema_conformance,
     negative_data_rejection,
 ]
-_EXAMPLES = 6  # of each kind, of an operation
+_EXAMPLES = 4  # of each kind, of an operation
 
 
 @pytest.fixture(scope="module")
