@@ -130,7 +130,8 @@ def test_what_is_listed(served: Inside) -> None:
     assert served.ask("GET", "/v1/models/gpt")[2]["error"]["code"] == "model_not_found"
     health = served.ask("GET", "/health")[2]
     assert health == {"status": "ok", "models": 3, "loaded": 1} and as_described("/health", "get", health)
-    slots = [{"id": each, "is_processing": False, "model": "b"} for each in range(2)]
+    caches = {"cache_bytes": 0, "cache_limit_bytes": None}
+    slots = [{"id": each, "is_processing": False, **caches, "model": "b"} for each in range(2)]
     assert served.ask("GET", "/slots")[2] == slots and as_described("/slots", "get", slots)
     assert served.ask("GET", "/slots?model=gpt-4o")[2] == slots
     assert served.ask("GET", "/slots?model=a")[2] == []
@@ -190,7 +191,7 @@ def test_a_load_that_fails_says_so_and_is_tried_again(
         assert (status, answer["error"]["message"]) == (503, sentence)
         assert answer["error"]["type"] == "server_error" and logged in caplog.text
     status, _, answer = served.ask("POST", "/v1/messages", {**CHAT, "model": "b"})
-    assert (status, answer["error"]) == (503, {"type": "api_error", "message": sentence})
+    assert (status, answer["error"]) == (529, {"type": "overloaded_error", "message": sentence})
     assert ask(served, "a") == 200
     loads.failing.clear()
     assert ask(served, "b") == 200
