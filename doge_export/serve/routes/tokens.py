@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from doge_export.core.errors import DogeExportError
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.serve.conversation import joined_text
+from doge_export.serve.errors import FieldError
 from doge_export.serve.served import Served
 from doge_export.serve.values import Schema, check, missing, wrong
 
@@ -144,13 +145,18 @@ def _chat(body: Fields, tokenizer: Tokenizer) -> str:
             f"chat_template_kwargs cannot set {taken[0]}.",
             "It is a field of its own, or none.",
         )
-    return tokenizer.apply_chat_template(
-        [_joined(message) for message in messages],
-        _flag(body, "add_generation_prompt", None),
-        continue_final_message=bool(_flag(body, "continue_final_message", False)),
-        tools=body.get("tools") or None,
-        **variables,
-    )
+    try:
+        return tokenizer.apply_chat_template(
+            [_joined(message) for message in messages],
+            _flag(body, "add_generation_prompt", None),
+            continue_final_message=bool(_flag(body, "continue_final_message", False)),
+            tools=body.get("tools") or None,
+            **variables,
+        )
+    except FieldError:
+        raise
+    except DogeExportError as error:
+        raise wrong("messages", f"messages: {error.message}", error.remedy) from None
 
 
 def _joined(message: Any) -> Any:
