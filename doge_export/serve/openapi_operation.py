@@ -139,7 +139,7 @@ OPERATION_SCHEMAS: Mapping[str, Schema] = {
     "DetokenizeRequest": _object(
         {
             "model": _NAME,
-            "tokens": {"type": "array", "items": _COUNT},
+            "tokens": {"type": "array", "items": _COUNT | {"maximum": (1 << 32) - 1}},
             "skip_special_tokens": _flag("Leave special tokens out of the text. Default: false."),
         },
         "tokens",

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from doge_export.core.errors import DogeExportError
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.serve.conversation import joined_text, template_variables, templated
+from doge_export.serve.errors import FieldError
 from doge_export.serve.served import Served
 from doge_export.serve.values import Schema, check, missing, wrong
 
@@ -124,14 +125,19 @@ def _chat(body: Fields, tokenizer: Tokenizer) -> str:
     messages = body.get("messages")
     if messages is None or messages == []:
         raise missing("messages")
-    return templated(
-        tokenizer,
-        [_joined(message) for message in messages],
-        _flag(body, "add_generation_prompt", None),
-        continue_final_message=bool(_flag(body, "continue_final_message", False)),
-        tools=body.get("tools") or None,
-        **template_variables(body.get("chat_template_kwargs")),
-    )
+    try:
+        return templated(
+            tokenizer,
+            [_joined(message) for message in messages],
+            _flag(body, "add_generation_prompt", None),
+            continue_final_message=bool(_flag(body, "continue_final_message", False)),
+            tools=body.get("tools") or None,
+            **template_variables(body.get("chat_template_kwargs")),
+        )
+    except FieldError:
+        raise
+    except DogeExportError as error:
+        raise wrong("messages", f"messages: {error.message}", error.remedy) from None
 
 
 def _joined(message: Any) -> Any:
