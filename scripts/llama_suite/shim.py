@@ -69,10 +69,8 @@ def options_of(given: list[str]) -> list[str]:
     command += ["--name", name] if name else []
     command += ["--parallel", options.parallel] if options.parallel else []
     command += ["--api-key", options.api_key] if options.api_key else []
-    command += [
-        "--cors",
-        options.cors_origins or "*",
-    ]  # llama-server lets every page ask, if nobody says which
+    # llama-server lets every page ask where nobody says which.
+    command += ["--cors", options.cors_origins or "*"]
     return command
 
 
