@@ -2,15 +2,24 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from doge_export.core.errors import DogeExportError
 from doge_export.runtime import Event, GenerationOptions, Session, pool_sizes, stream
-from doge_export.runtime.scheduling import Cancelled, Job, PrefixStore, Scheduler, can_be_pooled
+from doge_export.runtime.scheduling import (
+    Cancelled,
+    Job,
+    PrefixFiles,
+    PrefixStore,
+    Scheduler,
+    can_be_pooled,
+)
 from doge_export.runtime.scheduling import scheduler as scheduling
 from doge_export.runtime.scheduling.pieces import PromptBudget
+from doge_export.runtime.scheduling.prefixes import PrefixUse
 
 VOCAB = 257
 STILL = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
@@ -173,6 +182,42 @@ def test_the_next_turn_goes_on_in_the_same_slot(still: Session, monkeypatch: pyt
     run(scheduler, request)
     assert Request.by_row(request.events) == request.expected(still)
     assert use.tokens - before >= len(read)  # from the copy that was made then
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_conversations(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Turns that go on with what was said, or part from it, in little memory, before and after a restart."""
+    monkeypatch.setattr(pool_sizes, "_KEYS", 8)
+    rng = random.Random(seed)
+    limit = rng.choice([3, 5]) * session.pool(1).sizes.bytes(130)
+    said, use = [ids(rng, rng.choice([3, 30])) for _ in range(3)], PrefixUse()
+    for _ in range(2):
+        prefixes = PrefixStore(rng.choice([30_000, 1 << 20]), PrefixFiles(tmp_path, "ab" * 16, 1 << 20))
+        scheduler = Scheduler(session, rng.choice([2, 5]), prefixes, limit)
+        for _ in range(4):
+            turns = []
+            for text in rng.choices(said, k=rng.choice([1, 3, 6])):
+                cut = text if rng.random() < 0.7 else text[: rng.randrange(len(text))]
+                request = random_request(rng, [])
+                request = Request([[*cut, *ids(rng, rng.choice([1, 6]))]], request.options)
+                if len(request.prompts[0]) + 45 < 130:
+                    turns.append(request)
+                    scheduler.add(request.job)
+            while not scheduler.idle:
+                for each in turns:
+                    each.job.cancelled = each.job.cancelled or rng.random() < 0.01
+                scheduler.step()
+                assert scheduler.pool is not None and scheduler.pool.bytes <= limit
+                if rng.random() < 0.1:
+                    scheduler.tidy()
+            for each in turns:
+                expected = each.expected(session).get(0, [])
+                assert each.events == expected[: len(each.events)]
+                assert isinstance(each.ends[0], Cancelled) or len(each.events) == len(expected)
+                said.append([*each.prompts[0], *(event.token for event in each.events)])
+        scheduler.close()
+        use.found(prefixes.use.tokens)
+    assert use.tokens > 0
 
 
 def test_ends_are_copied_when_there_is_time(still: Session) -> None:
