@@ -69,8 +69,8 @@ class Residents:
             self.give_up()
 
     def make_room(self, rows: int, tokens: int) -> bool:
-        """Whether the pool has room for so many rows of up to so many tokens beside these, once those went that
-        are in the way: a newcomer may take a free slot after theirs."""
+        """Whether the pool has room for so many rows of up to so many tokens beside these, once those of them
+        went that are in the way: a newcomer may take a free slot after theirs."""
         while not self._pool.has_room(rows + len(self), max(tokens, self.longest_length)):
             if not self._rows:
                 return False
