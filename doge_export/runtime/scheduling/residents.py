@@ -87,6 +87,11 @@ class Residents:
         self._prefixes.add(row.tokens, self._pool.snapshot(row.slot), row.salt)
         return True
 
+    def copy_all(self) -> None:
+        """Copy all that are worth it, the newest last."""
+        for row in self._rows.values():
+            self.copy(row)
+
     def copy_one(self) -> bool:
         """Copy the newest that is worth it; returns whether there was one. For when there is time."""
         return any(self.copy(row) for row in reversed(self._rows.values()))
