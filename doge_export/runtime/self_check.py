@@ -1,6 +1,6 @@
 """Mixed requests through the scheduler, held to what each of them gives alone."""
 
-__all__ = ["SelfCheck", "self_check"]
+__all__ = ["RandomRequests", "SelfCheck", "self_check"]
 
 import random
 import time
@@ -55,7 +55,7 @@ def self_check(
     rng = random.Random(seed)
     prefixes = PrefixStore(_PREFIX_BYTES)
     scheduler = Scheduler(session, parallel, prefixes)
-    draw = _Requests(rng, session)
+    draw = RandomRequests(rng, session)
     every = [_Request(*draw.one()) for _ in range(requests)]
     progress.planned(2 * requests)
     _run(scheduler, every, rng, progress)
@@ -119,7 +119,7 @@ class _Request:
         return f"prompts of {lengths} tokens and {', '.join(changed)}"
 
 
-class _Requests:
+class RandomRequests:
     """Draws requests that a session can run."""
 
     def __init__(self, rng: random.Random, session: Session) -> None:

@@ -28,6 +28,11 @@ _log = logging.getLogger(__name__)
 _MAX_EVENTS = 1024  # events that may wait for a slow client before its generation pauses
 
 
+def _why_not(session: Session) -> str:
+    """Return why nothing is kept of texts."""
+    return "--prefix-bytes is 0" if session.pools else "the texts of this bundle do not share calls"
+
+
 class Busy(Exception):
     """The queue of waiting requests is full."""
 
@@ -54,8 +59,11 @@ class TextService:
         self.session, self.tokenizer = session, tokenizer
         self._max_tasks = parallel + waiting
         caches, files = caches or CacheLimits(), None
-        if caches.state_folder is not None and session.pools:
-            files = PrefixFiles(caches.state_folder, identity_of(session), caches.state_bytes)
+        if caches.state_folder is not None:
+            if session.pools and caches.prefix_bytes > 0:
+                files = PrefixFiles(caches.state_folder, identity_of(session), caches.state_bytes)
+            else:
+                _log.warning("Nothing is kept in %s: %s.", caches.state_folder, _why_not(session))
         self._scheduler = Scheduler(
             session, parallel, PrefixStore(caches.prefix_bytes, files), caches.cache_bytes
         )

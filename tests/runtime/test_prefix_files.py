@@ -51,8 +51,8 @@ def key(number: int) -> bytes:
 def served(session: Session, files: PrefixFiles, request: Request) -> PrefixStore:
     """The store of a server that lives for one request."""
     store = PrefixStore(1 << 20, files)
-    run(Scheduler(session, 2, store), request)
-    store.close()
+    run(scheduler := Scheduler(session, 2, store), request)
+    scheduler.close()
     assert request.ends == [None]
     assert Request.by_row(request.events) == request.expected(session)
     return store
@@ -68,6 +68,13 @@ def test_a_restart_forgets_nothing(session: Session, opened: Opened, tmp_path: P
     assert use.hits == 2 and use.tokens >= 2 * 59
     assert served(session, opened(identity), Request([longer], options)).use.hits == 0
     assert served(session, opened("cd" * 16), Request([longer], options, salt="mine")).use.hits == 0
+
+
+def test_what_was_said_last_is_written_at_the_end(session: Session, opened: Opened) -> None:
+    options = GenerationOptions(max_new_tokens=60, eos_token_ids=())
+    served(session, opened(), Request([TEXT[:5]], options))
+    (length,) = opened().lengths
+    assert length > 40
 
 
 def test_a_cancelled_text_does_not_wait_for_the_disk(session: Session, opened: Opened) -> None:

@@ -42,3 +42,12 @@ def test_a_text_that_never_fits_is_refused(trained: Bundle) -> None:
         status, _, answer = served.ask("POST", "/v1/completions", REQUEST)
         assert status == 400 and "may have 100,000 (--cache-bytes)" in answer["error"]["message"]
         assert {slot["cache_limit_bytes"] for slot in served.ask("GET", "/slots")[2]} == {100_000}
+
+
+def test_a_folder_without_a_use_is_said(
+    scripted: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with inside(scripted, caches=CacheLimits(state_folder=tmp_path / "a")) as served:
+        served.post("/v1/completions", {"prompt": "a", "max_tokens": 2})
+    assert "the texts of this bundle do not share calls" in caplog.text
+    assert not (tmp_path / "a").exists()

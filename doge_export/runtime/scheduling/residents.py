@@ -69,9 +69,9 @@ class Residents:
             self.give_up()
 
     def make_room(self, rows: int, tokens: int) -> bool:
-        """Whether the pool has room for so many rows of up to so many tokens, once those went that are in the
-        way."""
-        while not self._pool.has_room(rows, max(tokens, self.longest_length)):
+        """Whether the pool has room for so many rows of up to so many tokens beside these, once those of them
+        went that are in the way: a newcomer may take a free slot after theirs."""
+        while not self._pool.has_room(rows + len(self), max(tokens, self.longest_length)):
             if not self._rows:
                 return False
             self.give_up()
@@ -86,6 +86,11 @@ class Residents:
             return False
         self._prefixes.add(row.tokens, self._pool.snapshot(row.slot), row.salt)
         return True
+
+    def copy_all(self) -> None:
+        """Copy all that are worth it, the newest last."""
+        for row in self._rows.values():
+            self.copy(row)
 
     def copy_one(self) -> bool:
         """Copy the newest that is worth it; returns whether there was one. For when there is time."""

@@ -36,6 +36,11 @@ class Reuse:
         """Copy a text that ended, for when its slot is needed; returns whether there was one."""
         return self.residents is not None and self.residents.copy_one()
 
+    def copy_all(self) -> None:
+        """Copy every text that ended, for whoever reads them later."""
+        if self.residents is not None:
+            self.residents.copy_all()
+
     def begin(self, row: Row) -> None:
         """Give a row a slot, with what is known of the beginning of its prompt."""
         pool, resident = self._pool, self._resident(row)

@@ -130,8 +130,8 @@ class Scheduler:
 
     def close(self) -> None:
         """Let what is kept be written to disk, where it is kept there."""
-        while self.prefixes.on_disk and self.tidy():
-            pass
+        if self._reuse is not None and self.prefixes.on_disk:
+            self._reuse.copy_all()
         self.prefixes.close()
 
     def _forget_ended(self) -> None:
