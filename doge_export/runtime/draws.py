@@ -106,10 +106,19 @@ class DraftDraws:
         return draws
 
 
-def draws_of(options: GenerationOptions, seed: int, rows: int, first: int, vocab: int) -> Draws | None:
+def draws_of(
+    options: GenerationOptions,
+    seed: int,
+    rows: int,
+    first: int,
+    vocab: int,
+    others: frozenset[str] = frozenset(),
+) -> Draws | None:
     """Return how the kernels draw what `Sampler` draws, for `rows` rows from number `first` on; None where
-    only it can, where no token is left, or where log-probabilities are asked for."""
-    if options.scored or any(row.applies(options) and row.name not in _KNOWN for row in PROCESSORS):
+    only it can, where no token is left, or where log-probabilities are asked for. `others`: processors that
+    the caller sees to."""
+    known = _KNOWN | others
+    if options.scored or any(row.applies(options) and row.name not in known for row in PROCESSORS):
         return None
     if not all(
         value == 0 or _LOWEST <= value <= _HIGHEST

@@ -22,6 +22,7 @@ from doge_export.runtime.scheduling import Job, PrefixStore, Scheduler, can_be_p
 from doge_export.runtime.scored_tokens import ScoredTokens
 from doge_export.runtime.session import Session
 from doge_export.runtime.stop_strings import RowText
+from doge_export.runtime.text_changes import change_with_text
 from doge_export.runtime.token_strategy import TokenStrategy, choose_strategy
 
 _MAX_ROWS = 32  # in the pool at once; others wait for a place
@@ -105,7 +106,8 @@ def stream(
     if not prompts:
         return
     until = _until(options)
-    if (len(prompts) > 1 or prefixes is not None) and can_be_pooled(session, options, constraints):
+    pooled = len(prompts) > 1 or prefixes is not None or change_with_text(options)
+    if pooled and can_be_pooled(session, options, constraints):
         session.load(tokens=True)  # its seconds are not prefill's
         kept = PrefixStore(_PREFIX_BYTES) if prefixes is None else prefixes
         scheduler = Scheduler(session, _MAX_ROWS, kept)

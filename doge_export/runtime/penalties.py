@@ -1,6 +1,6 @@
 """Penalties on tokens that a text has already, as functions of the scores of the next one."""
 
-__all__ = ["Scores", "frequency_penalty", "presence_penalty", "repetition_penalty"]
+__all__ = ["Scores", "count_penalty", "repetition_penalty"]
 
 from typing import Any
 
@@ -26,17 +26,10 @@ def repetition_penalty(
     return scores
 
 
-def frequency_penalty(scores: Scores, made: npt.NDArray[np.int64], penalty: float) -> Scores:
-    """Take the penalty from the score of a token as many times as it is in `made`. The prompt does not count:
-    so OpenAI's API has it, and vLLM."""
+def count_penalty(scores: Scores, made: npt.NDArray[np.int64], frequency: float, presence: float) -> Scores:
+    """Take `frequency` from the score of a token as many times as it is in `made`, and `presence` once. The
+    prompt does not count: so OpenAI's API has both, and vLLM."""
     scores = scores.copy()
     tokens, counts = np.unique(made, return_counts=True)
-    scores[tokens] -= scores.dtype.type(penalty) * counts.astype(scores.dtype)
-    return scores
-
-
-def presence_penalty(scores: Scores, made: npt.NDArray[np.int64], penalty: float) -> Scores:
-    """Take the penalty once from the score of each token in `made`; the prompt does not count either."""
-    scores = scores.copy()
-    scores[np.unique(made)] -= scores.dtype.type(penalty)
+    scores[tokens] -= (counts * frequency + presence).astype(scores.dtype)
     return scores

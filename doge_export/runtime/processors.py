@@ -1,5 +1,5 @@
 """Processors that change the scores of the next token, a row each, in the order in which transformers does
-it. Those that it has not, `frequency_penalty` and `presence_penalty`, stand behind its own penalty.
+it. The one that it has not, `count_penalty`, stands behind its own penalty.
 
 Source of what each does: transformers 5, `generation/logits_process.py`; of the order and of when a row
 applies: `GenerationMixin._get_logits_processor`. The functions compute in the type of the scores they are
@@ -12,6 +12,7 @@ __all__ = [
     "Text",
     "bad_words",
     "best_tokens_needed",
+    "fewest_tokens",
     "softmax",
     "weights",
 ]
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from doge_export.runtime.options import GenerationOptions, Ids, SequenceBias
-from doge_export.runtime.penalties import Scores, frequency_penalty, presence_penalty, repetition_penalty
+from doge_export.runtime.penalties import Scores, count_penalty, repetition_penalty
 
 _REMOVED = -np.inf
 _WEIGHT = 2.0**40
@@ -224,14 +225,15 @@ def bad_words(options: GenerationOptions) -> SequenceBias:
     return tuple((ids, _REMOVED) for ids in options.bad_words_ids if ids not in ends)
 
 
-def _fewest(options: GenerationOptions) -> int:
+def fewest_tokens(options: GenerationOptions) -> int:
+    """Return how many tokens a text has at least: its new ones where min_new_tokens says so, else all."""
     return options.min_length if options.min_new_tokens is None else options.min_new_tokens
 
 
 def _early(options: GenerationOptions, text: Text) -> bool:
     """Whether the text may not end yet."""
     counted = text.seen.size - (0 if options.min_new_tokens is None else text.prompt)
-    return counted < _fewest(options)
+    return counted < fewest_tokens(options)
 
 
 def _not_yet(scores: Scores, options: GenerationOptions, text: Text) -> Scores:
@@ -279,14 +281,9 @@ PROCESSORS: tuple[Processor, ...] = (
         lambda s, o, t: repetition_penalty(s, t.seen, o.repetition_penalty),
     ),
     Processor(
-        "frequency_penalty",
-        lambda o: o.frequency_penalty != 0,
-        lambda s, o, t: frequency_penalty(s, t.seen[t.prompt :], o.frequency_penalty),
-    ),
-    Processor(
-        "presence_penalty",
-        lambda o: o.presence_penalty != 0,
-        lambda s, o, t: presence_penalty(s, t.seen[t.prompt :], o.presence_penalty),
+        "count_penalty",
+        lambda o: o.frequency_penalty != 0 or o.presence_penalty != 0,
+        lambda s, o, t: count_penalty(s, t.seen[t.prompt :], o.frequency_penalty, o.presence_penalty),
     ),
     Processor(
         "no_repeat_ngram_size",
@@ -305,7 +302,7 @@ PROCESSORS: tuple[Processor, ...] = (
     ),
     Processor(
         "min_length",  # and min_new_tokens, which wins over it
-        lambda o: bool(o.eos_token_ids) and _fewest(o) > 0,
+        lambda o: bool(o.eos_token_ids) and fewest_tokens(o) > 0,
         _not_yet,
     ),
     Processor("forced_bos_token_id", lambda o: bool(o.forced_bos_token_id), _forced_bos),

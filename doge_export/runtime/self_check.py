@@ -146,11 +146,16 @@ class RandomRequests:
             top_p=rng.choice([1.0, 0.9]),
             min_p=rng.choice([0.0, 0.0, 0.05]),
             repetition_penalty=rng.choice([1.0, 1.0, 1.4]),
+            frequency_penalty=rng.choice([0.0, 0.0, 0.7]),
+            presence_penalty=rng.choice([0.0, 0.0, 0.0, -0.3]),
+            min_new_tokens=rng.choice([None, None, 5]),
             sequence_bias=rng.choice([(), (((biased[0],), 4.0),)]),
             suppress_tokens=rng.choice([(), tuple(biased[1:])]),
             eos_token_ids=tuple(rng.sample(range(self._vocab), min(self._vocab // 40, rng.choice([0, 6])))),
             seed=rng.randrange(1000),
         )
+        if not can_be_pooled(self._session, options):  # penalties of two kinds at once
+            options = replace(options, repetition_penalty=1.0, sequence_bias=())
         if not can_be_pooled(self._session, options):  # a bundle whose kernels do not draw
             options = replace(_GREEDY, max_new_tokens=options.max_new_tokens)
         return prompts, options, rng.choice(["", "", "a"])

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from doge_export.core.bundle import Bundle
 from doge_export.core.errors import DogeExportError
@@ -25,6 +26,7 @@ from doge_export.runtime.scheduling.prefixes import Loading
 from doge_export.runtime.session import Session
 from doge_export.runtime.slot_checkpoint import Checkpoint
 from doge_export.runtime.stop_strings import RowText
+from doge_export.runtime.text_changes import CHANGING, TextChanges, change_with_text
 
 
 def can_be_pooled(
@@ -39,7 +41,13 @@ def can_be_pooled(
         return False
     if best_tokens_needed(options) == 1 and not any(constraints or ()):
         return True
-    return session.draws and draws_of(options, 0, 1, 0, session.bundle.config.vocab_size) is not None
+    if not TextChanges.possible(options):
+        return False
+    return session.draws and _draws(options, 0, 0, session.bundle.config.vocab_size) is not None
+
+
+def _draws(options: GenerationOptions, seed: int, number: int, vocab: int) -> Draws | None:
+    return draws_of(options, seed, 1, number, vocab, CHANGING)
 
 
 class Row:
@@ -60,7 +68,8 @@ class Row:
         #: Whether the best token is taken each time, whatever came before.
         self.plain = best_tokens_needed(options) == 1 and self.constraint is None
         vocab = bundle.config.vocab_size
-        self.draws = draws_of(options, job.seed, 1, number, vocab) if draws else None
+        self.draws = _draws(options, job.seed, number, vocab) if draws else None
+        self.changes = TextChanges(options, vocab, len(prompt)) if change_with_text(options) else None
         self.lookup = PromptLookup(rewindable)
         self._draft_draws: DraftDraws | None = None
         self._regime = bundle.config.rope_regime
@@ -121,9 +130,26 @@ class Row:
         """New tokens that are wanted yet, at most."""
         return self.limit - self.made
 
+    @property
+    def steps(self) -> int:
+        """The most tokens that a call may make, before something else has to be asked."""
+        if self.constraint is not None:
+            return 1
+        if self.changes is not None and (steps := self.changes.steps) is not None:
+            return steps
+        return MAX_STEPS
+
+    def allowed(self) -> npt.NDArray[np.int64] | None:
+        """The bits of the tokens that may come next, by its rules and settings; None where all may."""
+        ruled = None if self.constraint is None else self.constraint.allowed()
+        early = None if self.changes is None else self.changes.allowed
+        if ruled is None or early is None:
+            return early if ruled is None else ruled
+        return ruled & early
+
     def draft(self) -> list[int]:
         """Return what may come after its text, where it pays to read that in one call."""
-        if self.constraint is not None:
+        if self.steps == 1:
             return []
         return self.lookup.draft(self.seen, self.left - 1)
 
@@ -149,6 +175,8 @@ class Row:
                 check_logits(self.number, np.array([logit], np.float32), best_alone=True)
             self.seen.append(token)
             self.known[token] = None
+            if self.changes is not None:
+                self.changes.accept(token)
             last = late or self.left == 0
             whole = rules_end(self.constraint, token)
             event = event_of(self.number, token, self._text, self.options, last, whole)

@@ -217,7 +217,7 @@ class Scheduler:
         }
         steps = 1
         # A first token is not kept back for the sake of those after it.
-        if all(choosing) and not turning and all(row.made > 0 and row.constraint is None for row in rows):
+        if all(choosing) and not turning and all(row.made > 0 for row in rows):
             steps = self._timed(len(rows)).best(self._steps_wanted(rows))
         fed = {
             _slot(row): row.seen[row.read : row.read + count] for row, count in zip(rows, counts, strict=True)
@@ -275,7 +275,8 @@ class Scheduler:
         """Return how many tokens the rows want, most of them at least: what a call makes beyond the end of a
         text is left out, and costs less than calls for the sake of each end."""
         left = sorted(row.left for row in rows)
-        return left[0] if self._capacity is not None else left[len(left) // 4]
+        wanted = left[0] if self._capacity is not None else left[len(left) // 4]
+        return min(wanted, *(row.steps for row in rows))
 
     def _take(self, row: Row, tokens: Ids, logits: Logits) -> None:
         try:
