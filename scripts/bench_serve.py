@@ -6,7 +6,9 @@
 Prompts are pieces of models/heldout.txt, the same ones in every run, and every request has a seed of its
 own. The generator shares the machine's cores with the server, as others' do: compare two servers in turns.
 `--leave 0.1` has one client in ten go away after its first tokens. `--check` asks for every finished text
-once more, alone, and counts those that differ. Memory and descriptors of the server are shown as well.
+once more, alone, and counts those that differ. `--mixed` draws the settings of each request, too: greedy and
+drawn, penalties, rules, stop texts, lengths. Memory and descriptors of the server are shown as well, in
+a long run after every thousand requests.
 """
 
 import argparse
@@ -27,13 +29,15 @@ import httpx2
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = (16, 32, 64, 128, 200)  # of a prompt
+_EVERY = 1000
 
 
 class Load:
     """What the requests of one run took, in seconds."""
 
-    def __init__(self, arguments: argparse.Namespace, url: str) -> None:
-        self._arguments, self._url = arguments, url
+    def __init__(self, arguments: argparse.Namespace, url: str, pid: int | None = None) -> None:
+        self._arguments, self._url, self._pid = arguments, url, pid
+        self._asked = 0
         self.first: list[float] = []
         self.gaps: list[float] = []
         self.tokens = self.failed = self.left = 0
@@ -48,6 +52,9 @@ class Load:
             async def stream() -> None:
                 for number, body in waiting:
                     await self._ask(client, number, body)
+                    self._asked += 1
+                    if self._pid is not None and self._asked % _EVERY == 0:
+                        print(f"  after {self._asked:,} requests{held(self._pid)}", flush=True)
 
             begun = time.perf_counter()
             await asyncio.gather(*(stream() for _ in range(streams)))
@@ -96,7 +103,29 @@ def bodies(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 "stream_options": {"include_usage": True},
             }
         )
+        if arguments.mixed:
+            requests[-1] |= mixed(rng, arguments.new_tokens)
     return requests
+
+
+def mixed(rng: random.Random, most: int) -> dict[str, Any]:
+    """Return settings of one request."""
+    penalties: dict[str, Any] = rng.choice(
+        [{}, {}, {}, {"frequency_penalty": 0.5}, {"presence_penalty": 0.7}, {"repetition_penalty": 1.2}]
+    )
+    rules: dict[str, Any] = rng.choice(
+        [{}] * 8 + [{"guided_regex": "[a-z ]{10,40}"}, {"guided_choice": ["yes", "no"]}]
+    )
+    return {
+        "max_tokens": rng.choice([1, 4, most // 2 or 1, most]),
+        "temperature": rng.choice([0, 0, 0.7, 1.2]),
+        "top_p": rng.choice([1.0, 0.9]),
+        "top_k": rng.choice([0, 40]),
+        "min_tokens": rng.choice([0, 0, 1]),
+        "stop": rng.choice([None, None, [" the"], ["\n", "."]]),
+        **penalties,
+        **rules,
+    }
 
 
 @contextlib.contextmanager
@@ -139,7 +168,7 @@ async def measure(arguments: argparse.Namespace, url: str, pid: int | None) -> N
     await Load(arguments, url).run(1, requests[:1])  # warm
     print(f"before{held(pid)}")
     for streams in arguments.streams:
-        load = Load(arguments, url)
+        load = Load(arguments, url, pid)
         seconds = await load.run(streams, requests)
         print(
             f"{streams} streams: {load.tokens / seconds:,.0f} tokens/s; first token "
@@ -164,6 +193,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--leave", type=float, default=0.0, help="the share of clients that go away")
+    parser.add_argument("--mixed", action="store_true", help="draw the settings of each request")
     parser.add_argument("--check", action="store_true", help="ask for every text again, alone")
     arguments = parser.parse_args()
     if (arguments.bundle is None) == (arguments.url is None):

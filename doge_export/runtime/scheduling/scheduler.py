@@ -175,12 +175,12 @@ class Scheduler:
             self._waiting.remove(row)
             self._rows.append(row)
 
-    def _parts(self) -> dict[int, int]:
-        """Row (its place in the list) -> how many tokens it reads in the next call."""
-        wanted: dict[int, int] = {}
-        parts: dict[int, int] = {}
+    def _parts(self) -> dict[Row, int]:
+        """How many tokens each row reads in the next call, of those that are in it."""
+        wanted: dict[Row, int] = {}
+        parts: dict[Row, int] = {}
         beginnings = set()  # that are being read
-        for at, row in enumerate(self._rows):
+        for row in self._rows:
             if row.job.paused:
                 continue
             if row.slot is None:
@@ -190,17 +190,17 @@ class Scheduler:
                     continue
                 self._kept.begin(row)
             if row.due == 1:
-                parts[at] = 1
+                parts[row] = 1
             else:
-                wanted[at] = row.due - 1
+                wanted[row] = row.due - 1
                 beginnings.add(row.beginning)
-        for at, count in self._budget.shared(wanted, decoding=bool(parts)).items():
-            parts[at] = min(count, _BOUNDARY - self._rows[at].read % _BOUNDARY)
+        for row, count in self._budget.shared(wanted, decoding=bool(parts)).items():
+            parts[row] = min(count, _BOUNDARY - row.read % _BOUNDARY)
         return parts
 
-    def _call(self, parts: Mapping[int, int]) -> None:
+    def _call(self, parts: Mapping[Row, int]) -> None:
         """Let the rows read `parts`, and give out what follows in those that have read all."""
-        rows, counts = [self._rows[at] for at in parts], list(parts.values())
+        rows, counts = list(parts), list(parts.values())
         choosing = [row.due == count for row, count in zip(rows, counts, strict=True)]
         if len(rows) == 1 and rows[0].due == 1 and rows[0].made > 0 and (draft := rows[0].draft()):
             self._verify(rows[0], draft)
