@@ -9,6 +9,7 @@ from doge_export.serve.schemas import (
     ANY,
     COUNT,
     ERRORS,
+    REUSED,
     TEXT,
     Schema,
     json_body,
@@ -104,7 +105,7 @@ MESSAGES_SCHEMAS: Mapping[str, Schema] = {
                 "description": "null while a stream goes on.",
             },
             "stop_sequence": {"type": ["string", "null"], "description": "The one that came."},
-            "usage": object_of({"input_tokens": COUNT, "output_tokens": COUNT}),
+            "usage": ref("MessagesUsage"),
         }
     ),
     "MessagesEvent": object_of(
@@ -113,8 +114,20 @@ MESSAGES_SCHEMAS: Mapping[str, Schema] = {
         index=COUNT,
         content_block={"anyOf": [_BLOCK, _USE]},
         delta={"type": "object"},
-        usage=object_of({"output_tokens": COUNT}),
+        usage=ref("MessagesUsage"),
         error={"type": "object"},
+    ),
+    "MessagesUsage": object_of(
+        {
+            "input_tokens": COUNT
+            | {
+                "description": "Tokens of the prompt that were read for it. In a stream's first event, which "
+                "comes before they are, all of them."
+            },
+            "cache_read_input_tokens": COUNT | {"description": REUSED},
+            "cache_creation_input_tokens": COUNT | {"description": "0: keeping is not asked for."},
+            "output_tokens": COUNT,
+        }
     ),
     "TokenCount": object_of({"input_tokens": COUNT}),
     "MessagesError": object_of(

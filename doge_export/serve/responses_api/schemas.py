@@ -10,6 +10,7 @@ from doge_export.serve.schemas import (
     ANY,
     COUNT,
     ERRORS,
+    REUSED,
     SECONDS,
     TEXT,
     Schema,
@@ -111,7 +112,14 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
         },
     ),
     "ResponseOutput": _ANSWERED,
-    "ResponseUsage": object_of({"input_tokens": COUNT, "output_tokens": COUNT, "total_tokens": COUNT}),
+    "ResponseUsage": object_of(
+        {
+            "input_tokens": COUNT,
+            "input_tokens_details": object_of({"cached_tokens": COUNT | {"description": REUSED}}),
+            "output_tokens": COUNT,
+            "total_tokens": COUNT,
+        }
+    ),
     "ResponseEvent": object_of(
         {"type": {"enum": list(_EVENTS)}, "sequence_number": COUNT},
         response=ref("Response"),
