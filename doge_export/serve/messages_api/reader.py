@@ -1,6 +1,6 @@
 """The body of a request to /v1/messages, checked: a conversation, and the options of its answer."""
 
-__all__ = ["BLOCKS", "LABELS", "OFF", "TAKEN", "MessageRequest", "MessagesReader"]
+__all__ = ["BLOCKS", "LABELS", "OFF", "TAKEN", "THOUGHTS", "MessageRequest", "MessagesReader"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,7 +53,12 @@ BLOCKS: Mapping[str, Mapping[str, Any]] = {
         {"type": {"const": "tool_use"}, "id": _TEXT, "name": _TEXT, "input": {"type": "object"}}
     ),
     "tool_result": object_of({"type": {"const": "tool_result"}, "tool_use_id": _TEXT}),
+    "thinking": object_of({"type": {"const": "thinking"}, "thinking": _TEXT}),
+    "redacted_thinking": object_of({"type": {"const": "redacted_thinking"}, "data": _TEXT}),
 }
+#: Blocks of an assistant that the model is not shown: what another one thought, as Anthropic leaves out that
+#: of earlier turns. Clients send it back with the rest, whichever server they ask.
+THOUGHTS = ("thinking", "redacted_thinking")
 #: Anthropic's word -> that of `tool_use`.
 _CHOICE: Schema = {
     "type": "object",
@@ -161,12 +166,13 @@ def _answers(blocks: list[Any], where: str) -> list[Message]:
 
 
 def _said(blocks: list[Any], where: str) -> list[Message]:
-    """The message of an assistant."""
+    """The message of an assistant, without what it thought."""
     text, calls = "", []
     for at, block in enumerate(blocks):
-        kind, _ = _kind(block, f"{where}.content[{at}]", ("text", "tool_use"))
+        kind, _ = _kind(block, f"{where}.content[{at}]", ("text", "tool_use", *THOUGHTS))
         if kind == "text":
             text += block["text"]
+        if kind != "tool_use":
             continue
         function = {"name": block["name"], "arguments": block["input"]}
         calls.append({"id": block["id"], "type": "function", "function": function})

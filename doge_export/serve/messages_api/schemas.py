@@ -4,7 +4,7 @@ __all__ = ["MESSAGES_ROUTES", "MESSAGES_SCHEMAS"]
 
 from collections.abc import Mapping
 
-from doge_export.serve.messages_api.reader import BLOCKS, LABELS, OFF, TAKEN
+from doge_export.serve.messages_api.reader import BLOCKS, LABELS, OFF, TAKEN, THOUGHTS
 from doge_export.serve.schemas import (
     ANY,
     COUNT,
@@ -29,6 +29,7 @@ _EVENTS = (
 )
 _NULL: Schema = {"type": "null"}
 _BLOCK, _USE = dict(BLOCKS["text"]), dict(BLOCKS["tool_use"])
+_SAID = [_BLOCK, _USE, *({**BLOCKS[name], "description": "Left out of the prompt."} for name in THOUGHTS)]
 _TEXTS: Schema = {"anyOf": [TEXT, listed(_BLOCK)]}
 _RESULT = object_of(
     {"type": {"const": "tool_result"}, "tool_use_id": TEXT}, content={"anyOf": [*_TEXTS["anyOf"], _NULL]}
@@ -37,7 +38,7 @@ _USER = object_of(
     {"role": {"const": "user"}, "content": {"anyOf": [TEXT, listed({"anyOf": [_BLOCK, _RESULT]})]}}
 )
 _ASSISTANT = object_of(
-    {"role": {"const": "assistant"}, "content": {"anyOf": [TEXT, listed({"anyOf": [_BLOCK, _USE]})]}}
+    {"role": {"const": "assistant"}, "content": {"anyOf": [TEXT, listed({"anyOf": _SAID})]}}
 )
 _CHOSEN: Schema = {
     "anyOf": [
@@ -80,8 +81,9 @@ MESSAGES_SCHEMAS: Mapping[str, Schema] = {
         {
             "role": {"enum": ["user", "assistant"]},
             "content": {
-                "anyOf": [TEXT, listed({"anyOf": [_BLOCK, _USE, _RESULT]})],
-                "description": "Results of tools are a user's, and come before the text.",
+                "anyOf": [TEXT, listed({"anyOf": [*_SAID, _RESULT]})],
+                "description": "Results of tools are a user's, and come before the text. What an assistant "
+                "thought, here or elsewhere, is not shown to the model.",
             },
         }
     )
