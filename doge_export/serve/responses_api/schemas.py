@@ -3,9 +3,10 @@
 __all__ = ["RESPONSES_ROUTES", "RESPONSES_SCHEMAS"]
 
 from collections.abc import Mapping
+from typing import Any
 
 from doge_export.serve.constraints import TEXT_FORMAT
-from doge_export.serve.responses_api.reader import ITEM, LABELS, OFF, TAKEN
+from doge_export.serve.responses_api.reader import COUNTED, ITEM, LABELS, OFF, TAKEN
 from doge_export.serve.schemas import (
     ANY,
     COUNT,
@@ -50,8 +51,10 @@ _ANSWERED = object_of(
     arguments=ARGUMENTS,
 )
 
-RESPONSES_SCHEMAS: Mapping[str, Schema] = {
-    "ResponseRequest": object_of(
+
+def _request(fields: Mapping[str, Mapping[str, Any]]) -> Schema:
+    """The body of a request: the prompt's fields, and these."""
+    request = object_of(
         {
             "input": {
                 "anyOf": [TEXT, listed(ref("ResponseInput"), minItems=1)],
@@ -59,7 +62,7 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
             }
         },
         model=optional("string", "A name that /v1/models gives; of a single model it may be left out."),
-        **{name: nullable(schema) for name, schema in TAKEN.items()},
+        **{name: nullable(schema) for name, schema in fields.items()},
         tools={"anyOf": [{"type": "null"}, listed(ref("ResponseTool"))], "description": "As in a chat."},
         tool_choice={
             "anyOf": [
@@ -84,7 +87,13 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
         **{name: {"description": "Nothing is done with it.", "type": ANY} for name in LABELS},
         **off(OFF),
     )
-    | {"additionalProperties": False, "allOf": [CALL_NEEDS_TOOLS]},
+    return request | {"additionalProperties": False, "allOf": [CALL_NEEDS_TOOLS]}
+
+
+RESPONSES_SCHEMAS: Mapping[str, Schema] = {
+    "ResponseRequest": _request(TAKEN),
+    "InputTokensRequest": _request(COUNTED),
+    "InputTokens": object_of({"object": {"const": "response.input_tokens"}, "input_tokens": COUNT}),
     "ResponseInput": dict(ITEM) | {"anyOf": [_MESSAGE, _CALL, _OUTPUT]},
     "ResponseTool": object_of(
         {"type": _FUNCTION, "name": NAMED},
@@ -149,6 +158,14 @@ RESPONSES_ROUTES: Mapping[str, Schema] = {
         ),
         "Error",
         ERRORS,
+    ),
+    "/v1/responses/input_tokens": post(
+        "How many tokens a prompt has.",
+        "InputTokensRequest",
+        json_body(ref("InputTokens"), "The number."),
+        "Error",
+        ERRORS,
+        events=False,
     ),
     "/v1/responses/{id}": {
         "get": {
