@@ -170,6 +170,10 @@ def test_the_template_is_shown_the_items(ours: ResponseReader) -> None:
     )  # fmt: skip
     forced: Any = {"tools": [TIME], "tool_choice": {"type": "function", "name": "time"}}
     assert shown(ours, **forced).endswith('<tool_call>\n{"name": "time", "arguments":')
+    some = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "time"}]}
+    assert shown(ours, tools=[WEATHER, TIME], tool_choice=some) == shown(
+        ours, tools=[TIME], tool_choice="required"
+    )
     for body in ({"input": items, "instructions": "x"}, {"input": "a", **forced}):
         assert ours.count(body) == len(ours.read(body).text.prompts[0])
 

@@ -10,7 +10,7 @@ from doge_export.serve.conversation import chat_ids
 from doge_export.serve.fields import FIELDS, LARGEST
 from doge_export.serve.requests import PASSED, RequestReader, TextRequest
 from doge_export.serve.schemas import object_of
-from doge_export.serve.tools import Tool, ToolUse, read_definition, tool_use
+from doge_export.serve.tools import Tool, ToolChoice, ToolUse, read_definition, tool_use
 from doge_export.serve.values import Off, Schema, check, missing, read_fields, wrong
 
 Message = dict[str, Any]
@@ -118,7 +118,7 @@ class MessagesReader:
             raise wrong("tool_choice", f"tool_choice is not an object of the type {', '.join(_CHOICES)}.")
         check(choice, _CHOICE, "tool_choice")
         one = choice.get("disable_parallel_tool_use")
-        return tool_use(self.tokenizer, read, _CHOICES[kind], choice.get("name"), not one)
+        return tool_use(self.tokenizer, read, ToolChoice(_CHOICES[kind], choice.get("name")), not one)
 
 
 def _definition(tool: Any, where: str) -> Tool:

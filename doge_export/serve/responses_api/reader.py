@@ -14,7 +14,7 @@ from doge_export.serve.fields import FIELDS, LARGEST
 from doge_export.serve.requests import PASSED, RequestReader, TextRequest
 from doge_export.serve.responses_api.store import MAX_BYTES, MAX_RESPONSES, ResponseStore
 from doge_export.serve.schemas import object_of, optional
-from doge_export.serve.tools import Tool, ToolUse, choice_kind, read_definition, tool_use
+from doge_export.serve.tools import Tool, ToolUse, read_choice, read_definition, tool_use
 from doge_export.serve.values import Off, Schema, check, missing, read_fields, wrong
 
 Message = dict[str, Any]
@@ -182,10 +182,8 @@ class ResponseReader:
         listed = given.get("tools", [])
         check(listed, {"type": "array"}, "tools")
         read = [_definition(tool, f"tools[{at}]") for at, tool in enumerate(listed)]
-        choice = given.get("tool_choice")
-        name = choice.get("name") if isinstance(choice, dict) else None
-        parallel = given.get("parallel_tool_calls")
-        tools = tool_use(self._tokenizer, read, choice_kind(choice, name), name, parallel)
+        choice, parallel = read_choice(given.get("tool_choice")), given.get("parallel_tool_calls")
+        tools = tool_use(self._tokenizer, read, choice, parallel)
         first = [] if instructions is None else [{"role": "system", "content": instructions}]
         ids = chat_ids(self._tokenizer, [*first, *messages], tools, field="input")
         return _Prompt(ids, messages, tools, read)

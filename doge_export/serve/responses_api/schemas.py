@@ -24,7 +24,14 @@ from doge_export.serve.schemas import (
     post,
     ref,
 )
-from doge_export.serve.tools.schemas import ARGUMENTS, CALL_NEEDS_TOOLS, NAMED, STRICT, TOOL_PARAMETERS
+from doge_export.serve.tools.schemas import (
+    ARGUMENTS,
+    CALL_NEEDS_TOOLS,
+    NAMED,
+    STRICT,
+    TOOL_PARAMETERS,
+    allowed,
+)
 
 _EVENTS = (
     *("response.created", "response.in_progress", "response.output_item.added"),
@@ -34,6 +41,7 @@ _EVENTS = (
     *("response.incomplete", "response.failed"),
 )
 _FUNCTION: Schema = {"const": "function"}
+_NAMED = object_of({"type": _FUNCTION, "name": TEXT})
 _TEXTS: Schema = {"anyOf": [TEXT, listed(object_of({"text": TEXT}))]}
 _MESSAGE = object_of(
     {"role": {"enum": ["user", "assistant", "system", "developer"]}, "content": _TEXTS},
@@ -68,7 +76,8 @@ def _request(fields: Mapping[str, Mapping[str, Any]]) -> Schema:
             "anyOf": [
                 {"type": "null"},
                 {"enum": ["auto", "none", "required"]},
-                object_of({"type": _FUNCTION, "name": TEXT}),
+                _NAMED,
+                allowed(_NAMED, type={"const": "allowed_tools"}),
             ],
             "description": "As in a chat.",
         },
