@@ -214,6 +214,16 @@ def test_thoughts_of_the_history_are_left_out(
     assert answers[0] == answers[1]
 
 
+def test_a_text_of_a_schema(tiny_server: Running) -> None:
+    """A model that has never seen JSON."""
+    with anthropic.Anthropic(base_url=tiny_server.url, api_key="none", max_retries=0) as client:
+        form: Any = {"type": "json_schema", "schema": {"enum": [{"yes": True}, {"yes": False}]}}
+        given: Any = {"model": "tiny", "messages": [USER], "output_config": {"format": form}}
+        answer = client.messages.create(**given, max_tokens=40)
+        assert answer.stop_reason == "end_turn" and json.loads(answer.content[0].text)["yes"] in (True, False)
+        assert client.messages.count_tokens(**given).input_tokens > 0
+
+
 def _with(*blocks: Any, role: str = "user") -> dict[str, Any]:
     return {"max_tokens": 9, "messages": [{"role": role, "content": list(blocks)}]}
 
@@ -245,6 +255,10 @@ WRONG: list[tuple[Any, str]] = [
     (_with(REDACTED | {"data": 3}, role="assistant"), r"content\[0\].data is 3, not a text"),
     (LEAST | {"system": [THOUGHT]}, r"system\[0\] is not a block of the type text"),
     (LEAST | {"system": 3}, "system is not a text"),
+    (LEAST | {"output_config": {"effort": "low"}}, "There is no field output_config.effort"),
+    (LEAST | {"output_config": {"format": {"type": "json_schema"}}}, "output_config.format has no schema"),
+    (LEAST | {"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}},
+     "output_config.format.schema cannot be kept"),
     (LEAST | {"stop_sequences": "a"}, "stop_sequences is \"a\", not a list of texts"),
     (LEAST | {"stop_sequences": [""]}, r"stop_sequences\[0\] is an empty text"),
     (LEAST | {"stop_sequences": ["a"] * 65}, "64 are the most"),

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from doge_export.runtime import Rules
+from doge_export.serve.constraints import read_format
 from doge_export.serve.conversation import chat_ids
 from doge_export.serve.fields import FIELDS, LARGEST
 from doge_export.serve.requests import PASSED, RequestReader, TextRequest
@@ -23,11 +25,10 @@ OFF: Off = {
     "container": (),
     "context_management": ({},),
     "mcp_servers": ([],),
-    "output_config": ({},),
     "service_tier": ("auto", "standard_only"),
     "thinking": ({"type": "disabled"},),
 }
-_COUNTED = (*LABELS, "messages", "model", "system", "tool_choice", "tools")
+_COUNTED = (*LABELS, "messages", "model", "output_config", "system", "tool_choice", "tools")
 #: Fields of an answer -> their schemas.
 TAKEN: Mapping[str, Schema] = {
     "max_tokens": {
@@ -64,6 +65,11 @@ _CHOICE: Schema = {
     "type": "object",
     "properties": {"disable_parallel_tool_use": {"type": ["boolean", "null"]}},
 }
+_OUTPUT: Schema = {
+    "type": "object",
+    "properties": {"format": {"type": ["object", "null"]}},
+    "additionalProperties": False,
+}
 _CHOICES = {"auto": "auto", "none": "none", "any": "required", "tool": "named"}
 
 
@@ -91,7 +97,7 @@ class MessagesReader:
                 what is not done here.
         """
         given = read_fields(body, {} if self.counting else TAKEN, _COUNTED, OFF)
-        tools = self._tools(given)
+        tools, rule = self._tools(given), _rule(given.get("output_config"))
         messages = _conversation(given)
         continued = messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]
         if continued and tools is not None and tools.forced is not None:
@@ -105,7 +111,8 @@ class MessagesReader:
             return len(ids)
         if "max_tokens" not in given:
             raise missing("max_tokens")
-        text = self.reader.answer(ids, given, int(given["max_tokens"]), tools, ("messages", "max_tokens"))
+        names = ("messages", "max_tokens")
+        text = self.reader.answer(ids, given, int(given["max_tokens"]), tools, names, rule)
         return MessageRequest(text, tuple(given.get("stop_sequences", ())))
 
     def _tools(self, given: Mapping[str, Any]) -> ToolUse | None:
@@ -125,6 +132,15 @@ def _definition(tool: Any, where: str) -> Tool:
     if not isinstance(tool, dict) or tool.get("type") not in (None, "custom"):
         raise wrong(where, f'{where} is not an object of the type "custom", the only one there is.')
     return read_definition(tool, where, "input_schema")
+
+
+def _rule(config: Any) -> Rules | None:
+    """What the text of the answer has to be."""
+    if config is None:
+        return None
+    check(config, _OUTPUT, "output_config")
+    form = config.get("format")
+    return None if form is None else read_format(form, "output_config.format")
 
 
 def _conversation(given: Mapping[str, Any]) -> list[Message]:

@@ -4,6 +4,7 @@ __all__ = ["MESSAGES_ROUTES", "MESSAGES_SCHEMAS"]
 
 from collections.abc import Mapping
 
+from doge_export.serve.constraints import TEXT_FORMAT
 from doge_export.serve.messages_api.reader import BLOCKS, LABELS, OFF, TAKEN, THOUGHTS
 from doge_export.serve.schemas import (
     ANY,
@@ -57,6 +58,17 @@ _COUNTED: Schema = {
     "system": {"anyOf": [_NULL, *_TEXTS["anyOf"]], "description": "What the model is told first."},
     "tools": {"anyOf": [_NULL, listed(ref("MessagesTool"))], "description": "What the model may call."},
     "tool_choice": _CHOSEN,
+    "output_config": {
+        "type": ["object", "null"],
+        "properties": {
+            "format": {
+                "anyOf": [*TEXT_FORMAT["anyOf"], _NULL],
+                "description": TEXT_FORMAT["description"],
+            }
+        },
+        "additionalProperties": False,
+        "description": "What the text has to be. Beside tools: what it is where it is no call.",
+    },
     **{name: {"description": "Nothing is done with it.", "type": ANY} for name in LABELS},
     **off(OFF),
 }
