@@ -2,7 +2,7 @@
 
 __all__ = ["Event", "Statistics", "event_of", "rules_end"]
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from doge_export.runtime.constraints import Constraint
 from doge_export.runtime.logprobs import TokenLogprobs
@@ -17,7 +17,8 @@ class Event:
     `finish_reason`: "eos", "stop" (a stop string, or the text's rules allow no more) or "length", which is
     the end of `max_time` too.
     `logprobs`: of the token, where the options ask for them. `prompt_logprobs`: likewise, with a row's first
-    token, of each token of its prompt but the first.
+    token, of each token of its prompt but the first. `reused_tokens`: likewise, how many of its prompt's
+    another text had read; it is no part of what the row says.
     """
 
     row: int
@@ -26,6 +27,7 @@ class Event:
     finish_reason: str | None
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    reused_tokens: int = field(default=0, compare=False)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from doge_export.serve.messages_api.schemas import MESSAGES_ROUTES, MESSAGES_SCH
 from doge_export.serve.openapi_operation import OPERATION_ROUTES, OPERATION_SCHEMAS, SCHEMES, SECURITY
 from doge_export.serve.responses_api.schemas import RESPONSES_ROUTES, RESPONSES_SCHEMAS
 from doge_export.serve.schemas import COUNT as _COUNT
-from doge_export.serve.schemas import ERRORS, EVENTS, Schema
+from doge_export.serve.schemas import ERRORS, EVENTS, REUSED, Schema
 from doge_export.serve.schemas import SECONDS as _SECONDS
 from doge_export.serve.schemas import TEXT as _TEXT
 from doge_export.serve.schemas import json_body as _json
@@ -162,7 +162,14 @@ _SCHEMAS: Mapping[str, Schema] = {
     ),
     "ChatLogprobs": _object({"content": _list(_ref("TokenLogprob")), "refusal": _NULL}),
     "TokenLogprob": _object({**_SCORED, "top_logprobs": _list(_object(_SCORED))}),
-    "Usage": _object({"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": _COUNT}),
+    "Usage": _object(
+        {
+            "prompt_tokens": _COUNT,
+            "completion_tokens": _COUNT,
+            "total_tokens": _COUNT,
+            "prompt_tokens_details": _object({"cached_tokens": _COUNT | {"description": REUSED}}),
+        }
+    ),
     "Models": _object(
         {
             "object": {"const": "list"},

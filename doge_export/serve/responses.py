@@ -12,6 +12,7 @@ from doge_export.runtime import Event
 from doge_export.serve.logprobs import ScoredTokens, of_chat, of_completion
 from doge_export.serve.requests import TextRequest
 from doge_export.serve.tools import ChatAnswer
+from doge_export.serve.usage import Reused
 
 _REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 
@@ -34,6 +35,7 @@ class CompletionResponse:
 
     def __init__(self, request: TextRequest, model: str) -> None:
         self._request, self._tokenizer = request, request.served.tokenizer
+        self._reused = Reused(request)
         kind = "chat.completion" if request.chat else "text_completion"
         chunk = "chat.completion.chunk" if request.chat else kind
         prefix = "chatcmpl" if request.chat else "cmpl"
@@ -51,6 +53,7 @@ class CompletionResponse:
     def add(self, events: Sequence[Event]) -> list[dict[str, Any]]:
         """Take the events in; returns the chunks that a stream sends for them: for a choice the role, if it
         begins, and one with what is new of it at most."""
+        self._reused.add(events)
         begun = {event.row: None for event in events if not self._choices[event.row].begun}
         rows = dict.fromkeys(event.row for event in events)
         for event in events:
@@ -140,10 +143,15 @@ class CompletionResponse:
         shape = of_chat if self._request.chat else of_completion
         return shape(choice.scored.take(), self._tokenizer)
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> dict[str, Any]:
         prompt = self._request.prompt_tokens
         new = sum(each.made for each in self._choices)
-        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": new,
+            "total_tokens": prompt + new,
+            "prompt_tokens_details": {"cached_tokens": self._reused.tokens},
+        }
 
 
 def model_card(name: str, own: str, created: int, loaded: bool) -> dict[str, Any]:

@@ -5,6 +5,7 @@ __all__ = [
     "COUNT",
     "ERRORS",
     "EVENTS",
+    "REUSED",
     "SECONDS",
     "TEXT",
     "Schema",
@@ -29,6 +30,7 @@ ANY = ["null", "boolean", "number", "string", "array", "object"]
 #: A row of server-sent events. Some readers take the schema for that of the row, others for that of each.
 EVENTS: Schema = {"description": "Server-sent events."}
 COUNT: Schema = {"type": "integer", "minimum": 0}
+REUSED = "Tokens of the prompt that were not read for it, since another text had read them."
 SECONDS: Schema = {"type": "integer", "description": "Seconds since 1970."}
 
 

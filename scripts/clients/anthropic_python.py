@@ -51,6 +51,19 @@ def tools() -> None:
     client.messages.create(model=MODEL, max_tokens=8, messages=[*MESSAGES, *turns], tools=[TOOL])
 
 
+def thought() -> None:
+    """messages.create, thinking in the history"""
+    said = [
+        {"type": "thinking", "thinking": "Hm.", "signature": "EqQB"},
+        {"type": "redacted_thinking", "data": "EmwK"},
+        {"type": "text", "text": "Good morning."},
+    ]
+    turns = [*MESSAGES, {"role": "assistant", "content": said}, *MESSAGES]
+    made = client.messages.create(model=MODEL, max_tokens=8, messages=turns, thinking={"type": "disabled"})
+    count = client.messages.count_tokens(model=MODEL, messages=turns).input_tokens
+    assert made.usage.input_tokens + made.usage.cache_read_input_tokens == count
+
+
 def required() -> None:
     """messages.create, tool_choice any"""
     one = {"type": "any", "disable_parallel_tool_use": True}  # else the model writes calls till it is cut
@@ -70,4 +83,4 @@ def models() -> None:
     assert [each.id for each in client.models.list()] == [client.models.retrieve(MODEL).id]
 
 
-run([whole, streamed, events, waited, tools, required, counted, models])
+run([whole, streamed, events, waited, tools, thought, required, counted, models])

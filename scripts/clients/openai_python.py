@@ -123,6 +123,13 @@ def responded() -> None:
     assert client.responses.retrieve(made.id).output_text == made.output_text
 
 
+def response_counted() -> None:
+    """responses.input_tokens.count"""
+    made = client.responses.create(model=MODEL, input=TEXT, max_output_tokens=1)
+    count = client.responses.input_tokens.count(model=MODEL, input=TEXT).input_tokens
+    assert count == made.usage.input_tokens > made.usage.input_tokens_details.cached_tokens
+
+
 def response_stream() -> None:
     """responses.stream"""
     with client.responses.stream(model=MODEL, input=TEXT, max_output_tokens=16) as stream:
@@ -152,6 +159,6 @@ def models() -> None:
 run(
     [
         *(whole, streamed, helper, waited, scored, schema, parsed, tools, required, strict, completed),
-        *(responded, response_stream, response_parse, response_tools, models),
+        *(responded, response_counted, response_stream, response_parse, response_tools, models),
     ]
 )

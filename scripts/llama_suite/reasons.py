@@ -116,7 +116,7 @@ _ONLY_LLAMA: Mapping[str, Mapping[str, Sequence[str]]] = {
     "variables that it gives to every template (date_string, datetime, enable_thinking)": {
         "template": ("test_date_inside_prompt", "test_reasoning"),
     },
-    "thinking, which is refused here": {
+    "thinking, which is refused here, and in a history left out": {
         "compat_anthropic": ("test_anthropic_thinking", "test_anthropic_thinking_history_in_count_tokens"),
     },
     "refuses what OpenAI takes, or takes what Anthropic refuses (two answers in a row, no messages)": {

@@ -133,6 +133,7 @@ def test_the_second_turn_reads_what_is_new(still: Session) -> None:
     run(scheduler, second)
     # All that was read of the first turn, but its last token or, where the window is full, the last call.
     assert use.hits == 1 and len(first.prompts[0]) <= use.tokens < len(text)
+    assert [event.reused_tokens for event in second.events] == [use.tokens, *[0] * (len(second.events) - 1)]
     assert Request.by_row(second.events) == second.expected(still)
     other = Request(second.prompts, second.options, salt="somebody else")
     run(scheduler, other)
@@ -246,6 +247,10 @@ def test_copies_of_a_prompt_are_read_once(still: Session, monkeypatch: pytest.Mo
     while not scheduler.idle:
         scheduler.step()
     assert sum(read) <= 49 + 4 * 3
+    assert sorted(events[0].reused_tokens for events in Request.by_row(request.events).values()) == [
+        0,
+        *[49] * 3,
+    ]
     assert Request.by_row(request.events) == request.expected(still)
 
 

@@ -17,6 +17,7 @@ VALUES: list[Any] = [
     *({"format": {"type": "json_object"}}, {"format": None}, {"format": {"type": "xml"}}, {"format": {}}),
     {"format": {"type": "json_schema", "schema": {"enum": [1]}, "strict": True, "name": "a"}},
     *({"format": {"type": "json_schema"}}, {"verbosity": "medium"}, {"verbosity": "low"}),
+    *({"type": "allowed_tools"}, {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function"}]}),
     *({"type": "disabled"}, {"include_obfuscation": False}, "none", "auto", "disabled"),
 ]
 

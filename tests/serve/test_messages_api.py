@@ -183,6 +183,47 @@ def test_the_template_is_shown_the_blocks(ours: MessagesReader) -> None:
     assert shown(ours, tools=[TIME], tool_choice={"type": "none"}) == shown(ours)
 
 
+THOUGHT: dict[str, Any] = {"type": "thinking", "thinking": "Hm. <b>", "signature": "EqQB"}
+REDACTED: dict[str, Any] = {"type": "redacted_thinking", "data": "EmwK"}
+
+
+def test_thoughts_of_the_history_are_left_out(
+    ours: MessagesReader, counter: MessagesReader, client: anthropic.Anthropic
+) -> None:
+    text = {"type": "text", "text": "so"}
+    use = {"type": "tool_use", "id": "toolu_1", "name": "time", "input": {}}
+    said = [
+        {"role": "assistant", "content": [text, use]},
+        USER,
+        {"role": "assistant", "content": [text]},
+        USER,
+    ]
+    thought = [
+        {"role": "assistant", "content": [REDACTED, THOUGHT, text, THOUGHT, use]},
+        USER,
+        {"role": "assistant", "content": [THOUGHT, text]},
+        USER,
+    ]
+    assert shown(ours, messages=thought) == shown(ours, messages=said)
+    assert counter.read({"messages": thought}) == counter.read({"messages": said})
+    off: Any = {"type": "disabled"}
+    answers = [
+        client.messages.create(model="toy", max_tokens=5, messages=messages, thinking=off).content[0].text
+        for messages in (said, thought)
+    ]  # type: ignore[list-item]
+    assert answers[0] == answers[1]
+
+
+def test_a_text_of_a_schema(tiny_server: Running) -> None:
+    """A model that has never seen JSON."""
+    with anthropic.Anthropic(base_url=tiny_server.url, api_key="none", max_retries=0) as client:
+        form: Any = {"type": "json_schema", "schema": {"enum": [{"yes": True}, {"yes": False}]}}
+        given: Any = {"model": "tiny", "messages": [USER], "output_config": {"format": form}}
+        answer = client.messages.create(**given, max_tokens=40)
+        assert answer.stop_reason == "end_turn" and json.loads(answer.content[0].text)["yes"] in (True, False)
+        assert client.messages.count_tokens(**given).input_tokens > 0
+
+
 def _with(*blocks: Any, role: str = "user") -> dict[str, Any]:
     return {"max_tokens": 9, "messages": [{"role": role, "content": list(blocks)}]}
 
@@ -209,7 +250,15 @@ WRONG: list[tuple[Any, str]] = [
     (_with({"type": "tool_use", "id": "a", "name": "f", "input": 3}, role="assistant"),
      r"content\[0\].input is 3, not an object"),
     (_with({"type": "tool_result", "tool_use_id": "a", "content": 0}), r"content\[0\].content is not a text"),
+    (_with(THOUGHT), r"messages\[0\].content\[0\] is not a block of the type text or tool_result"),
+    (_with({"type": "thinking"}, role="assistant"), r"content\[0\].thinking is missing"),
+    (_with(REDACTED | {"data": 3}, role="assistant"), r"content\[0\].data is 3, not a text"),
+    (LEAST | {"system": [THOUGHT]}, r"system\[0\] is not a block of the type text"),
     (LEAST | {"system": 3}, "system is not a text"),
+    (LEAST | {"output_config": {"effort": "low"}}, "There is no field output_config.effort"),
+    (LEAST | {"output_config": {"format": {"type": "json_schema"}}}, "output_config.format has no schema"),
+    (LEAST | {"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}},
+     "output_config.format.schema cannot be kept"),
     (LEAST | {"stop_sequences": "a"}, "stop_sequences is \"a\", not a list of texts"),
     (LEAST | {"stop_sequences": [""]}, r"stop_sequences\[0\] is an empty text"),
     (LEAST | {"stop_sequences": ["a"] * 65}, "64 are the most"),
@@ -274,6 +323,7 @@ def test_messages_are_taken_where_their_schema_says_so(ours: MessagesReader) -> 
     bodies = [body for body in bodies if "tools" not in body]
     good = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
     result = {"type": "tool_result", "tool_use_id": "a", "content": "a"}
+    bodies += [_with(THOUGHT, REDACTED, role="assistant"), _with(REDACTED)]
     bodies += [_with(good, role="assistant"), _with(good), _with(result), _with(result, role="assistant")]
     assert disagreements(ours.read, "MessagesRequest", bodies) == []
 

@@ -15,7 +15,7 @@ from doge_export.serve.responses_api.reader import ResponseReader
 from doge_export.serve.responses_api.store import ResponseStore, Stored
 from doge_export.serve.service import Ended
 from tests.runtime._toy import EOS, continued
-from tests.serve._described import SCHEMAS, VALUES, disagreements, fits
+from tests.serve._described import SCHEMAS, VALUES, as_described, disagreements, fits
 from tests.serve._running import Running
 from tests.serve._scripted import filler
 
@@ -67,6 +67,8 @@ def test_a_text_whole_and_streamed(client: openai.OpenAI, tokenizer: Tokenizer) 
     assert (whole.status, whole.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert (whole.instructions, whole.metadata, whole.max_output_tokens) == ("be brief", {"a": "b"}, 7)
     count = len(tokenizer.encode(prompt, add_special_tokens=False))
+    counted = client.responses.input_tokens.count(model="toy", input="the cat", instructions="be brief")
+    assert (counted.object, counted.input_tokens) == ("response.input_tokens", count)
     assert (whole.usage.input_tokens, whole.usage.output_tokens) == (count, 7)
     assert whole.usage.total_tokens == count + 7
     events: list[Any] = list(client.responses.create(**given, metadata={"a": "b"}, stream=True))
@@ -104,6 +106,8 @@ def test_a_conversation_goes_on_from_a_response(client: openai.OpenAI) -> None:
     alone = client.responses.create(input=said, **given)
     assert (second.output_text, second.usage) == (alone.output_text, alone.usage)
     assert second.previous_response_id == first.id
+    counted = client.responses.input_tokens.count(input="a dog", previous_response_id=first.id)
+    assert counted.input_tokens == second.usage.input_tokens
     given_back = [*said[:1], *[item.to_dict() for item in first.output], *said[2:]]
     again = client.responses.create(input=given_back, **given)
     assert again.output_text == alone.output_text
@@ -164,8 +168,14 @@ def test_the_template_is_shown_the_items(ours: ResponseReader) -> None:
         f"<bos>[system] x\n[system] be brief\n[assistant] I look.{first}{second}\n[tool] noon\n"
         f"[assistant] {first}\n[assistant] "
     )  # fmt: skip
-    forced = {"tools": [TIME], "tool_choice": {"type": "function", "name": "time"}}
+    forced: Any = {"tools": [TIME], "tool_choice": {"type": "function", "name": "time"}}
     assert shown(ours, **forced).endswith('<tool_call>\n{"name": "time", "arguments":')
+    some = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "time"}]}
+    assert shown(ours, tools=[WEATHER, TIME], tool_choice=some) == shown(
+        ours, tools=[TIME], tool_choice="required"
+    )
+    for body in ({"input": items, "instructions": "x"}, {"input": "a", **forced}):
+        assert ours.count(body) == len(ours.read(body).text.prompts[0])
 
 
 WRONG: list[tuple[Any, str]] = [
@@ -244,7 +254,9 @@ def test_a_text_within_rules(tiny: openai.OpenAI) -> None:
 def test_a_field_is_taken_where_its_schema_says_so(ours: ResponseReader, field: str) -> None:
     least = {} if field == "input" else {"input": "a"}
     values = VALUES if field not in ("model", "previous_response_id") else [None]
-    assert disagreements(ours.read, "ResponseRequest", [least | {field: value} for value in values]) == []
+    bodies = [least | {field: value} for value in values]
+    assert disagreements(ours.read, "ResponseRequest", bodies) == []
+    assert disagreements(ours.count, "InputTokensRequest", bodies) == []
 
 
 def test_items_are_taken_where_their_schema_says_so(ours: ResponseReader) -> None:
@@ -266,6 +278,10 @@ def test_responses_are_as_described(server: Running, ours: ResponseReader) -> No
     assert status == 200 and fits(whole, SCHEMAS["Response"])
     assert fits(server.request("GET", f"/v1/responses/{whole['id']}")[1], SCHEMAS["Response"])
     assert fits(server.request("DELETE", f"/v1/responses/{whole['id']}")[1], SCHEMAS["ResponseDeleted"])
+    count = server.post("/responses/input_tokens/", body)
+    assert count[0] == 200 and as_described("/v1/responses/input_tokens", "post", count[1])
+    status, wrong = server.post("/v1/responses/input_tokens", {"input": "a", "max_output_tokens": 3})
+    assert (status, wrong["error"]["param"]) == (400, "max_output_tokens")
     status, gone = server.request("GET", f"/v1/responses/{whole['id']}")
     assert status == 404 and fits(gone, SCHEMAS["Error"])
 

@@ -1,5 +1,6 @@
 """Calls of tools in a text: found whatever pieces it comes in, and only where they are calls."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tests.serve._scripted import HERMES as HERMES_TEMPLATE
 
 HERMES, LLAMA = FORMATS
 ADD = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+LAST = sys.float_info.max
 LLAMA_ADD = '{"name": "add", "parameters": {"a": 1}}'
 
 #: Format, text -> what is in it.
@@ -35,6 +37,8 @@ TEXTS: list[tuple[Any, str, list[Any]]] = [
      ['<tool_call>{"name": "add", "arguments": 3}</tool_call>']),
     (HERMES, '<tool_call>{"name": "add", "arguments": {"a": NaN}}</tool_call>',
      ['<tool_call>{"name": "add", "arguments": {"a": NaN}}</tool_call>']),
+    (HERMES, f'<tool_call>{{"name": "add", "arguments": {{"a": [1e999, -2E400, {"9" * 5000}]}}}}</tool_call>',
+     [("add", {"a": [LAST, -LAST, LAST]})]),
     (HERMES, '<tool_call>{"name": "add", "arguments": {"a": "\\ud800"}}</tool_call>',
      ['<tool_call>{"name": "add", "arguments": {"a": "\\ud800"}}</tool_call>']),
     (HERMES, f"<tool_call>{'[' * 5000}</tool_call>", [f"<tool_call>{'[' * 5000}</tool_call>"]),

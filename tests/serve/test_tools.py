@@ -124,6 +124,11 @@ def _called(**changes: Any) -> dict[str, Any]:
     return {"messages": [{"role": "assistant", "tool_calls": [made]}]}
 
 
+def _allowed(*names: Any, mode: str = "auto") -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}}
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tools": {}}, "tools is no list"),
     ({"tools": [3]}, r"tools\[0\] is not an object of the type"),
@@ -137,6 +142,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tool_choice": "required"}, "tool_choice asks for a call"),
     (_tools() | {"tool_choice": "any"}, "tool_choice is neither auto"),
     (_tools() | {"tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice names 'g'"),
+    (_tools() | {"tool_choice": {"type": "allowed_tools"}}, r"tool_choice.allowed_tools.mode is null"),
+    (_tools() | _allowed("f", "g"), "tool_choice names 'g'"),
+    (_tools() | _allowed("f", mode="none"), r'allowed_tools.mode is "none", not auto or required'),
+    (_tools() | _allowed(), r"tool_choice.allowed_tools.tools is not a list of tools"),
+    (_tools() | _allowed(3), r"allowed_tools.tools\[0\] is not of the type function"),
+    (_allowed("f"), "tool_choice names 'f'"),
     (_tools() | {"parallel_tool_calls": 1}, "parallel_tool_calls is 1"),
     (_called(function={}), r"messages\[0\].tool_calls\[0\].function.name is missing"),
     (_called(function={"name": "f", "arguments": "[1]"}), r"tool_calls\[0\].function.arguments is not"),
@@ -148,6 +159,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "tool", "content": "a", "tool_call_id": 3}]}, r"messages\[0\].tool_call_id"),
     ({"messages": [{"role": "assistant", "content": None, "tool_calls": []}]}, "no content"),
 ]
+
+
+def test_only_allowed_tools_are_there(server: Running, reader: RequestReader) -> None:
+    both: dict[str, Any] = {"tools": [TIME, WEATHER]}
+    assert prompt(reader, **both, **_allowed("weather")) == prompt(reader, tools=[WEATHER])
+    assert prompt(reader, **both, **_allowed("weather", "time")) == prompt(reader, **both)
+    some = {"tools": [TIME], "tool_choice": "required"}
+    assert prompt(reader, **both, **_allowed("time", mode="required")) == prompt(reader, **some)
+    choice, _ = ask(server, reader, 0, **both, **_allowed("weather"))
+    assert [each.function.name for each in choice.message.tool_calls] == ["weather"], "the other is text"
 
 
 @pytest.mark.parametrize(("body", "sentence"), WRONG, ids=map(str, range(len(WRONG))))

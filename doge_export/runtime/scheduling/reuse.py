@@ -55,11 +55,12 @@ class Reuse:
             self._in_slots().take(resident)
             self._prefixes.use.found(beyond)
             row.slot, row.read, row.known_length = resident.slot, beyond, resident.kept
+            row.reused = beyond
             return
         if self.residents is not None:
             self.residents.make_place()
         row.slot = pool.open() if known is None else pool.restore(known)
-        row.read = row.known_length = 0 if known is None else known.length
+        row.read = row.known_length = row.reused = 0 if known is None else known.length
 
     def _resident(self, row: Row) -> Resident | None:
         """Return the ended text that has read the most of a row's prompt and is still in its slot."""

@@ -5,6 +5,7 @@ __all__ = ["Row", "can_be_pooled"]
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +84,7 @@ class Row:
         self.ended = False
         self.begun = 0.0  # when it got its slot
         self.known_length = 0  # of what others had read of it
+        self.reused = 0  # tokens of its prompt that it did not read, since others had
         self.checkpoint: Checkpoint | None = None  # before the call that is under way
         self.loading: Loading | None = None  # what is read of it from disk
         #: The same for rows that read the same before their first token.
@@ -180,6 +182,8 @@ class Row:
             last = late or self.left == 0
             whole = rules_end(self.constraint, token)
             event = event_of(self.number, token, self._text, self.options, last, whole)
+            if self.made == 1:
+                event = replace(event, reused_tokens=self.reused)
             self.job.add(event)
             if event.finish_reason is not None:
                 self.ended = True

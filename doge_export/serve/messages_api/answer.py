@@ -13,6 +13,7 @@ from doge_export.serve.messages_api.reader import MessageRequest
 from doge_export.serve.requests import TextRequest
 from doge_export.serve.shapes import message_failure
 from doge_export.serve.tools import Call, ChatAnswer
+from doge_export.serve.usage import Reused
 
 
 class MessageAnswer:
@@ -20,7 +21,7 @@ class MessageAnswer:
 
     def __init__(self, request: MessageRequest, model: str, tokenizer: Tokenizer) -> None:
         self._request, self._tokenizer = request, tokenizer
-        self._answer = ChatAnswer(request.text.tools)
+        self._answer, self._reused = ChatAnswer(request.text.tools), Reused(request.text)
         self._head = {
             "id": f"msg_{secrets.token_hex(12)}",
             "type": "message",
@@ -45,6 +46,7 @@ class MessageAnswer:
         """Take the events in; returns what a stream sends for them."""
         sent: list[Named] = []
         self._ids += [event.token for event in events]
+        self._reused.add(events)
         ended = [event.finish_reason for event in events if event.finish_reason is not None]
         self._reason = ended[0] if ended else self._reason
         for part in self._answer.add("".join(event.text for event in events), bool(ended)):
@@ -72,8 +74,9 @@ class MessageAnswer:
         return "error", message_failure(sentence, "api_error" if ours else "invalid_request_error")
 
     def _message(self) -> dict[str, Any]:
-        usage = {"input_tokens": self.request.prompt_tokens, "output_tokens": len(self._ids)}
-        cached = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
+        reused = self._reused.tokens  # Anthropic's input_tokens are those beside them
+        usage = {"input_tokens": self.request.prompt_tokens - reused, "output_tokens": len(self._ids)}
+        cached = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": reused}
         content = [dict(block) for block in self._blocks]
         stop = {"stop_reason": None, "stop_sequence": None}
         return self._head | {"content": content, **stop, "usage": usage | cached}

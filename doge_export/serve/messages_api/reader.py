@@ -1,16 +1,18 @@
 """The body of a request to /v1/messages, checked: a conversation, and the options of its answer."""
 
-__all__ = ["BLOCKS", "LABELS", "OFF", "TAKEN", "MessageRequest", "MessagesReader"]
+__all__ = ["BLOCKS", "LABELS", "OFF", "TAKEN", "THOUGHTS", "MessageRequest", "MessagesReader"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from doge_export.runtime import Rules
+from doge_export.serve.constraints import read_format
 from doge_export.serve.conversation import chat_ids
 from doge_export.serve.fields import FIELDS, LARGEST
 from doge_export.serve.requests import PASSED, RequestReader, TextRequest
 from doge_export.serve.schemas import object_of
-from doge_export.serve.tools import Tool, ToolUse, read_definition, tool_use
+from doge_export.serve.tools import Tool, ToolChoice, ToolUse, read_definition, tool_use
 from doge_export.serve.values import Off, Schema, check, missing, read_fields, wrong
 
 Message = dict[str, Any]
@@ -23,11 +25,10 @@ OFF: Off = {
     "container": (),
     "context_management": ({},),
     "mcp_servers": ([],),
-    "output_config": ({},),
     "service_tier": ("auto", "standard_only"),
     "thinking": ({"type": "disabled"},),
 }
-_COUNTED = (*LABELS, "messages", "model", "system", "tool_choice", "tools")
+_COUNTED = (*LABELS, "messages", "model", "output_config", "system", "tool_choice", "tools")
 #: Fields of an answer -> their schemas.
 TAKEN: Mapping[str, Schema] = {
     "max_tokens": {
@@ -53,11 +54,21 @@ BLOCKS: Mapping[str, Mapping[str, Any]] = {
         {"type": {"const": "tool_use"}, "id": _TEXT, "name": _TEXT, "input": {"type": "object"}}
     ),
     "tool_result": object_of({"type": {"const": "tool_result"}, "tool_use_id": _TEXT}),
+    "thinking": object_of({"type": {"const": "thinking"}, "thinking": _TEXT}),
+    "redacted_thinking": object_of({"type": {"const": "redacted_thinking"}, "data": _TEXT}),
 }
+#: Blocks of an assistant that the model is not shown: what another one thought, as Anthropic leaves out that
+#: of earlier turns. Clients send it back with the rest, whichever server they ask.
+THOUGHTS = ("thinking", "redacted_thinking")
 #: Anthropic's word -> that of `tool_use`.
 _CHOICE: Schema = {
     "type": "object",
     "properties": {"disable_parallel_tool_use": {"type": ["boolean", "null"]}},
+}
+_OUTPUT: Schema = {
+    "type": "object",
+    "properties": {"format": {"type": ["object", "null"]}},
+    "additionalProperties": False,
 }
 _CHOICES = {"auto": "auto", "none": "none", "any": "required", "tool": "named"}
 
@@ -86,7 +97,7 @@ class MessagesReader:
                 what is not done here.
         """
         given = read_fields(body, {} if self.counting else TAKEN, _COUNTED, OFF)
-        tools = self._tools(given)
+        tools, rule = self._tools(given), _rule(given.get("output_config"))
         messages = _conversation(given)
         continued = messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]
         if continued and tools is not None and tools.forced is not None:
@@ -100,7 +111,8 @@ class MessagesReader:
             return len(ids)
         if "max_tokens" not in given:
             raise missing("max_tokens")
-        text = self.reader.answer(ids, given, int(given["max_tokens"]), tools, ("messages", "max_tokens"))
+        names = ("messages", "max_tokens")
+        text = self.reader.answer(ids, given, int(given["max_tokens"]), tools, names, rule)
         return MessageRequest(text, tuple(given.get("stop_sequences", ())))
 
     def _tools(self, given: Mapping[str, Any]) -> ToolUse | None:
@@ -113,13 +125,22 @@ class MessagesReader:
             raise wrong("tool_choice", f"tool_choice is not an object of the type {', '.join(_CHOICES)}.")
         check(choice, _CHOICE, "tool_choice")
         one = choice.get("disable_parallel_tool_use")
-        return tool_use(self.tokenizer, read, _CHOICES[kind], choice.get("name"), not one)
+        return tool_use(self.tokenizer, read, ToolChoice(_CHOICES[kind], choice.get("name")), not one)
 
 
 def _definition(tool: Any, where: str) -> Tool:
     if not isinstance(tool, dict) or tool.get("type") not in (None, "custom"):
         raise wrong(where, f'{where} is not an object of the type "custom", the only one there is.')
     return read_definition(tool, where, "input_schema")
+
+
+def _rule(config: Any) -> Rules | None:
+    """What the text of the answer has to be."""
+    if config is None:
+        return None
+    check(config, _OUTPUT, "output_config")
+    form = config.get("format")
+    return None if form is None else read_format(form, "output_config.format")
 
 
 def _conversation(given: Mapping[str, Any]) -> list[Message]:
@@ -161,12 +182,13 @@ def _answers(blocks: list[Any], where: str) -> list[Message]:
 
 
 def _said(blocks: list[Any], where: str) -> list[Message]:
-    """The message of an assistant."""
+    """The message of an assistant, without what it thought."""
     text, calls = "", []
     for at, block in enumerate(blocks):
-        kind, _ = _kind(block, f"{where}.content[{at}]", ("text", "tool_use"))
+        kind, _ = _kind(block, f"{where}.content[{at}]", ("text", "tool_use", *THOUGHTS))
         if kind == "text":
             text += block["text"]
+        if kind != "tool_use":
             continue
         function = {"name": block["name"], "arguments": block["input"]}
         calls.append({"id": block["id"], "type": "function", "function": function})

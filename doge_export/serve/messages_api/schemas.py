@@ -4,11 +4,13 @@ __all__ = ["MESSAGES_ROUTES", "MESSAGES_SCHEMAS"]
 
 from collections.abc import Mapping
 
-from doge_export.serve.messages_api.reader import BLOCKS, LABELS, OFF, TAKEN
+from doge_export.serve.constraints import TEXT_FORMAT
+from doge_export.serve.messages_api.reader import BLOCKS, LABELS, OFF, TAKEN, THOUGHTS
 from doge_export.serve.schemas import (
     ANY,
     COUNT,
     ERRORS,
+    REUSED,
     TEXT,
     Schema,
     json_body,
@@ -28,6 +30,7 @@ _EVENTS = (
 )
 _NULL: Schema = {"type": "null"}
 _BLOCK, _USE = dict(BLOCKS["text"]), dict(BLOCKS["tool_use"])
+_SAID = [_BLOCK, _USE, *({**BLOCKS[name], "description": "Left out of the prompt."} for name in THOUGHTS)]
 _TEXTS: Schema = {"anyOf": [TEXT, listed(_BLOCK)]}
 _RESULT = object_of(
     {"type": {"const": "tool_result"}, "tool_use_id": TEXT}, content={"anyOf": [*_TEXTS["anyOf"], _NULL]}
@@ -36,7 +39,7 @@ _USER = object_of(
     {"role": {"const": "user"}, "content": {"anyOf": [TEXT, listed({"anyOf": [_BLOCK, _RESULT]})]}}
 )
 _ASSISTANT = object_of(
-    {"role": {"const": "assistant"}, "content": {"anyOf": [TEXT, listed({"anyOf": [_BLOCK, _USE]})]}}
+    {"role": {"const": "assistant"}, "content": {"anyOf": [TEXT, listed({"anyOf": _SAID})]}}
 )
 _CHOSEN: Schema = {
     "anyOf": [
@@ -55,6 +58,17 @@ _COUNTED: Schema = {
     "system": {"anyOf": [_NULL, *_TEXTS["anyOf"]], "description": "What the model is told first."},
     "tools": {"anyOf": [_NULL, listed(ref("MessagesTool"))], "description": "What the model may call."},
     "tool_choice": _CHOSEN,
+    "output_config": {
+        "type": ["object", "null"],
+        "properties": {
+            "format": {
+                "anyOf": [*TEXT_FORMAT["anyOf"], _NULL],
+                "description": TEXT_FORMAT["description"],
+            }
+        },
+        "additionalProperties": False,
+        "description": "What the text has to be. Beside tools: what it is where it is no call.",
+    },
     **{name: {"description": "Nothing is done with it.", "type": ANY} for name in LABELS},
     **off(OFF),
 }
@@ -79,8 +93,9 @@ MESSAGES_SCHEMAS: Mapping[str, Schema] = {
         {
             "role": {"enum": ["user", "assistant"]},
             "content": {
-                "anyOf": [TEXT, listed({"anyOf": [_BLOCK, _USE, _RESULT]})],
-                "description": "Results of tools are a user's, and come before the text.",
+                "anyOf": [TEXT, listed({"anyOf": [*_SAID, _RESULT]})],
+                "description": "Results of tools are a user's, and come before the text. What an assistant "
+                "thought, here or elsewhere, is not shown to the model.",
             },
         }
     )
@@ -104,7 +119,7 @@ MESSAGES_SCHEMAS: Mapping[str, Schema] = {
                 "description": "null while a stream goes on.",
             },
             "stop_sequence": {"type": ["string", "null"], "description": "The one that came."},
-            "usage": object_of({"input_tokens": COUNT, "output_tokens": COUNT}),
+            "usage": ref("MessagesUsage"),
         }
     ),
     "MessagesEvent": object_of(
@@ -113,8 +128,20 @@ MESSAGES_SCHEMAS: Mapping[str, Schema] = {
         index=COUNT,
         content_block={"anyOf": [_BLOCK, _USE]},
         delta={"type": "object"},
-        usage=object_of({"output_tokens": COUNT}),
+        usage=ref("MessagesUsage"),
         error={"type": "object"},
+    ),
+    "MessagesUsage": object_of(
+        {
+            "input_tokens": COUNT
+            | {
+                "description": "Tokens of the prompt that were read for it. In a stream's first event, which "
+                "comes before they are, all of them."
+            },
+            "cache_read_input_tokens": COUNT | {"description": REUSED},
+            "cache_creation_input_tokens": COUNT | {"description": "0: keeping is not asked for."},
+            "output_tokens": COUNT,
+        }
     ),
     "TokenCount": object_of({"input_tokens": COUNT}),
     "MessagesError": object_of(

@@ -13,6 +13,7 @@ from doge_export.serve.requests import TextRequest
 from doge_export.serve.responses_api.reader import ResponseRequest
 from doge_export.serve.responses_api.store import ResponseStore, Stored
 from doge_export.serve.tools import Call, ChatAnswer
+from doge_export.serve.usage import Reused
 
 Item = dict[str, Any]
 
@@ -22,7 +23,7 @@ class ResponseAnswer:
 
     def __init__(self, request: ResponseRequest, model: str, store: ResponseStore) -> None:
         self._request, self._store = request, store
-        self._answer = ChatAnswer(request.text.tools)
+        self._answer, self._reused = ChatAnswer(request.text.tools), Reused(request.text)
         self._head = {
             "id": request.key,
             "object": "response",
@@ -51,6 +52,7 @@ class ResponseAnswer:
         """Take the events in; returns what a stream sends for them."""
         sent: list[Named] = []
         self._tokens += len(events)
+        self._reused.add(events)
         ended = [event.finish_reason for event in events if event.finish_reason is not None]
         self._reason = ended[0] if ended else self._reason
         for part in self._answer.add("".join(event.text for event in events), bool(ended)):
@@ -111,7 +113,7 @@ class ResponseAnswer:
         prompt = self.request.prompt_tokens
         return {
             "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": self._reused.tokens, "cache_write_tokens": 0},
             "output_tokens": self._tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": prompt + self._tokens,

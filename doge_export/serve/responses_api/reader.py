@@ -1,6 +1,6 @@
 """The body of a request to /v1/responses, checked: a conversation, and the options of its answer."""
 
-__all__ = ["ITEM", "LABELS", "OFF", "TAKEN", "ResponseReader", "ResponseRequest"]
+__all__ = ["COUNTED", "ITEM", "LABELS", "OFF", "TAKEN", "ResponseReader", "ResponseRequest"]
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from doge_export.serve.fields import FIELDS, LARGEST
 from doge_export.serve.requests import PASSED, RequestReader, TextRequest
 from doge_export.serve.responses_api.store import MAX_BYTES, MAX_RESPONSES, ResponseStore
 from doge_export.serve.schemas import object_of, optional
-from doge_export.serve.tools import Tool, choice_kind, read_definition, tool_use
+from doge_export.serve.tools import Tool, ToolUse, read_choice, read_definition, tool_use
 from doge_export.serve.values import Off, Schema, check, missing, read_fields, wrong
 
 Message = dict[str, Any]
@@ -100,6 +100,10 @@ TAKEN: Mapping[str, Schema] = {
         "description": "Texts of the client's own. The response gives them back.",
     },
 }
+#: Those of them that say what the prompt is, or are looked at beside it.
+COUNTED: Mapping[str, Schema] = {
+    name: TAKEN[name] for name in ("instructions", "previous_response_id", "parallel_tool_calls")
+}
 _OTHERS = ("input", "model", "text", "tool_choice", "tools", *LABELS)
 
 
@@ -113,6 +117,17 @@ class ResponseRequest:
     messages: tuple[Message, ...]
     echoed: Mapping[str, Any]
     store: bool
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """What the model is shown: `messages`, without instructions, and `tools` in the format of its template,
+    as `ids`; and the tools as they were sent."""
+
+    ids: Sequence[int]
+    messages: tuple[Message, ...]
+    tools: ToolUse | None
+    sent: Sequence[Tool]
 
 
 class ResponseReader:
@@ -129,36 +144,49 @@ class ResponseReader:
                 is not done here, or names a response that is not kept.
         """
         given = read_fields(body, TAKEN, _OTHERS, OFF)
-        instructions, before = given.get("instructions"), given.get("previous_response_id")
-        messages = (*self._before(before), *_input(given.get("input")))
-        listed = given.get("tools", [])
-        check(listed, {"type": "array"}, "tools")
-        read = [_definition(tool, f"tools[{at}]") for at, tool in enumerate(listed)]
-        choice = given.get("tool_choice")
-        name = choice.get("name") if isinstance(choice, dict) else None
-        parallel = given.get("parallel_tool_calls")
-        tools = tool_use(self._tokenizer, read, choice_kind(choice, name), name, parallel)
-        first = [] if instructions is None else [{"role": "system", "content": instructions}]
-        ids = chat_ids(self._tokenizer, [*first, *messages], tools, field="input")
+        prompt = self._prompt(given)
         limit = int(given["max_output_tokens"]) if "max_output_tokens" in given else None
         form = _format(given.get("text"))
         rule = read_format(form, "text.format")
-        text = self._reader.answer(ids, given, limit, tools, ("input", "max_output_tokens"), rule)
+        names = ("input", "max_output_tokens")
+        text = self._reader.answer(prompt.ids, given, limit, prompt.tools, names, rule)
         store = given.get("store", True)
         echoed = {
-            "instructions": instructions,
+            "instructions": given.get("instructions"),
             "max_output_tokens": limit,
             "metadata": given.get("metadata", {}),
             "parallel_tool_calls": given.get("parallel_tool_calls", True),
-            "previous_response_id": before,
+            "previous_response_id": given.get("previous_response_id"),
             "store": store,
             "temperature": text.options.temperature,
             "text": {"format": form},
-            "tool_choice": choice or "auto",
-            "tools": [_shown(tool) for tool in read],
+            "tool_choice": given.get("tool_choice") or "auto",
+            "tools": [_shown(tool) for tool in prompt.sent],
             "top_p": text.options.top_p,
         }
-        return ResponseRequest(f"resp_{secrets.token_hex(24)}", text, messages, echoed, store)
+        return ResponseRequest(f"resp_{secrets.token_hex(24)}", text, prompt.messages, echoed, store)
+
+    def count(self, body: Any) -> int:
+        """The number of tokens of the prompt that a decoded body of /v1/responses/input_tokens means.
+
+        Raises:
+            DogeExportError: as `read`.
+        """
+        given = read_fields(body, COUNTED, _OTHERS, OFF)
+        read_format(_format(given.get("text")), "text.format")
+        return len(self._prompt(given).ids)
+
+    def _prompt(self, given: Mapping[str, Any]) -> _Prompt:
+        instructions = given.get("instructions")
+        messages = (*self._before(given.get("previous_response_id")), *_input(given.get("input")))
+        listed = given.get("tools", [])
+        check(listed, {"type": "array"}, "tools")
+        read = [_definition(tool, f"tools[{at}]") for at, tool in enumerate(listed)]
+        choice, parallel = read_choice(given.get("tool_choice")), given.get("parallel_tool_calls")
+        tools = tool_use(self._tokenizer, read, choice, parallel)
+        first = [] if instructions is None else [{"role": "system", "content": instructions}]
+        ids = chat_ids(self._tokenizer, [*first, *messages], tools, field="input")
+        return _Prompt(ids, messages, tools, read)
 
     def _before(self, key: str | None) -> Sequence[Message]:
         if key is None:

@@ -1,6 +1,6 @@
 """The routes of OpenAI's Responses."""
 
-__all__ = ["create", "delete", "retrieve"]
+__all__ = ["count", "create", "delete", "retrieve"]
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -21,6 +21,16 @@ async def create(request: Request, served: Served) -> Response:
     )
     answer = ResponseAnswer(wanted, model.reader.name, served.responses)
     return await answered(request, served, model, answer, arrived)
+
+
+async def count(request: Request, served: Served) -> Response:
+    """POST /v1/responses/input_tokens."""
+    tokens, _, _ = await read_body(
+        request,
+        served,
+        lambda model: ResponseReader(model.reader, model.service.tokenizer, served.responses).count,
+    )
+    return json_response({"object": "response.input_tokens", "input_tokens": tokens})
 
 
 async def retrieve(request: Request, served: Served) -> Response:

@@ -3,13 +3,15 @@
 __all__ = ["RESPONSES_ROUTES", "RESPONSES_SCHEMAS"]
 
 from collections.abc import Mapping
+from typing import Any
 
 from doge_export.serve.constraints import TEXT_FORMAT
-from doge_export.serve.responses_api.reader import ITEM, LABELS, OFF, TAKEN
+from doge_export.serve.responses_api.reader import COUNTED, ITEM, LABELS, OFF, TAKEN
 from doge_export.serve.schemas import (
     ANY,
     COUNT,
     ERRORS,
+    REUSED,
     SECONDS,
     TEXT,
     Schema,
@@ -22,7 +24,14 @@ from doge_export.serve.schemas import (
     post,
     ref,
 )
-from doge_export.serve.tools.schemas import ARGUMENTS, CALL_NEEDS_TOOLS, NAMED, STRICT, TOOL_PARAMETERS
+from doge_export.serve.tools.schemas import (
+    ARGUMENTS,
+    CALL_NEEDS_TOOLS,
+    NAMED,
+    STRICT,
+    TOOL_PARAMETERS,
+    allowed,
+)
 
 _EVENTS = (
     *("response.created", "response.in_progress", "response.output_item.added"),
@@ -32,6 +41,7 @@ _EVENTS = (
     *("response.incomplete", "response.failed"),
 )
 _FUNCTION: Schema = {"const": "function"}
+_NAMED = object_of({"type": _FUNCTION, "name": TEXT})
 _TEXTS: Schema = {"anyOf": [TEXT, listed(object_of({"text": TEXT}))]}
 _MESSAGE = object_of(
     {"role": {"enum": ["user", "assistant", "system", "developer"]}, "content": _TEXTS},
@@ -49,8 +59,10 @@ _ANSWERED = object_of(
     arguments=ARGUMENTS,
 )
 
-RESPONSES_SCHEMAS: Mapping[str, Schema] = {
-    "ResponseRequest": object_of(
+
+def _request(fields: Mapping[str, Mapping[str, Any]]) -> Schema:
+    """The body of a request: the prompt's fields, and these."""
+    request = object_of(
         {
             "input": {
                 "anyOf": [TEXT, listed(ref("ResponseInput"), minItems=1)],
@@ -58,13 +70,14 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
             }
         },
         model=optional("string", "A name that /v1/models gives; of a single model it may be left out."),
-        **{name: nullable(schema) for name, schema in TAKEN.items()},
+        **{name: nullable(schema) for name, schema in fields.items()},
         tools={"anyOf": [{"type": "null"}, listed(ref("ResponseTool"))], "description": "As in a chat."},
         tool_choice={
             "anyOf": [
                 {"type": "null"},
                 {"enum": ["auto", "none", "required"]},
-                object_of({"type": _FUNCTION, "name": TEXT}),
+                _NAMED,
+                allowed(_NAMED, type={"const": "allowed_tools"}),
             ],
             "description": "As in a chat.",
         },
@@ -83,7 +96,13 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
         **{name: {"description": "Nothing is done with it.", "type": ANY} for name in LABELS},
         **off(OFF),
     )
-    | {"additionalProperties": False, "allOf": [CALL_NEEDS_TOOLS]},
+    return request | {"additionalProperties": False, "allOf": [CALL_NEEDS_TOOLS]}
+
+
+RESPONSES_SCHEMAS: Mapping[str, Schema] = {
+    "ResponseRequest": _request(TAKEN),
+    "InputTokensRequest": _request(COUNTED),
+    "InputTokens": object_of({"object": {"const": "response.input_tokens"}, "input_tokens": COUNT}),
     "ResponseInput": dict(ITEM) | {"anyOf": [_MESSAGE, _CALL, _OUTPUT]},
     "ResponseTool": object_of(
         {"type": _FUNCTION, "name": NAMED},
@@ -111,7 +130,14 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
         },
     ),
     "ResponseOutput": _ANSWERED,
-    "ResponseUsage": object_of({"input_tokens": COUNT, "output_tokens": COUNT, "total_tokens": COUNT}),
+    "ResponseUsage": object_of(
+        {
+            "input_tokens": COUNT,
+            "input_tokens_details": object_of({"cached_tokens": COUNT | {"description": REUSED}}),
+            "output_tokens": COUNT,
+            "total_tokens": COUNT,
+        }
+    ),
     "ResponseEvent": object_of(
         {"type": {"enum": list(_EVENTS)}, "sequence_number": COUNT},
         response=ref("Response"),
@@ -141,6 +167,14 @@ RESPONSES_ROUTES: Mapping[str, Schema] = {
         ),
         "Error",
         ERRORS,
+    ),
+    "/v1/responses/input_tokens": post(
+        "How many tokens a prompt has.",
+        "InputTokensRequest",
+        json_body(ref("InputTokens"), "The number."),
+        "Error",
+        ERRORS,
+        events=False,
     ),
     "/v1/responses/{id}": {
         "get": {

@@ -5,11 +5,12 @@ __all__ = [
     "Call",
     "ChatAnswer",
     "Tool",
+    "ToolChoice",
     "ToolFormat",
     "ToolParser",
     "ToolUse",
-    "choice_kind",
     "format_of",
+    "read_choice",
     "read_definition",
     "read_tools",
     "tool_rules",
@@ -20,4 +21,12 @@ from doge_export.serve.tools.answer import ChatAnswer
 from doge_export.serve.tools.formats import FORMATS, ToolFormat, format_of
 from doge_export.serve.tools.grammar import tool_rules
 from doge_export.serve.tools.parser import Call, ToolParser
-from doge_export.serve.tools.use import Tool, ToolUse, choice_kind, read_definition, read_tools, tool_use
+from doge_export.serve.tools.use import (
+    Tool,
+    ToolChoice,
+    ToolUse,
+    read_choice,
+    read_definition,
+    read_tools,
+    tool_use,
+)

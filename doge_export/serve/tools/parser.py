@@ -5,6 +5,7 @@ __all__ = ["Call", "ToolParser"]
 import json
 import re
 import secrets
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,7 +101,7 @@ class ToolParser:
 
     def _read(self, text: str) -> list[Call] | None:
         """Return the calls in `text`; none where it has anything else, None where it ends within a text."""
-        decoder = json.JSONDecoder(parse_constant=_refuse)
+        decoder = json.JSONDecoder(parse_float=_number, parse_int=_integer, parse_constant=_refuse)
         calls: list[Call] = []
         at = _after_blanks(text, 0)
         try:
@@ -148,6 +149,16 @@ def _overlap(text: str, mark: str) -> int:
 def _after_blanks(text: str, at: int) -> int:
     found = _BETWEEN.match(text, at)
     return at if found is None else found.end()
+
+
+def _number(text: str) -> float:
+    """The number, or the last one there is: JSON has no end of them, and no word for infinity."""
+    return min(max(float(text), -sys.float_info.max), sys.float_info.max)
+
+
+def _integer(text: str) -> int | float:
+    """Likewise: Python reads and writes so many digits, and no more."""
+    return int(text) if len(text) <= sys.int_info.default_max_str_digits else _number(text)
 
 
 def _refuse(constant: str) -> None:

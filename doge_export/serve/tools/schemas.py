@@ -10,6 +10,7 @@ __all__ = [
     "NAMED",
     "STRICT",
     "TOOL_PARAMETERS",
+    "allowed",
 ]
 
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ STRICT: Schema = optional(
     "made, as far as rules can keep the schema.",
 )
 _SOME: Schema = {"required": ["tools"], "properties": {"tools": {"type": "array", "minItems": 1}}}
+_CALLING = ("function", "allowed_tools", "any", "tool")
 #: Where a call must be made there are tools.
 CALL_NEEDS_TOOLS: Schema = {
     "if": {
@@ -35,7 +37,10 @@ CALL_NEEDS_TOOLS: Schema = {
             "tool_choice": {
                 "anyOf": [
                     {"const": "required"},
-                    {"type": "object", "properties": {"type": {"enum": ["function", "any", "tool"]}}},
+                    {
+                        "type": "object",
+                        "properties": {"type": {"enum": list(_CALLING)}},
+                    },
                 ]
             }
         },
@@ -45,16 +50,26 @@ CALL_NEEDS_TOOLS: Schema = {
 _PART = object_of({"text": TEXT}, type=TEXT)
 ARGUMENTS: Schema = TEXT | {"description": "A JSON object, as text."}
 
+_NAMED = object_of({"type": {"const": "function"}, "function": object_of({"name": TEXT})})
+
+
+def allowed(named: Schema, **more: Schema) -> Schema:
+    """Those of a request's tools that may be called, each as `named` names it."""
+    return object_of({**more, "mode": {"enum": ["auto", "required"]}, "tools": listed(named, minItems=1)})
+
+
 #: Fields of a chat's request.
 CHAT_FIELDS: Mapping[str, Schema] = {
     "tools": listed(ref("Tool"), description="What the model may call. Its chat template must know tools."),
     "tool_choice": {
         "anyOf": [
             TEXT | {"enum": ["auto", "none", "required"]},
-            object_of({"type": {"const": "function"}, "function": object_of({"name": TEXT})}),
+            _NAMED,
+            object_of({"type": {"const": "allowed_tools"}, "allowed_tools": allowed(_NAMED)}),
         ],
         "description": "auto: the model chooses, as without it. none: it is not shown the tools. required, "
-        "or the name of one: the answer is a call, of arguments of the tool's schema.",
+        "or the name of one: the answer is a call, of arguments of the tool's schema. allowed_tools: it is "
+        "shown those alone.",
     },
 }
 

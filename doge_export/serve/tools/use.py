@@ -1,6 +1,15 @@
 """The tools of a request, and which of them the model may or must call."""
 
-__all__ = ["NAME", "Tool", "ToolUse", "choice_kind", "read_definition", "read_tools", "tool_use"]
+__all__ = [
+    "NAME",
+    "Tool",
+    "ToolChoice",
+    "ToolUse",
+    "read_choice",
+    "read_definition",
+    "read_tools",
+    "tool_use",
+]
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +25,7 @@ from doge_export.serve.values import wrong
 #: What OpenAI and Anthropic let a tool be called.
 NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 _CHOICES = ("auto", "none", "required")
+_MODES = ("auto", "required")
 _ANY = ""
 
 
@@ -73,6 +83,16 @@ class ToolUse:
         return ToolParser(self.form, [tool.name for tool in self.tools], self.one, self.opening)
 
 
+@dataclass(frozen=True)
+class ToolChoice:
+    """What a request says of its tools. `kind`: "auto", "none", "required", or "named", of the tool `name`.
+    `allowed`: the names of those that there are for this answer, None for all."""
+
+    kind: str = "auto"
+    name: Any = None
+    allowed: tuple[str, ...] | None = None
+
+
 def read_tools(body: Mapping[str, Any], tokenizer: Tokenizer) -> ToolUse | None:
     """The tools in a body of /v1/chat/completions; None where there are none, or the model is to call none.
 
@@ -84,38 +104,33 @@ def read_tools(body: Mapping[str, Any], tokenizer: Tokenizer) -> ToolUse | None:
     if tools is not None and not isinstance(tools, list):
         raise wrong("tools", "tools is no list.")
     read = [_definition(tool, f"tools[{at}]") for at, tool in enumerate(tools or ())]
-    choice = body.get("tool_choice")
-    named = choice.get("function") if isinstance(choice, dict) else None
-    name = named.get("name") if isinstance(named, dict) else None
-    return tool_use(tokenizer, read, choice_kind(choice, name), name, body.get("parallel_tool_calls"))
+    choice = read_choice(body.get("tool_choice"), "function")
+    return tool_use(tokenizer, read, choice, body.get("parallel_tool_calls"))
 
 
 def tool_use(
-    tokenizer: Tokenizer,
-    tools: Sequence[Tool],
-    choice: Any,
-    name: Any,
-    parallel: Any = None,
+    tokenizer: Tokenizer, tools: Sequence[Tool], choice: ToolChoice, parallel: Any = None
 ) -> ToolUse | None:
     """Tools that were read by `read_definition`; None where there are none, or the model is to call none.
-
-    `choice` is "auto", "none", "required", or "named", of the tool `name`; `parallel`, the field
-    `parallel_tool_calls`.
+    `parallel` is the field `parallel_tool_calls`.
 
     Raises:
         DogeExportError: they do not go together, or the model's chat template knows no tools.
     """
     if parallel is not None and not isinstance(parallel, bool):
         raise wrong("parallel_tool_calls", f"parallel_tool_calls is {parallel!r}, not true or false.")
-    if choice in ("required", "named") and not tools:
+    if choice.kind in ("required", "named") and not tools:
         raise wrong("tool_choice", "tool_choice asks for a call, and the request has no tools.")
-    if choice == "named" and name not in [tool.name for tool in tools]:
-        raise wrong("tool_choice", f"tool_choice names {name!r}, which is none of the request's tools.")
-    if not tools or choice == "none":
+    for name in [choice.name] if choice.kind == "named" else choice.allowed or ():
+        if name not in [tool.name for tool in tools]:
+            raise wrong("tool_choice", f"tool_choice names {name!r}, which is none of the request's tools.")
+    if choice.allowed is not None:
+        tools = [tool for tool in tools if tool.name in choice.allowed]
+    if not tools or choice.kind == "none":
         return None
-    forced = {"required": _ANY, "named": name}.get(choice)
+    forced = {"required": _ANY, "named": choice.name}.get(choice.kind)
     # OpenAI's: of a tool that is named there is one call.
-    one = parallel is False or choice == "named"
+    one = parallel is False or choice.kind == "named"
     return ToolUse(format_of(tokenizer), tuple(tools), forced, one)
 
 
@@ -152,17 +167,46 @@ def _definition(tool: Any, where: str) -> Tool:
     return read_definition(tool["function"], f"{where}.function", "parameters")
 
 
-def choice_kind(choice: Any, name: Any) -> str:
-    """The `choice` of `tool_use` that OpenAI's `tool_choice` is, which may be an object with a `name`.
+def read_choice(choice: Any, inside: str = "") -> ToolChoice:
+    """OpenAI's `tool_choice`. `inside`: the field of an object that names a tool in which the name is.
 
     Raises:
         DogeExportError: it is none.
     """
     if choice is None or choice in _CHOICES:
-        return choice or "auto"
-    if not isinstance(choice, dict) or choice.get("type") != "function" or not isinstance(name, str):
+        return ToolChoice(choice or "auto")
+    kind = choice.get("type") if isinstance(choice, dict) else None
+    if kind == "allowed_tools":
+        return _allowed(choice, inside)
+    name = _named(choice, inside)
+    if kind != "function" or not isinstance(name, str):
         raise wrong(
             "tool_choice",
-            f"tool_choice is neither {', '.join(_CHOICES)} nor an object of the type function with its name.",
+            f"tool_choice is neither {', '.join(_CHOICES)} nor an object of the type function with its name, "
+            "nor one of the type allowed_tools.",
         )
-    return "named"
+    return ToolChoice("named", name)
+
+
+def _allowed(choice: Mapping[str, Any], inside: str) -> ToolChoice:
+    where, given = "tool_choice", choice
+    if inside:
+        where, given = "tool_choice.allowed_tools", choice.get("allowed_tools", {})
+    mode = given.get("mode") if isinstance(given, dict) else None
+    tools = given.get("tools") if isinstance(given, dict) else None
+    if not isinstance(mode, str) or mode not in _MODES:
+        raise wrong("tool_choice", f"{where}.mode is {shown(mode)}, not {' or '.join(_MODES)}.")
+    if not isinstance(tools, list) or not tools:
+        raise wrong("tool_choice", f"{where}.tools is not a list of tools.")
+    names = [_named(tool, inside) for tool in tools]
+    for at, (tool, name) in enumerate(zip(tools, names, strict=True)):
+        if not isinstance(name, str) or tool.get("type") != "function":
+            raise wrong("tool_choice", f"{where}.tools[{at}] is not of the type function with its name.")
+    return ToolChoice(mode, allowed=tuple(names))
+
+
+def _named(value: Any, inside: str) -> Any:
+    """The name in an object that names a tool, if it is one."""
+    if inside and isinstance(value, dict):
+        value = value.get(inside)
+    return value.get("name") if isinstance(value, dict) else None
