@@ -1,5 +1,6 @@
 """A toy that is served for several files of tests, and a browser for those of the page."""
 
+import contextlib
 import shutil
 from collections.abc import Generator
 from pathlib import Path
@@ -49,13 +50,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return export_model("doge-tiny", folder, options, validate=False).bundle
 
 
-@pytest.fixture(scope="session")
-def tiny_server(trained: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
-    """doge-tiny, which writes anything, with a chat template that has tools."""
-    folder = tmp_path_factory.mktemp("tiny")
+@contextlib.contextmanager
+def serving_tiny(trained: Bundle, folder: Path) -> Generator[Running]:
+    """Serve doge-tiny, which writes anything, with a chat template that has tools."""
     bundle = Path(shutil.copytree(trained.path, folder / "tiny"))
     (bundle / "chat_template.jinja").write_text(HERMES)
     with serving(bundle, folder / "log", "--threads", "1") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tiny_server(trained: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
+    with serving_tiny(trained, tmp_path_factory.mktemp("tiny")) as running:
         yield running
 
 

@@ -1,20 +1,37 @@
 """What `usage` says of tokens that were not read again, in each API."""
 
+from collections.abc import Generator
 from typing import Any
 
 import anthropic
 import openai
+import pytest
 
+from doge_export.core.bundle import Bundle
 from doge_export.runtime import Event
 from doge_export.serve.requests import RequestReader
 from doge_export.serve.usage import Reused
 from tests.serve._described import as_described
 from tests.serve._running import Running
+from tests.serve.conftest import serving_tiny
 
 TEXT = (
     "It was the season of light, and the season of darkness, the spring of hope and the winter of despair. "
 )
 GIVEN: dict[str, Any] = {"model": "tiny", "max_tokens": 3, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def tiny_server(trained: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
+    """One that nobody else has asked."""
+    with serving_tiny(trained, tmp_path_factory.mktemp("unread")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_server: Running) -> Generator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{tiny_server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 def cached(answer: Any) -> int:
