@@ -74,8 +74,9 @@ def command(
     once, the others when they are asked for.
 
     The routes are those of OpenAI's API: /v1/completions, /v1/chat/completions, /v1/responses (all whole or
-    streamed) and /v1/models; and /v1/messages of Anthropic's. /health says that it is there, /metrics how it
-    does, and / is a page to try it. Without --api-key, who reaches the address may use it.
+    streamed) and /v1/models; /v1/messages of Anthropic's; /completion of llama.cpp's. /health says that it is
+    there, /metrics how it does, and / is a page to try it. Without --api-key, who reaches the address may use
+    it.
 
     \b
     doge-export serve out/bundle --port 8000

@@ -8,6 +8,7 @@ from typing import Any
 from doge_export.serve.fields import LARGEST, known_fields
 from doge_export.serve.messages import MESSAGE
 from doge_export.serve.messages_api.schemas import MESSAGES_ROUTES, MESSAGES_SCHEMAS
+from doge_export.serve.native_api.schemas import NATIVE_ROUTES, NATIVE_SCHEMAS
 from doge_export.serve.openapi_operation import OPERATION_ROUTES, OPERATION_SCHEMAS, SCHEMES, SECURITY
 from doge_export.serve.responses_api.schemas import RESPONSES_ROUTES, RESPONSES_SCHEMAS
 from doge_export.serve.schemas import COUNT as _COUNT
@@ -143,6 +144,7 @@ _SCHEMAS: Mapping[str, Schema] = {
     **CHAT_SCHEMAS,
     **RESPONSES_SCHEMAS,
     **MESSAGES_SCHEMAS,
+    **NATIVE_SCHEMAS,
     "Completion": _completion("text_completion", _choice(_FINISH, "Logprobs", text=_TEXT)),
     "ChatCompletion": _completion("chat.completion", _ANSWER),
     "CompletionChunk": _chunk("text_completion", _choice(_still(_FINISH), "Logprobs", text=_TEXT)),
@@ -211,6 +213,7 @@ ROUTES: Mapping[str, Schema] = {
     ),
     **RESPONSES_ROUTES,
     **MESSAGES_ROUTES,
+    **NATIVE_ROUTES,
     "/v1/models": _get("The models that are served.", _json(_ref("Models"), "Each by each of its names.")),
     **OPERATION_ROUTES,
     "/openapi.json": _get("This description.", _json({"type": "object"}, "An OpenAPI 3.1 document.")),

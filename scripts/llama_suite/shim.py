@@ -7,6 +7,7 @@ llama-server that loads it, whatever model the test names.
 __all__ = ["options_of", "without_model"]
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -75,19 +76,37 @@ def options_of(given: list[str]) -> list[str]:
 
 
 def _bundle(options: argparse.Namespace) -> Path:
-    """The bundle, or links to it beside the chat template that is asked for."""
+    """Links to the bundle, beside the chat template that is asked for and llama-server's own settings of
+    texts; the bundle itself where nothing is asked for."""
     bundle = Path(os.environ["DOGE_SUITE_BUNDLE"])
+    written: dict[str, str] = {}
     template = _NAMED.get(options.chat_template, options.chat_template)
     if options.chat_template_file is not None:
         template = options.chat_template_file.read_text(encoding="utf-8")
-    if template is None:
+    if template is not None:
+        written["chat_template.jinja"] = template
+    if options.temp is not None or options.n_predict is not None:
+        written["generation_config.json"] = _settings(bundle / "generation_config.json", options)
+    if not written:
         return bundle
     folder = Path(tempfile.mkdtemp(dir=os.environ.get("DOGE_SUITE_FOLDER")))
     for file in bundle.iterdir():
-        if file.name != "chat_template.jinja":
+        if file.name not in written:
             (folder / file.name).symlink_to(file.resolve())
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    for name, text in written.items():
+        (folder / name).write_text(text, encoding="utf-8")
     return folder
+
+
+def _settings(file: Path, options: argparse.Namespace) -> str:
+    """The generation_config.json with llama-server's temperature and number of new tokens."""
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if options.temp is not None:
+        drawn = float(options.temp) > 0
+        settings |= {"do_sample": drawn, "temperature": float(options.temp) if drawn else 1.0}
+    if options.n_predict is not None and int(options.n_predict) > 0:
+        settings["max_new_tokens"] = int(options.n_predict)
+    return json.dumps(settings)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 options of the other server."""
 
 import io
+import json
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -75,7 +76,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-ASKED = ["--port", "1", "--host", "h", "--temp", "0.8", "--no-jinja"]
+ASKED = ["--port", "1", "--host", "h", "--threads", "2", "--no-jinja"]
 
 
 def test_options_of_the_other_server(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +100,16 @@ def test_another_template(bundle: Path, tmp_path: Path) -> None:
         assert (folder / "chat_template.jinja").read_text() == "their"
         assert (folder / "config.json").read_text() == "{}"
     assert (bundle / "chat_template.jinja").read_text() == "mine"
+
+
+def test_the_other_servers_own_settings(bundle: Path) -> None:
+    (bundle / "generation_config.json").write_text('{"top_p": 0.5, "do_sample": true}')
+    folder = Path(options_of([*ASKED, "--temp", "0.0", "--n-predict", "9"])[1])
+    settings = json.loads((folder / "generation_config.json").read_text())
+    assert settings == {"top_p": 0.5, "do_sample": False, "temperature": 1.0, "max_new_tokens": 9}
+    folder = Path(options_of([*ASKED, "--temp", "0.8", "--n-predict", "-1"])[1])
+    settings = json.loads((folder / "generation_config.json").read_text())
+    assert settings == {"top_p": 0.5, "do_sample": True, "temperature": 0.8}
 
 
 def test_reasons() -> None:
