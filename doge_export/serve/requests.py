@@ -96,11 +96,11 @@ class TextRequest:
 
 
 class RequestReader:
-    """Reads bodies for one bundle, whose files it reads once. `context`: as many tokens a text of the model
-    has at most, by its config.json."""
+    """Reads bodies for one bundle, whose files it reads once. `seed`: of requests that say none. `context`:
+    as many tokens a text of the model has at most, by its config.json."""
 
-    def __init__(self, bundle: Bundle, tokenizer: Tokenizer, name: str) -> None:
-        self._tokenizer, self.name = tokenizer, name
+    def __init__(self, bundle: Bundle, tokenizer: Tokenizer, name: str, seed: int | None = None) -> None:
+        self._tokenizer, self.name, self.seed = tokenizer, name, seed
         self._defaults = GenerationDefaults.of(bundle)
         self._vocab_size = bundle.config.vocab_size
         self.context = bundle.config.max_position_embeddings
@@ -203,7 +203,7 @@ class RequestReader:
             FieldError: one speaks against another, or names a token that there is not.
         """
         _check_together(given)
-        changes: dict[str, Any] = {}
+        changes: dict[str, Any] = {"seed": self.seed}
         for name, value in given.items():
             known = _TAKEN[chat].get(name)
             if known is not None and known.option:

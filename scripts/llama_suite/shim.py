@@ -7,6 +7,7 @@ llama-server that loads it, whatever model the test names.
 __all__ = ["options_of", "without_model"]
 
 import argparse
+import datetime
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 #: llama-server's options with a value that change nothing here: how it computes, and what it would load.
 _COMPUTING = (
     "--batch-size", "--ubatch-size", "--threads", "--n-gpu-layers", "--ctx-size", "--n-predict", "--temp",
-    "--seed", "-fa", "-ctk", "-ctv", "--pooling", "--cache-ram", "--reasoning", "--reasoning-format",
+    "-fa", "-ctk", "-ctv", "--pooling", "--cache-ram", "--reasoning", "--reasoning-format",
 )  # fmt: skip
 _MODELS = ("--model", "--model-url", "--hf-repo", "--hf-file")
 #: Of the templates that llama-server knows by name, the one that a test asks for and any server could have.
@@ -53,7 +54,7 @@ def options_of(given: list[str]) -> list[str]:
         SystemExit: an option asks for what is not done here; its name is the last line on stderr.
     """
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    for name in ("--port", "--host", "--alias", "--parallel", "--api-key", "--cors-origins"):
+    for name in ("--port", "--host", "--alias", "--parallel", "--api-key", "--cors-origins", "--seed"):
         parser.add_argument(name)
     parser.add_argument("--chat-template")
     parser.add_argument("--chat-template-file", type=Path)
@@ -70,8 +71,17 @@ def options_of(given: list[str]) -> list[str]:
     command += ["--name", name] if name else []
     command += ["--parallel", options.parallel] if options.parallel else []
     command += ["--api-key", options.api_key] if options.api_key else []
-    # llama-server lets every page ask where nobody says which.
-    command += ["--cors", options.cors_origins or "*"]
+    # llama-server lets every page ask, with cookies, where nobody says which.
+    command += ["--cors", options.cors_origins or "*", "--cors-credentials"]
+    command += ["--seed", options.seed] if options.seed else []
+    # It gives templates the time, and whether to think, which it does unless --reasoning is off.
+    today = datetime.date.today()
+    variables = {
+        "date_string": today.strftime("%d %b %Y"),
+        "datetime": today.strftime("%b %d %Y"),
+        "enable_thinking": options.reasoning != "off",
+    }
+    command += ["--chat-template-kwargs", json.dumps(variables)]
     return command
 
 

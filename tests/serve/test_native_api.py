@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from doge_export.core.bundle import Bundle
 from doge_export.core.errors import DogeExportError, NoNumbersError
 from doge_export.core.tokenizer import Tokenizer
 from doge_export.serve.native_api.answer import NativeAnswer
@@ -133,6 +134,15 @@ def test_settings_reach_the_text(ours: NativeReader) -> None:
     assert request.text.salt and not ours.read(LEAST).text.salt
     assert ours.read(LEAST).text.options.seed != ours.read(LEAST | {"seed": -1}).text.options.seed
     assert ours.read(LEAST | {"json_schema": {"type": "object"}}).text.rules is not None
+
+
+def test_requests_without_a_seed_get_the_servers(scripted: Bundle, tokenizer: Tokenizer) -> None:
+    reader = RequestReader(scripted, tokenizer, "toy", seed=3)
+    ask = {"prompt": "a"}
+    assert [reader.read(body, False).options.seed for body in (ask, ask | {"seed": 4})] == [3, 4]
+    native = NativeReader(reader)
+    assert [native.read(LEAST | more).text.options.seed for more in ({}, {"seed": 4})] == [3, 4]
+    assert native.read(LEAST | {"seed": -1}).text.options.seed != 3, "it asks for another one each time"
 
 
 WRONG: list[tuple[Any, str]] = [

@@ -82,9 +82,13 @@ ASKED = ["--port", "1", "--host", "h", "--threads", "2", "--no-jinja"]
 def test_options_of_the_other_server(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [*ASKED, "--alias", "a", "--parallel", "2", "--api-key", "k", "--hf-repo", "x", "--offline"]
     ours = ["serve", str(bundle), "--host", "h", "--port", "1", "--name", "a", "--parallel", "2"]
-    assert options_of(asked) == [*ours, "--api-key", "k", "--cors", "*"]
+    *found, name, variables = options_of(asked)
+    assert found == [*ours, "--api-key", "k", "--cors", "*", "--cors-credentials"]
+    assert name == "--chat-template-kwargs" and json.loads(variables)["enable_thinking"] is True
     monkeypatch.setenv("DOGE_SUITE_NAME", "gpt")
-    assert options_of([*ASKED, "--cors-origins", "o"])[-4:] == ["--name", "gpt", "--cors", "o"]
+    found = options_of([*ASKED, "--cors-origins", "o", "--seed", "3", "--reasoning", "off"])
+    assert found[6:-2] == ["--name", "gpt", "--cors", "o", "--cors-credentials", "--seed", "3"]
+    assert json.loads(found[-1])["enable_thinking"] is False
     assert without_model(asked) == [*ASKED, *asked[len(ASKED) : -3]]
 
 

@@ -95,7 +95,7 @@ class NativeReader:
 
     def _options(self, given: Mapping[str, Any], biases: Mapping[int, float | bool]) -> GenerationOptions:
         same = {ours: given[name] for name, ours in SAME.items() if name in given}
-        seed = int(given.get("seed", -1))
+        seed = int(given.get("seed", -1 if self.reader.seed is None else self.reader.seed))
         same["seed"] = secrets.randbits(32) if seed == -1 else seed
         same["logit_bias"] = {token: bias for token, bias in biases.items() if bias is not False}
         if given.get("n_probs"):
