@@ -10,9 +10,9 @@ from doge_export.serve.messages import MESSAGE
 from doge_export.serve.messages_api.schemas import MESSAGES_ROUTES, MESSAGES_SCHEMAS
 from doge_export.serve.native_api.schemas import NATIVE_ROUTES, NATIVE_SCHEMAS
 from doge_export.serve.openapi_operation import OPERATION_ROUTES, OPERATION_SCHEMAS, SCHEMES, SECURITY
-from doge_export.serve.responses_api.schemas import RESPONSES_ROUTES, RESPONSES_SCHEMAS
+from doge_export.serve.responses_api.schemas import COUNTING, RESPONSES_ROUTES, RESPONSES_SCHEMAS
 from doge_export.serve.schemas import COUNT as _COUNT
-from doge_export.serve.schemas import ERRORS, EVENTS, Schema
+from doge_export.serve.schemas import ERRORS, EVENTS, Schema, post
 from doge_export.serve.schemas import SECONDS as _SECONDS
 from doge_export.serve.schemas import TEXT as _TEXT
 from doge_export.serve.schemas import json_body as _json
@@ -210,6 +210,14 @@ ROUTES: Mapping[str, Schema] = {
     "/v1/completions": _post("Continue a text.", "CompletionRequest", "Completion", "CompletionChunk"),
     "/v1/chat/completions": _post(
         "Answer the last message of a conversation.", "ChatRequest", "ChatCompletion", "ChatCompletionChunk"
+    ),
+    "/v1/chat/completions/input_tokens": post(
+        "How many tokens the prompt of a chat has.",
+        "ChatRequest",
+        _json(_ref("InputTokens"), "The number."),
+        "Error",
+        COUNTING,
+        events=False,
     ),
     **RESPONSES_ROUTES,
     **MESSAGES_ROUTES,

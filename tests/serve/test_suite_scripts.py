@@ -119,6 +119,6 @@ def test_the_other_servers_own_settings(bundle: Path) -> None:
 def test_reasons() -> None:
     assert set_aside("test_a", slow=True) and set_aside("test_a", slow=False) is None
     assert (
-        only_llama("completion", "test_logit_bias[True]")
+        only_llama("completion", "test_n_probs_post_sampling[True]")
         and only_llama("chat_completion", "test_logit_bias") is None
     )

@@ -47,6 +47,22 @@ _SAID: Schema = {
     "tokens_evaluated": COUNT | {"description": "Tokens of the prompt."},
 }
 
+_ENDED: Mapping[str, Schema] = {
+    "model": TEXT,
+    "generation_settings": {"type": "object", "description": "What the text was made with."},
+    "prompt": TEXT | {"description": "As the model reads it."},
+    "has_new_line": {"type": "boolean"},
+    "truncated": {"type": "boolean", "description": "n_predict was -1, and the model's length is used up."},
+    "stop_type": {
+        "enum": ["eos", "limit", "word"],
+        "description": "eos: the model ended the text, or it is whole by its rules.",
+    },
+    "stopping_word": TEXT | {"description": "The stop text that came."},
+    "tokens_cached": COUNT | {"description": "Tokens that were read by the end, of prompt and text."},
+    "timings": _TIMINGS,
+    "completion_probabilities": _PROBABILITIES,
+}
+
 NATIVE_SCHEMAS: Mapping[str, Schema] = {
     "NativeRequest": object_of(
         {"prompt": dict(PROMPT)},
@@ -55,34 +71,9 @@ NATIVE_SCHEMAS: Mapping[str, Schema] = {
         **off(OFF),
     )
     | {"additionalProperties": False},
-    "NativeAnswer": object_of(
-        {},
-        **_SAID,
-        stop={"const": True},
-        model=TEXT,
-        generation_settings={"type": "object", "description": "What the text was made with."},
-        prompt=TEXT | {"description": "As the model reads it."},
-        has_new_line={"type": "boolean"},
-        truncated={"type": "boolean", "description": "n_predict was -1, and the model's length is used up."},
-        stop_type={
-            "enum": ["eos", "limit", "word"],
-            "description": "eos: the model ended the text, or it is whole by its rules.",
-        },
-        stopping_word=TEXT | {"description": "The stop text that came."},
-        tokens_cached=COUNT | {"description": "Tokens that were read by the end, of prompt and text."},
-        timings=_TIMINGS,
-        completion_probabilities=_PROBABILITIES,
-    ),
-    "NativeEvent": {
-        "anyOf": [
-            object_of(
-                {**_SAID, "stop": {"const": False}},
-                timings=_TIMINGS,
-                completion_probabilities=_PROBABILITIES,
-            ),
-            ref("NativeAnswer"),
-        ]
-    },
+    "NativeAnswer": object_of({}, **_SAID, stop={"const": True}, **_ENDED),
+    "NativeEvent": object_of({**_SAID, "stop": {"type": "boolean"}}, **_ENDED)
+    | {"description": "One token, or with `stop` what is said of a text at its end."},
 }
 
 NATIVE_ROUTES: Mapping[str, Schema] = {

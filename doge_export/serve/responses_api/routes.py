@@ -1,6 +1,6 @@
 """The routes of OpenAI's Responses."""
 
-__all__ = ["create", "delete", "retrieve"]
+__all__ = ["count", "create", "delete", "retrieve"]
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -8,19 +8,21 @@ from starlette.responses import Response
 
 from doge_export.serve.door import answered, json_response, read_body
 from doge_export.serve.responses_api.answer import ResponseAnswer
-from doge_export.serve.responses_api.reader import ResponseReader
-from doge_export.serve.served import Served
+from doge_export.serve.responses_api.reader import ResponseReader, ResponseRequest
+from doge_export.serve.served import Model, Served
 
 
 async def create(request: Request, served: Served) -> Response:
     """POST /v1/responses."""
-    wanted, model, arrived = await read_body(
-        request,
-        served,
-        lambda model: ResponseReader(model.reader, model.service.tokenizer, served.responses).read,
-    )
+    wanted, model, arrived = await _read(request, served)
     answer = ResponseAnswer(wanted, model.reader.name, served.responses)
     return await answered(request, served, model, answer, arrived)
+
+
+async def count(request: Request, served: Served) -> Response:
+    """POST /v1/responses/input_tokens: how many tokens the prompt has."""
+    wanted, _, _ = await _read(request, served)
+    return json_response({"object": "response.input_tokens", "input_tokens": wanted.text.prompt_tokens})
 
 
 async def retrieve(request: Request, served: Served) -> Response:
@@ -37,6 +39,14 @@ async def delete(request: Request, served: Served) -> Response:
     if not served.responses.delete(key):
         raise _gone(request)
     return json_response({"id": key, "object": "response", "deleted": True})
+
+
+async def _read(request: Request, served: Served) -> tuple[ResponseRequest, Model, float]:
+    return await read_body(
+        request,
+        served,
+        lambda model: ResponseReader(model.reader, model.service.tokenizer, served.responses).read,
+    )
 
 
 def _gone(request: Request) -> HTTPException:

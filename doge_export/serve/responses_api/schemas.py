@@ -1,6 +1,6 @@
 """What `openapi.py` says of OpenAI's Responses."""
 
-__all__ = ["RESPONSES_ROUTES", "RESPONSES_SCHEMAS"]
+__all__ = ["COUNTING", "RESPONSES_ROUTES", "RESPONSES_SCHEMAS"]
 
 from collections.abc import Mapping
 
@@ -124,9 +124,15 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
         text=TEXT,
         arguments=ARGUMENTS,
     ),
+    "InputTokens": object_of({"object": {"const": "response.input_tokens"}, "input_tokens": COUNT}),
     "ResponseDeleted": object_of({"id": TEXT, "object": {"const": "response"}, "deleted": {"const": True}}),
 }
 
+#: What errors of routes that only count mean.
+COUNTING: Mapping[str, str] = {
+    **ERRORS,
+    "503": "Too many bodies are being read already, or the model cannot be loaded.",
+}
 _GONE = {"404": json_body(ref("Error"), "It is not kept, or no longer.")}
 _ID: Schema = {"name": "id", "in": "path", "required": True, "schema": TEXT}
 
@@ -141,6 +147,14 @@ RESPONSES_ROUTES: Mapping[str, Schema] = {
         ),
         "Error",
         ERRORS,
+    ),
+    "/v1/responses/input_tokens": post(
+        "How many tokens the prompt of a response has.",
+        "ResponseRequest",
+        json_body(ref("InputTokens"), "The number."),
+        "Error",
+        COUNTING,
+        events=False,
     ),
     "/v1/responses/{id}": {
         "get": {

@@ -26,7 +26,9 @@ class Row(NamedTuple):
 ROUTES: Sequence[Row] = (
     Row("POST", "/v1/completions", text.completions),
     Row("POST", "/v1/chat/completions", text.chat),
+    Row("POST", "/v1/chat/completions/input_tokens", text.count),
     Row("POST", "/v1/responses", responses.create),
+    Row("POST", "/v1/responses/input_tokens", responses.count),
     Row("GET", "/v1/responses/{id}", responses.retrieve),
     Row("DELETE", "/v1/responses/{id}", responses.delete),
     Row("POST", "/v1/messages", anthropic.create),
