@@ -46,7 +46,15 @@ _IDLE = 600  # seconds, of several models
               help="Only who sends it is answered. Repeatable; in the environment separated by spaces: "
               "DOGE_EXPORT_API_KEY.")  # fmt: skip
 @click.option("--cors", "origins", multiple=True, metavar="ORIGIN",
-              help="Pages of this origin may ask the server; * is all. Repeatable.")  # fmt: skip
+              help="Pages of this origin may ask the server; localhost is all of this machine, * all. "
+              "Repeatable.")  # fmt: skip
+@click.option("--cors-credentials", "credentials", is_flag=True,
+              help="These pages may send cookies, which a proxy before the server may want.")  # fmt: skip
+@click.option("--chat-template-kwargs", "variables", metavar="JSON",
+              help="Names and values that chat templates read, unless a request says otherwise: "
+              "'{\"enable_thinking\": false}'.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), metavar="N",
+              help="Of requests that say none. Default: another one each time.")  # fmt: skip
 @click.option("--self-check", "checked", type=click.IntRange(min=1), is_flag=False, flag_value=200,
               metavar="[N]", help="First run N (200) mixed requests at once, and each again alone; serve "
               "only where every text is the same.")  # fmt: skip
@@ -64,6 +72,9 @@ def command(
     chat_template: str | None,
     keys: tuple[str, ...],
     origins: tuple[str, ...],
+    credentials: bool,
+    variables: str | None,
+    seed: int | None,
     checked: int | None,
     json_to: str | None,
     caches: "CacheLimits",
@@ -74,8 +85,9 @@ def command(
     once, the others when they are asked for.
 
     The routes are those of OpenAI's API: /v1/completions, /v1/chat/completions, /v1/responses (all whole or
-    streamed) and /v1/models; and /v1/messages of Anthropic's. /health says that it is there, /metrics how it
-    does, and / is a page to try it. Without --api-key, who reaches the address may use it.
+    streamed) and /v1/models; /v1/messages of Anthropic's; /completion of llama.cpp's. /health says that it is
+    there, /metrics how it does, and / is a page to try it. Without --api-key, who reaches the address may use
+    it.
 
     \b
     doge-export serve out/bundle --port 8000
@@ -102,6 +114,9 @@ def command(
         opened,
         *(host, port, threads, parallel, name, chat_template, keys, origins, meant, idle or None, max_loaded),
         caches=caches,
+        credentials=credentials,
+        variables=_variables(variables),
+        seed=seed,
     )
 
     def ready() -> None:
@@ -112,6 +127,21 @@ def command(
             write_json(said, json_to)
 
     server.run(ready)
+
+
+def _variables(text: str | None) -> "Mapping[str, object] | None":
+    """What --chat-template-kwargs says."""
+    from doge_export.core.json_file import parse_json
+
+    if text is None:
+        return None
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise click.UsageError(f"--chat-template-kwargs is no JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise click.UsageError("--chat-template-kwargs is no object.")
+    return value
 
 
 def _check(bundle: "Bundle", threads: int | None, parallel: int, requests: int) -> None:

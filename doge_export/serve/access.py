@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from doge_export.core.errors import DogeExportError
@@ -17,6 +18,8 @@ from doge_export.serve.shapes import error_response
 _OPEN = frozenset({"/", "/health"})
 _OPEN_FOLDER = "/static/"  # the page's files
 _ANTHROPIC = "/v1/messages"  # with clients that read Anthropic's errors
+_LOCAL = "localhost"  # stands for pages of this machine, whatever their port
+_LOCAL_PAGES = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?"
 _REFUSED = "The API key is missing or wrong. Send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`."
 
 
@@ -65,22 +68,36 @@ def check_origins(origins: Sequence[str]) -> None:
     """See that a browser can send each.
 
     Raises:
-        DogeExportError: one is neither * nor a scheme and a host.
+        DogeExportError: one is neither *, localhost, nor a scheme and a host.
     """
     for origin in origins:
         parts = urlsplit(origin)
-        if origin != "*" and (not parts.scheme or f"{parts.scheme}://{parts.netloc}" != origin):
+        if origin not in ("*", _LOCAL) and (not parts.scheme or f"{parts.scheme}://{parts.netloc}" != origin):
             raise DogeExportError(
-                f"{origin!r} is no origin.", "One is https://example.org or http://localhost:3000; * is all."
+                f"{origin!r} is no origin.",
+                "One is https://example.org or http://localhost:3000; localhost is all of this machine, "
+                "* is all.",
             )
 
 
-def cors(origins: Sequence[str]) -> Middleware:
-    """What lets pages of `origins` ask the server."""
+class _Cors(CORSMiddleware):
+    """Starlette's, which answers a question about a page that may not ask with 400; such a page reads in the
+    headers that it may not, and whoever counts errors need not hear of it."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        response.status_code = 200
+        return response
+
+
+def cors(origins: Sequence[str], credentials: bool = False) -> Middleware:
+    """What lets pages of `origins` ask the server, with cookies where `credentials`."""
     return Middleware(
-        CORSMiddleware,
-        allow_origins=list(origins),
-        allow_methods=["GET", "POST", "DELETE"],
+        _Cors,
+        allow_origins=[origin for origin in origins if origin != _LOCAL],
+        allow_origin_regex=_LOCAL_PAGES if _LOCAL in origins else None,
+        allow_credentials=credentials,
+        allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
         allow_headers=["*"],
         max_age=3600,
     )

@@ -30,9 +30,10 @@ def build_app(
     limits: Limits | None = None,
     keys: Sequence[str] = (),
     origins: Sequence[str] = (),
+    credentials: bool = False,
 ) -> Starlette:
     """The ASGI application for the models of a registry. `keys`: one of them is needed, if there are any.
-    `origins`: of pages that may ask it."""
+    `origins`: of pages that may ask it, with cookies where `credentials`."""
     limits = limits or Limits()
     meters = Meters(__version__, registry.states)
     served = Served(registry, limits, Bodies(limits), meters, int(time.time()))
@@ -41,7 +42,7 @@ def build_app(
     routes += page_routes()
     before = [Middleware(Paths, routes=routes, meters=meters), Middleware(Bugs)]
     if origins:
-        before.append(cors(origins))
+        before.append(cors(origins, credentials))
     if keys:
         before.append(Middleware(Keys, keys=keys))
     before.append(Middleware(Holding))

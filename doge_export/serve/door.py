@@ -24,8 +24,8 @@ from doge_export.serve.streams import EventStream, Opened, leaving
 
 _log = logging.getLogger(__name__)
 
-#: An event's name, and its data.
-Named = tuple[str, dict[str, Any]]
+#: An event's name, where it has one, and its data.
+Named = tuple[str | None, dict[str, Any]]
 
 
 class Answer(Protocol):
@@ -43,7 +43,7 @@ class Answer(Protocol):
     def last(self) -> list[Named]:
         """Return what a stream sends after the last of them."""
 
-    def whole(self) -> dict[str, Any]:
+    def whole(self) -> Any:
         """Return everything at once, after the last of them."""
 
     def failed(self, error: Exception) -> Named:
@@ -124,7 +124,8 @@ async def _sent(answer: Answer, events: Opened) -> AsyncGenerator[str]:
 
 def _event(event: Named) -> str:
     name, data = event
-    return f"event: {name}\ndata: {_text(data)}\n\n"
+    head = "" if name is None else f"event: {name}\n"
+    return f"{head}data: {_text(data)}\n\n"
 
 
 def _text(data: Any) -> str:

@@ -2,7 +2,9 @@
 
 __all__ = ["Loader"]
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from doge_export.core.bundle import MODEL, Bundle
 from doge_export.core.tokenizer import Tokenizer
@@ -15,7 +17,8 @@ from doge_export.serve.service import TextService
 
 @dataclass(frozen=True)
 class Loader:
-    """Loads one bundle, or engine, under a name."""
+    """Loads one bundle, or engine, under a name. `variables`: what its chat template reads, unless a request
+    says otherwise; `seed`: of requests that say none."""
 
     bundle: Bundle
     name: str
@@ -23,6 +26,8 @@ class Loader:
     parallel: int = 32
     chat_template: str | None = None
     caches: CacheLimits | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
 
     def check(self) -> None:
         """See that there is the chat template, where one was named: its manifest was read already.
@@ -41,9 +46,10 @@ class Loader:
         """
         bundle = open_folder(self.bundle.path)
         tokenizer = Tokenizer.load(bundle.path, self.chat_template)
+        tokenizer = replace(tokenizer, template_variables=self.variables)
         session = Session.open(bundle, self.threads)
         session.load_for_text()  # else the first request would wait for it
-        reader = RequestReader(bundle, tokenizer, self.name)
+        reader = RequestReader(bundle, tokenizer, self.name, self.seed)
         service = TextService(session, tokenizer, self.parallel, caches=self.caches)
         return Loaded(service, reader, _about(bundle, session))
 

@@ -1,13 +1,13 @@
-"""Log-probabilities in the two shapes of OpenAI's API."""
+"""Log-probabilities in the two shapes of OpenAI's API, and in llama.cpp's."""
 
-__all__ = ["ScoredToken", "ScoredTokens", "of_chat", "of_completion"]
+__all__ = ["ScoredToken", "ScoredTokens", "of_chat", "of_completion", "of_native"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from doge_export.core.tokenizer import Tokenizer
-from doge_export.runtime import TokenLogprobs
+from doge_export.runtime import Event, TokenLogprobs
 
 _LEAST = -9999.0  # stands for what JSON has not: the logarithm of 0
 
@@ -92,6 +92,22 @@ def of_completion(tokens: Sequence[ScoredToken], tokenizer: Tokenizer) -> dict[s
         "top_logprobs": [best(each) for each in tokens],
         "text_offset": [each.offset for each in tokens],
     }
+
+
+def of_native(events: Sequence[Event], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """`completion_probabilities` of llama.cpp's own route."""
+
+    def shape(token: int, logprob: float) -> dict[str, Any]:
+        piece = tokenizer.pieces[token]
+        text = piece.decode("utf-8", "replace")
+        return {"id": token, "token": text, "bytes": list(piece), "logprob": _finite(logprob)}
+
+    return [
+        shape(event.token, event.logprobs.logprob)
+        | {"top_logprobs": [shape(token, logprob) for token, logprob in event.logprobs.best]}
+        for event in events
+        if event.logprobs is not None
+    ]
 
 
 def _finite(logprob: float) -> float:

@@ -8,10 +8,11 @@ from typing import Any
 from doge_export.serve.fields import LARGEST, known_fields
 from doge_export.serve.messages import MESSAGE
 from doge_export.serve.messages_api.schemas import MESSAGES_ROUTES, MESSAGES_SCHEMAS
+from doge_export.serve.native_api.schemas import NATIVE_ROUTES, NATIVE_SCHEMAS
 from doge_export.serve.openapi_operation import OPERATION_ROUTES, OPERATION_SCHEMAS, SCHEMES, SECURITY
-from doge_export.serve.responses_api.schemas import RESPONSES_ROUTES, RESPONSES_SCHEMAS
+from doge_export.serve.responses_api.schemas import COUNTING, RESPONSES_ROUTES, RESPONSES_SCHEMAS
 from doge_export.serve.schemas import COUNT as _COUNT
-from doge_export.serve.schemas import ERRORS, EVENTS, REUSED, Schema
+from doge_export.serve.schemas import ERRORS, EVENTS, REUSED, Schema, post
 from doge_export.serve.schemas import SECONDS as _SECONDS
 from doge_export.serve.schemas import TEXT as _TEXT
 from doge_export.serve.schemas import json_body as _json
@@ -143,6 +144,7 @@ _SCHEMAS: Mapping[str, Schema] = {
     **CHAT_SCHEMAS,
     **RESPONSES_SCHEMAS,
     **MESSAGES_SCHEMAS,
+    **NATIVE_SCHEMAS,
     "Completion": _completion("text_completion", _choice(_FINISH, "Logprobs", text=_TEXT)),
     "ChatCompletion": _completion("chat.completion", _ANSWER),
     "CompletionChunk": _chunk("text_completion", _choice(_still(_FINISH), "Logprobs", text=_TEXT)),
@@ -216,8 +218,17 @@ ROUTES: Mapping[str, Schema] = {
     "/v1/chat/completions": _post(
         "Answer the last message of a conversation.", "ChatRequest", "ChatCompletion", "ChatCompletionChunk"
     ),
+    "/v1/chat/completions/input_tokens": post(
+        "How many tokens the prompt of a chat has.",
+        "ChatRequest",
+        _json(_ref("InputTokens"), "The number."),
+        "Error",
+        COUNTING,
+        events=False,
+    ),
     **RESPONSES_ROUTES,
     **MESSAGES_ROUTES,
+    **NATIVE_ROUTES,
     "/v1/models": _get("The models that are served.", _json(_ref("Models"), "Each by each of its names.")),
     **OPERATION_ROUTES,
     "/openapi.json": _get("This description.", _json({"type": "object"}, "An OpenAPI 3.1 document.")),

@@ -96,12 +96,14 @@ class TextRequest:
 
 
 class RequestReader:
-    """Reads bodies for one bundle, whose files it reads once."""
+    """Reads bodies for one bundle, whose files it reads once. `seed`: of requests that say none. `context`:
+    as many tokens a text of the model has at most, by its config.json."""
 
-    def __init__(self, bundle: Bundle, tokenizer: Tokenizer, name: str) -> None:
-        self._tokenizer, self.name = tokenizer, name
+    def __init__(self, bundle: Bundle, tokenizer: Tokenizer, name: str, seed: int | None = None) -> None:
+        self._tokenizer, self.name, self.seed = tokenizer, name, seed
         self._defaults = GenerationDefaults.of(bundle)
         self._vocab_size = bundle.config.vocab_size
+        self.context = bundle.config.max_position_embeddings
         self.served = Served.of(bundle, tokenizer, name)
         self._rules = RuleReader(bundle, tokenizer)
 
@@ -118,7 +120,7 @@ class RequestReader:
         if hidden and not given.get("echo"):
             without = "" if chat else " without echo"
             raise wrong("max_tokens", f"max_tokens is 0; it must be at least 1{without}.")
-        options = self._options(given, chat)
+        options = self.options(given, chat)
         tools = read_tools(given, self._tokenizer) if chat else None
         if tools is not None:
             options = replace(options, stop=(*options.stop, *tools.stop))
@@ -172,7 +174,7 @@ class RequestReader:
             FieldError: a field is out of its range, or the rules cannot be kept.
         """
         same = {name: given[name] for name in PASSED if name in given}
-        options = self._options(same | ({} if limit is None else {"max_tokens": limit}), chat=False)
+        options = self.options(same | ({} if limit is None else {"max_tokens": limit}), chat=False)
         stops = (*(given.get("stop_sequences") or options.stop), *(() if tools is None else tools.stop))
         return TextRequest(
             prompts=(tuple(ids),),
@@ -194,9 +196,14 @@ class RequestReader:
         rules = rule if tools is None else tool_rules(tools, rule, self._tokenizer)
         return None if rules is None else self._rules.start(rules)
 
-    def _options(self, given: Mapping[str, Any], chat: bool) -> GenerationOptions:
+    def options(self, given: Mapping[str, Any], chat: bool) -> GenerationOptions:
+        """What the fields of a chat, or of a completion, say of its generation; they fit their schemas.
+
+        Raises:
+            FieldError: one speaks against another, or names a token that there is not.
+        """
         _check_together(given)
-        changes: dict[str, Any] = {}
+        changes: dict[str, Any] = {"seed": self.seed}
         for name, value in given.items():
             known = _TAKEN[chat].get(name)
             if known is not None and known.option:
@@ -210,7 +217,7 @@ class RequestReader:
         elif not chat and "logprobs" in given:
             changes |= {"logprobs": int(given["logprobs"]), "prompt_logprobs": bool(given.get("echo"))}
         biases = {int(token): float(bias) for token, bias in given.get("logit_bias", {}).items()}
-        self._check_ids("logit_bias", biases)
+        self.check_ids("logit_bias", biases)
         if biases:
             own = self._defaults.always.get("sequence_bias", ())
             changes["sequence_bias"] = (*own, *(((token,), bias) for token, bias in biases.items()))
@@ -220,14 +227,19 @@ class RequestReader:
     def _ending(self, options: GenerationOptions, given: Mapping[str, Any]) -> GenerationOptions:
         """Return the options with the tokens that end a text."""
         more = dict.fromkeys(map(int, given.get("stop_token_ids", ())))
-        self._check_ids("stop_token_ids", more)
+        self.check_ids("stop_token_ids", more)
         if not more and not given.get("ignore_eos"):
             return options
         ends = {} if given.get("ignore_eos") else dict.fromkeys(options.eos_token_ids)
         options = options if (ends | more) else replace(options, exponential_decay_length_penalty=None)
         return replace(options, eos_token_ids=tuple(ends | more))
 
-    def _check_ids(self, name: str, ids: Mapping[int, Any] | list[int]) -> None:
+    def check_ids(self, name: str, ids: Mapping[int, Any] | list[int]) -> None:
+        """See that all are of the vocabulary.
+
+        Raises:
+            FieldError: one is not, in the field `name`.
+        """
         for token in outside(tuple(ids), self._vocab_size)[:1]:
             raise wrong(
                 name,
@@ -243,7 +255,7 @@ class RequestReader:
         if isinstance(many, list) and all(map(_is_ids, many)):
             prompts = [list(map(int, ids)) for ids in many]
             for ids in prompts:
-                self._check_ids("prompt", ids)
+                self.check_ids("prompt", ids)
             return prompts, None
         texts = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -252,7 +264,7 @@ class RequestReader:
                 f"prompt is {shown(prompt)}, not a text, a list of token ids, or a list of either.",
                 code="invalid_type",
             )
-        return [self._encoded(text, "prompt") for text in texts], texts
+        return [self.encoded(text, "prompt") for text in texts], texts
 
     def _chat_prompt(
         self, body: Mapping[str, Any], given: Mapping[str, Any], tools: ToolUse | None
@@ -266,9 +278,14 @@ class RequestReader:
         messages = read_messages(body.get("messages"))
         return chat_ids(self._tokenizer, messages, tools, continued, begun=begun, variables=variables)
 
-    def _encoded(self, text: str, name: str) -> list[int]:
+    def encoded(self, text: str, name: str, special: bool = True) -> list[int]:
+        """The tokens of a text, with those that the tokenizer puts around one where `special`.
+
+        Raises:
+            FieldError: it cannot be one, in the field `name`.
+        """
         try:
-            return self._tokenizer.encode(text)
+            return self._tokenizer.encode(text, add_special_tokens=special)
         except DogeExportError as error:
             raise wrong(name, f"{name}: {error.message}", error.remedy) from None
 

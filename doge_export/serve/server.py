@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
 
 from doge_export.core.bundle import Bundle
 from doge_export.core.errors import DogeExportError
@@ -24,6 +25,8 @@ class Server:
 
     A bundle is called as its folder is, a single one also by `name`; `aliases` has alias -> name. `idle`:
     seconds without a request after which a model is let go; `max_loaded`: how many are in memory at once.
+    `credentials`: pages of `origins` may send cookies. `variables`: what chat templates read, and
+    `seed`: what is drawn with, unless a request says otherwise.
 
     Raises:
         DogeExportError: starlette, uvicorn or prometheus-client is missing, a key or an origin cannot be one,
@@ -46,6 +49,9 @@ class Server:
         idle: float | None = None,
         max_loaded: int | None = None,
         caches: CacheLimits | None = None,
+        credentials: bool = False,
+        variables: Mapping[str, Any] | None = None,
+        seed: int | None = None,
     ) -> None:
         try:
             import prometheus_client  # noqa: F401
@@ -54,6 +60,7 @@ class Server:
         except ImportError:
             raise DogeExportError("`serve` cannot answer HTTP here.", _MISSING) from None
         from doge_export.serve.access import check_keys, check_origins
+        from doge_export.serve.conversation import template_variables
         from doge_export.serve.loading import Loader
         from doge_export.serve.names import bundle_name
         from doge_export.serve.registry import Offer, Registry
@@ -63,10 +70,11 @@ class Server:
             raise DogeExportError("One name is not for several bundles.", "Give aliases.")
         check_keys(keys)
         check_origins(origins)
-        self._keys, self._origins = keys, origins
+        self._keys, self._origins, self._credentials = keys, origins, credentials
+        variables = template_variables(variables)
         names = [name or bundle_name(bundle) for bundle in bundles]
         loaders = [
-            Loader(bundle, name, threads, parallel, chat_template, caches)
+            Loader(bundle, name, threads, parallel, chat_template, caches, variables, seed)
             for bundle, name in zip(bundles, names, strict=True)
         ]
         offers = [Offer(name, loader.load) for name, loader in zip(names, loaders, strict=True)]
@@ -150,7 +158,7 @@ class Server:
                     connection.transport.abort()
 
         registry = self._registry
-        app = build_app(registry, keys=self._keys, origins=self._origins)
+        app = build_app(registry, keys=self._keys, origins=self._origins, credentials=self._credentials)
         # The thread that makes tokens waits for the interpreter after every call, by default 5 ms.
         sys.setswitchinterval(_SWITCH)
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from requests.structures import CaseInsensitiveDict
 
 from llama_suite.reasons import OWN_WORDS, set_aside
 
@@ -31,9 +32,17 @@ class _Any:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Load none of the suite's models beforehand."""
+    """Load none of the suite's models beforehand, and take names of headers in any case, as HTTP does."""
     utils: Any = importlib.import_module("utils")
     utils.ServerPreset.load_all = staticmethod(lambda: None)
+    ask = utils.ServerProcess.make_request
+
+    def make_request(*arguments: Any, **named: Any) -> Any:
+        answer = ask(*arguments, **named)
+        answer.headers = CaseInsensitiveDict(answer.headers)
+        return answer
+
+    utils.ServerProcess.make_request = make_request
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -38,28 +38,14 @@ def set_aside(function: str, slow: bool) -> str | None:
 
 #: What is llama.cpp's alone -> file -> its tests that ask for it. A test that fails is looked up here.
 _ONLY_LLAMA: Mapping[str, Mapping[str, Sequence[str]]] = {
-    "asks llama.cpp's own route /completion, or for its shape of an answer": {
-        "completion": (
-            "test_completion",
-            "test_completion_parallel_slots",
-            "test_completion_response_fields",
-            "test_completion_stream",
-            "test_completion_stream_vs_non_stream",
-            "test_completion_unified",
-            "test_completion_with_tokens_input",
-            "test_consistent_result_different_batch_size",
-            "test_consistent_result_same_seed",
-            "test_different_result_different_seed",
-            "test_json_prompt_no_mtmd",
-            "test_logit_bias",
-            "test_n_probs",
-            "test_n_probs_post_backend_sampling",
-            "test_n_probs_post_sampling",
-            "test_n_probs_stream",
-            "test_nocache_long_input_prompt",
-        ),
+    "/completions as its own route, which is OpenAI's here": {
         "security": ("test_correct_api_key", "test_correct_api_key_anthropic_header"),
     },
+    "probabilities after what changes them (post_sampling_probs)": {
+        "completion": ("test_n_probs_post_backend_sampling", "test_n_probs_post_sampling"),
+    },
+    "the suite's own model: its token before a text": {"completion": ("test_completion_response_fields",)},
+    "a limit of prompts that is no cache's (--ctx-size)": {"completion": ("test_nocache_long_input_prompt",)},
     'a stream begins with content null; OpenAI\'s, and ours, with ""': {
         "chat_completion": (
             "test_chat_completion_stream",
@@ -79,9 +65,8 @@ _ONLY_LLAMA: Mapping[str, Mapping[str, Sequence[str]]] = {
         ),
         "compat_oai_responses": ("test_responses_stream_with_llama_telemetry",),
     },
-    "its own routes (/chat/completions/input_tokens, /props, files of its page)": {
+    "its own routes (/props, files of its page)": {
         "basic": ("test_server_props",),
-        "chat_completion": ("test_chat_completions_token_count",),
         "security": ("test_access_static_assets_without_api_key",),
     },
     "options of its command (several addresses, tags, --no-ui, --no-slots, tools, a proxy)": {
@@ -96,12 +81,8 @@ _ONLY_LLAMA: Mapping[str, Mapping[str, Sequence[str]]] = {
             "test_cors_proxy_only_forwards_explicit_proxy_headers",
         ),
     },
-    "other words in headers of CORS (the origin for *, credentials), and `localhost` for every port of it": {
-        "security": (
-            "test_cors_options",
-            "test_cors_origins_localhost_reflects",
-            "test_cors_origins_localhost_rejects",
-        ),
+    "`*` for the headers that a page may send, which means none where cookies may be": {
+        "security": ("test_cors_options",),
     },
     "its own kinds of errors (exceed_context_size_error, authentication_error, 500 for an image)": {
         "chat_completion": ("test_context_size_exceeded", "test_context_size_exceeded_stream"),
@@ -113,9 +94,7 @@ _ONLY_LLAMA: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
     "grammars in its own notation (GBNF)": {"chat_completion": ("test_completion_with_grammar",)},
     "chat templates that it has by name": {"chat_completion": ("test_apply_chat_template",)},
-    "variables that it gives to every template (date_string, datetime, enable_thinking)": {
-        "template": ("test_date_inside_prompt", "test_reasoning"),
-    },
+    "the variable `functions`, which it gives to every template": {"template": ("test_date_inside_prompt",)},
     "thinking, which is refused here, and in a history left out": {
         "compat_anthropic": ("test_anthropic_thinking", "test_anthropic_thinking_history_in_count_tokens"),
     },

@@ -124,7 +124,7 @@ def toy(tmp_path: Path) -> Path:
     (bundle.path / "chat_template.jinja").unlink()
     more = bundle.path / "additional_chat_templates"
     more.mkdir()
-    (more / "short.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    (more / "short.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}{{ name }}")
     (more / "long.jinja").write_text("<bos>{% for m in messages %}the {{ m.content }}{% endfor %}")
     return bundle.path
 
@@ -157,10 +157,14 @@ def test_serve_takes_the_template_that_is_named(toy: Path) -> None:
 
     with pytest.raises(DogeExportError, match="There are long, short"):
         Server(open_folder(toy), port=0, chat_template="no")
-    server = Server(open_folder(toy), port=0, chat_template="short")
+    server = Server(open_folder(toy), port=0, chat_template="short", variables={"name": "b"})
+    loaded = server._registry.states()[server.name].service
+    assert loaded is not None
     try:
-        assert server._tokenizer.apply_chat_template([{"role": "user", "content": "a"}]) == "a"
+        assert loaded.tokenizer.apply_chat_template([{"role": "user", "content": "a"}]) == "ab"
+        assert loaded.tokenizer.apply_chat_template([{"role": "user", "content": "a"}], name="c") == "ac"
     finally:
+        loaded.close()
         server._socket.close()
 
 

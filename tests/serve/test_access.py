@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.datastructures import Headers
 
 from doge_export.cli import main
 from doge_export.core.bundle import Bundle
+from doge_export.serve.access import cors
 from doge_export.serve.openapi import ROUTES
 from tests.runtime._toy import EOS, write_toy_bundle
 from tests.serve._inside import inside, rest
@@ -86,9 +88,42 @@ def test_pages_of_allowed_origins(guarded: Any) -> None:
     assert (status, headers["Access-Control-Allow-Origin"]) == (200, ORIGIN)
     assert "authorization" in headers["Access-Control-Allow-Headers"]
     other = guarded.ask("OPTIONS", "/v1/chat/completions", Origin="https://other.org", **asked)
-    assert other[0] == 400 and other[1]["Access-Control-Allow-Origin"] is None
+    assert other[0] == 200 and other[1]["Access-Control-Allow-Origin"] is None
     status, headers, _ = guarded.ask("GET", "/v1/models", Origin=ORIGIN)
     assert (status, headers["Access-Control-Allow-Origin"]) == (401, ORIGIN), "a page may read why"
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        ("http://localhost", True),
+        ("https://localhost:8443", True),
+        ("http://127.0.0.1:3000", True),
+        ("http://[::1]:3000", True),
+        ("http://localhost.example.org", False),
+        ("http://notlocalhost", False),
+        ("http://127.0.0.1:3000.example.org", False),
+    ],
+)
+def test_localhost_is_every_page_of_this_machine(origin: str, allowed: bool) -> None:
+    said = _asked(["localhost"], False, origin)
+    assert said.get("access-control-allow-origin") == (origin if allowed else None)
+    assert "access-control-allow-credentials" not in said
+
+
+def test_cookies_need_an_option_of_their_own() -> None:
+    assert _asked(["*"], False, ORIGIN)["access-control-allow-origin"] == "*"
+    said = _asked(["*"], True, ORIGIN)
+    assert said["access-control-allow-origin"] == ORIGIN, "a browser takes no * with cookies"
+    assert said["access-control-allow-credentials"] == "true"
+
+
+def _asked(origins: list[str], credentials: bool, origin: str) -> Any:
+    """The headers of the answer to a browser's question."""
+    asked = {"origin": origin, "access-control-request-method": "POST"}
+    middleware = cors(origins, credentials)
+    before: Any = middleware.cls(None, **middleware.kwargs)  # type: ignore[call-arg,arg-type]
+    return before.preflight_response(Headers(asked)).headers
 
 
 def test_without_an_origin_no_page_of_another_may_ask(toy: Bundle) -> None:
@@ -121,6 +156,9 @@ def test_options_of_the_command(toy: Bundle, tmp_path: Path, monkeypatch: pytest
         (["--api-key", "ü"], "not ASCII"),
         (["--cors", "example.org"], "'example.org' is no origin"),
         (["--cors", "https://example.org/"], "One is https://example.org"),
+        (["--chat-template-kwargs", "{"], "--chat-template-kwargs is no JSON"),
+        (["--chat-template-kwargs", "3"], "--chat-template-kwargs is no object"),
+        (["--chat-template-kwargs", '{"tools": 3}'], "chat_template_kwargs cannot set tools"),
     ],
 )
 def test_wrong_options(

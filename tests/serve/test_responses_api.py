@@ -86,6 +86,18 @@ def test_a_text_whole_and_streamed(client: openai.OpenAI, tokenizer: Tokenizer) 
     assert without_ids(events[-1].response.to_dict()) == without_ids(whole.to_dict())
 
 
+def test_tokens_are_counted(client: openai.OpenAI, server: Running) -> None:
+    given: Any = {"model": "toy", "input": "the cat", "instructions": "be brief"}
+    whole = client.responses.create(**given, max_output_tokens=1)
+    assert whole.usage is not None
+    assert client.responses.input_tokens.count(**given).input_tokens == whole.usage.input_tokens
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the cat"}]
+    path = "/v1/chat/completions/input_tokens"
+    status, counted = server.post(path, {"messages": messages})
+    assert status == 200 and as_described(path, "post", counted)
+    assert counted["input_tokens"] == whole.usage.input_tokens
+
+
 def test_the_clients_own_stream_puts_it_together(client: openai.OpenAI, ours: ResponseReader) -> None:
     text = filler(ours._tokenizer, 1, shown(ours))
     with client.responses.stream(model="toy", input=text) as stream:

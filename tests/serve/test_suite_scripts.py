@@ -2,6 +2,7 @@
 options of the other server."""
 
 import io
+import json
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -75,15 +76,19 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-ASKED = ["--port", "1", "--host", "h", "--temp", "0.8", "--no-jinja"]
+ASKED = ["--port", "1", "--host", "h", "--threads", "2", "--no-jinja"]
 
 
 def test_options_of_the_other_server(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [*ASKED, "--alias", "a", "--parallel", "2", "--api-key", "k", "--hf-repo", "x", "--offline"]
     ours = ["serve", str(bundle), "--host", "h", "--port", "1", "--name", "a", "--parallel", "2"]
-    assert options_of(asked) == [*ours, "--api-key", "k", "--cors", "*"]
+    *found, name, variables = options_of(asked)
+    assert found == [*ours, "--api-key", "k", "--cors", "*", "--cors-credentials"]
+    assert name == "--chat-template-kwargs" and json.loads(variables)["enable_thinking"] is True
     monkeypatch.setenv("DOGE_SUITE_NAME", "gpt")
-    assert options_of([*ASKED, "--cors-origins", "o"])[-4:] == ["--name", "gpt", "--cors", "o"]
+    found = options_of([*ASKED, "--cors-origins", "o", "--seed", "3", "--reasoning", "off"])
+    assert found[6:-2] == ["--name", "gpt", "--cors", "o", "--cors-credentials", "--seed", "3"]
+    assert json.loads(found[-1])["enable_thinking"] is False
     assert without_model(asked) == [*ASKED, *asked[len(ASKED) : -3]]
 
 
@@ -101,9 +106,19 @@ def test_another_template(bundle: Path, tmp_path: Path) -> None:
     assert (bundle / "chat_template.jinja").read_text() == "mine"
 
 
+def test_the_other_servers_own_settings(bundle: Path) -> None:
+    (bundle / "generation_config.json").write_text('{"top_p": 0.5, "do_sample": true}')
+    folder = Path(options_of([*ASKED, "--temp", "0.0", "--n-predict", "9"])[1])
+    settings = json.loads((folder / "generation_config.json").read_text())
+    assert settings == {"top_p": 0.5, "do_sample": False, "temperature": 1.0, "max_new_tokens": 9}
+    folder = Path(options_of([*ASKED, "--temp", "0.8", "--n-predict", "-1"])[1])
+    settings = json.loads((folder / "generation_config.json").read_text())
+    assert settings == {"top_p": 0.5, "do_sample": True, "temperature": 0.8}
+
+
 def test_reasons() -> None:
     assert set_aside("test_a", slow=True) and set_aside("test_a", slow=False) is None
     assert (
-        only_llama("completion", "test_logit_bias[True]")
+        only_llama("completion", "test_n_probs_post_sampling[True]")
         and only_llama("chat_completion", "test_logit_bias") is None
     )

@@ -57,13 +57,14 @@ class Tokenizer:
 
     `special_tokens`: name -> token, such as `eos_token`; a template has them by these names.
     `chat_templates`: name -> template. `template_name`: the one that chats use; None: that for tools where a
-    chat has some, or "default".
+    chat has some, or "default". `template_variables`: what a template reads, unless a chat says otherwise.
     """
 
     backend: "tokenizers.Tokenizer" = field(repr=False)
     special_tokens: Mapping[str, str]
     chat_templates: Mapping[str, str] = field(default_factory=dict, repr=False)
     template_name: str | None = None
+    template_variables: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(cls, folder: Path | str, chat_template: str | None = None) -> "Tokenizer":
@@ -216,6 +217,7 @@ class Tokenizer:
         source = chosen_template(self.chat_templates, template or self.template_name, tools is not None)
         context = {
             **self.special_tokens,
+            **self.template_variables,
             **variables,
             "tools": tools,
             "documents": documents,

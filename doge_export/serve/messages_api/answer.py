@@ -12,6 +12,7 @@ from doge_export.serve.door import Named, blame
 from doge_export.serve.messages_api.reader import MessageRequest
 from doge_export.serve.requests import TextRequest
 from doge_export.serve.shapes import message_failure
+from doge_export.serve.stops import stop_text
 from doge_export.serve.tools import Call, ChatAnswer
 from doge_export.serve.usage import Reused
 
@@ -62,7 +63,7 @@ class MessageAnswer:
     def whole(self) -> dict[str, Any]:
         """Return everything at once, after the last event."""
         reason, stop = {"length": "max_tokens"}.get(self._reason, "end_turn"), None
-        if self._reason == "stop" and (stop := self._stop()) is not None:
+        if self._reason == "stop" and (stop := self._stop_text()) is not None:
             reason = "stop_sequence"
         if self._answer.calls and reason == "end_turn":
             reason = "tool_use"
@@ -81,24 +82,9 @@ class MessageAnswer:
         stop = {"stop_reason": None, "stop_sequence": None}
         return self._head | {"content": content, **stop, "usage": usage | cached}
 
-    def _stop(self) -> str | None:
-        """Return the stop sequence of the request that the last token completed; None: it was another, of
-        the bundle. It is looked for as `RowText` does, in the bytes of all tokens, the prompt's end too."""
-        stops = [stop.encode() for stop in self._request.stops]
-        longest = max(map(len, stops), default=0)
-        data = b""
+    def _stop_text(self) -> str | None:
         (prompt,) = self.request.prompts
-        pieces = self._tokenizer.pieces
-        for token in reversed((*prompt, *self._ids[:-1])):
-            if len(data) >= longest:
-                break
-            data = pieces[token] + data
-        before = len(data)
-        data += pieces[self._ids[-1]]
-        # In the text that ends within the last token; of several, the one that begins first.
-        found = [(data.find(stop, max(0, before - len(stop) + 1)), at) for at, stop in enumerate(stops)]
-        found = [each for each in found if each[0] >= 0]
-        return self._request.stops[min(found)[1]] if found else None
+        return stop_text(self._request.stops, prompt, self._ids, self._tokenizer)
 
     def _written(self, text: str) -> list[Named]:
         sent: list[Named] = []

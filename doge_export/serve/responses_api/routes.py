@@ -8,17 +8,13 @@ from starlette.responses import Response
 
 from doge_export.serve.door import answered, json_response, read_body
 from doge_export.serve.responses_api.answer import ResponseAnswer
-from doge_export.serve.responses_api.reader import ResponseReader
-from doge_export.serve.served import Served
+from doge_export.serve.responses_api.reader import ResponseReader, ResponseRequest
+from doge_export.serve.served import Model, Served
 
 
 async def create(request: Request, served: Served) -> Response:
     """POST /v1/responses."""
-    wanted, model, arrived = await read_body(
-        request,
-        served,
-        lambda model: ResponseReader(model.reader, model.service.tokenizer, served.responses).read,
-    )
+    wanted, model, arrived = await _read(request, served)
     answer = ResponseAnswer(wanted, model.reader.name, served.responses)
     return await answered(request, served, model, answer, arrived)
 
@@ -47,6 +43,14 @@ async def delete(request: Request, served: Served) -> Response:
     if not served.responses.delete(key):
         raise _gone(request)
     return json_response({"id": key, "object": "response", "deleted": True})
+
+
+async def _read(request: Request, served: Served) -> tuple[ResponseRequest, Model, float]:
+    return await read_body(
+        request,
+        served,
+        lambda model: ResponseReader(model.reader, model.service.tokenizer, served.responses).read,
+    )
 
 
 def _gone(request: Request) -> HTTPException:

@@ -1,6 +1,6 @@
 """What `openapi.py` says of OpenAI's Responses."""
 
-__all__ = ["RESPONSES_ROUTES", "RESPONSES_SCHEMAS"]
+__all__ = ["COUNTING", "RESPONSES_ROUTES", "RESPONSES_SCHEMAS"]
 
 from collections.abc import Mapping
 from typing import Any
@@ -153,6 +153,11 @@ RESPONSES_SCHEMAS: Mapping[str, Schema] = {
     "ResponseDeleted": object_of({"id": TEXT, "object": {"const": "response"}, "deleted": {"const": True}}),
 }
 
+#: What errors of routes that only count mean.
+COUNTING: Mapping[str, str] = {
+    **ERRORS,
+    "503": "Too many bodies are being read already, or the model cannot be loaded.",
+}
 _GONE = {"404": json_body(ref("Error"), "It is not kept, or no longer.")}
 _ID: Schema = {"name": "id", "in": "path", "required": True, "schema": TEXT}
 

@@ -1,6 +1,6 @@
 """OpenAI's completions and chat, whole or streamed."""
 
-__all__ = ["chat", "completions"]
+__all__ = ["chat", "completions", "count"]
 
 import asyncio
 import contextlib
@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from doge_export.serve.blame import named
+from doge_export.serve.door import json_response, read_body
 from doge_export.serve.failures import INTERNAL, described
 from doge_export.serve.requests import TextRequest
 from doge_export.serve.responses import CompletionResponse
@@ -30,6 +31,12 @@ async def completions(request: Request, served: Served) -> Response:
 async def chat(request: Request, served: Served) -> Response:
     """POST /v1/chat/completions."""
     return await _respond(request, served, chat=True)
+
+
+async def count(request: Request, served: Served) -> Response:
+    """POST /v1/chat/completions/input_tokens: how many tokens the prompt of a chat has."""
+    wanted, _, _ = await read_body(request, served, lambda model: lambda body: model.reader.read(body, True))
+    return json_response({"object": "response.input_tokens", "input_tokens": wanted.prompt_tokens})
 
 
 async def _respond(request: Request, served: Served, chat: bool) -> Response:
