@@ -8,7 +8,8 @@ own. The generator shares the machine's cores with the server, as others' do: co
 `--leave 0.1` has one client in ten go away after its first tokens. `--check` asks for every finished text
 once more, alone, and counts those that differ. `--mixed` draws the settings of each request, too: greedy and
 drawn, penalties, rules, stop texts, lengths. Memory and descriptors of the server are shown as well, in
-a long run after every thousand requests.
+a long run after every thousand requests. `--generate` writes the same texts in this process, one after
+another, in turns with one stream of the server.
 """
 
 import argparse
@@ -183,6 +184,37 @@ async def measure(arguments: argparse.Namespace, url: str, pid: int | None) -> N
             print(f"  {others} of {len(numbers)} texts are others when they are asked for alone")
 
 
+def generated(bundle: Path, requests: list[dict[str, Any]]) -> float:
+    """Write the texts of the requests here, one after another; returns tokens a second."""
+    from doge_export.core.tokenizer import Tokenizer
+    from doge_export.runtime import GenerationDefaults, Session, generate, open_folder
+
+    opened = open_folder(bundle)
+    tokenizer, defaults = Tokenizer.load(opened.path), GenerationDefaults.of(opened)
+    session = Session.open(opened)
+    session.load_for_text()
+    tokens, begun = 0, 0.0
+    for number, body in enumerate([requests[0], *requests]):  # the first one is to warm up
+        settings = {name: body[name] for name in ("temperature", "top_p", "seed")}
+        options = defaults.changed(max_new_tokens=body["max_tokens"], **settings)
+        (text,) = generate(session, [tokenizer.encode(body["prompt"])], options, tokenizer).completions
+        tokens += len(text.ids) if number else 0
+        begun = begun or time.perf_counter()
+    return tokens / (time.perf_counter() - begun)
+
+
+async def beside_generate(arguments: argparse.Namespace, url: str) -> None:
+    """Print the speed of a stream over that of `generate`, turn by turn."""
+    requests = bodies(arguments)
+    await Load(arguments, url).run(1, requests[:1])  # warm
+    for _ in range(arguments.generate):
+        here = generated(arguments.bundle, requests)
+        load = Load(arguments, url)
+        seconds = await load.run(1, requests)
+        served_speed = load.tokens / seconds
+        print(f"generate {here:,.0f} tokens/s, a stream {served_speed:,.0f}: {served_speed / here:.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("bundle", nargs="?", type=Path)
@@ -195,14 +227,19 @@ def main() -> None:
     parser.add_argument("--leave", type=float, default=0.0, help="the share of clients that go away")
     parser.add_argument("--mixed", action="store_true", help="draw the settings of each request")
     parser.add_argument("--check", action="store_true", help="ask for every text again, alone")
+    parser.add_argument(
+        "--generate", type=int, metavar="TURNS", help="turns beside `generate`, of one stream"
+    )
     arguments = parser.parse_args()
+    if arguments.generate and arguments.bundle is None:
+        parser.error("--generate needs the bundle")
     if (arguments.bundle is None) == (arguments.url is None):
         parser.error("give a bundle or --url")
     if arguments.url is not None:
         asyncio.run(measure(arguments, arguments.url, None))
         return
     with served(arguments.bundle.resolve()) as (url, pid):
-        asyncio.run(measure(arguments, url, pid))
+        asyncio.run(beside_generate(arguments, url) if arguments.generate else measure(arguments, url, pid))
 
 
 if __name__ == "__main__":
