@@ -31,6 +31,8 @@ OWN = {
     "bench/machine.py": "the kernel's files",
     "serve/page.py": "the package's own page",
     "runtime/rule_trial.py": "a process of ours",
+    "runtime/constraints.py": "what llguidance made of a rule",
+    "runtime/scheduling/prefix_files.py": "the native library",
     "export/evidence/score.py": "the package's own text",
     "core/memory.py": "the kernel's files",
     "core/tokenizer/pieces.py": "what the tokenizers library says of its own state",

@@ -1,6 +1,6 @@
 """How a model gets into memory."""
 
-__all__ = ["Loader"]
+__all__ = ["Loader", "about_model"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -51,10 +51,11 @@ class Loader:
         session.load_for_text()  # else the first request would wait for it
         reader = RequestReader(bundle, tokenizer, self.name, self.seed)
         service = TextService(session, tokenizer, self.parallel, caches=self.caches)
-        return Loaded(service, reader, _about(bundle, session))
+        return Loaded(service, reader, about_model(bundle, session))
 
 
-def _about(bundle: Bundle, session: Session) -> str:
+def about_model(bundle: Bundle, session: Session) -> str:
+    """The precision and the cache that a session of the bundle serves with, in a few words."""
     manifest = bundle.manifest
     decode = manifest.decode if session.candidates else None
     cache = f"{(decode or manifest).cache.kind} cache"

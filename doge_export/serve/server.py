@@ -82,7 +82,11 @@ class Server:
         for loader in loaders:
             loader.check()
         self._socket = _listening(host, port)
-        first = loaders[0].load()  # the first client does not wait for it
+        try:
+            first = loaders[0].load()  # the first client does not wait for it
+        except BaseException:
+            self._socket.close()
+            raise
         self._registry.put(names[0], first)
         self._about = first.about
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -14,7 +14,8 @@ from doge_export.cli.app import run
 from doge_export.core.bundle import Bundle
 from doge_export.core.native_library import instruction_set, plugin_library
 from doge_export.inspection import doctor
-from doge_export.serve import Server
+from doge_export.runtime import Session
+from doge_export.serve.loading import about_model
 
 Export = Callable[..., tuple[Path, Bundle]]
 
@@ -46,8 +47,7 @@ def test_a_bundle(exported: Export, capsys: pytest.CaptureFixture[str]) -> None:
     assert "1 x DecodeTokens, 2 x DecoderLayer" in found["native kernels"]["detail"]
     for greedy, said in ((True, "bounded cache of decode.onnx"), (False, "growing cache of model.onnx")):
         session = SimpleNamespace(candidates=4 if greedy else 0)
-        served: Any = SimpleNamespace(_name="m", _bundle=bundle, _session=session)
-        assert Server.description.fget(served) == f"Serving m (fp32, {said})"  # type: ignore[attr-defined]
+        assert about_model(bundle, cast(Session, session)) == f"fp32, {said}"
     assert found["plain onnxruntime"]["state"] == found["files"]["state"] == "ok"
 
 

@@ -16,6 +16,7 @@ from doge_export.runtime import Completion, GenerationDefaults, GenerationOption
 from doge_export.runtime.decoder import TokenDecoder
 from doge_export.runtime.neighbours import reads_in_pieces, rows_are_independent
 from doge_export.runtime.onnx_session import OnnxSession
+from doge_export.runtime.slot_pool import SlotPool
 from tests.generations._checkpoints import make
 
 TEXTS = [
@@ -127,7 +128,7 @@ def test_ropes_that_turn_by_the_longest_position(exported: Any, rope: Any, optio
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
-    """The shapes of input_ids of every call."""
+    """The shapes of input_ids of every call; of a pool's, how many rows and tokens are in it."""
     found: list[tuple[int, ...]] = []
     for kind in (OnnxSession, TokenDecoder):
         step = kind.step
@@ -137,26 +138,37 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
             return step(self, input_ids, *given, **more)
 
         monkeypatch.setattr(kind, "step", counted)
+    pooled = SlotPool.step
+
+    def counted_rows(self: Any, rows: Any, *given: Any, **more: Any) -> Any:
+        found.append((len(rows), sum(map(len, rows.values()))))
+        return pooled(self, rows, *given, **more)
+
+    monkeypatch.setattr(SlotPool, "step", counted_rows)
     yield found
 
 
 @pytest.mark.parametrize(
-    ("changes", "each"),
+    ("changes", "expected"),
     [
-        ({}, 3),
-        ({"temperature": 2.0, "seed": 1}, 3),
-        ({"temperature": 2.0, "seed": 1, "typical_p": 0.9}, 4),  # a call a token
+        ({}, [(3, 14), (3, 3), (3, 3), (3, 3)]),  # all but the last tokens of the prompts, then those
+        ({"temperature": 2.0, "seed": 1}, [(3, 14), (3, 3), (3, 3), (3, 3)]),
+        ({"temperature": 2.0, "seed": 1, "typical_p": 0.9}, [(3, 9), (3, 1), (3, 1), (3, 1)]),
     ],
     ids=["greedy", "drawn", "all logits"],
 )
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "per-token"])
 def test_what_is_independent_shares_its_calls(
-    exported: Any, calls: list[tuple[int, ...]], moe: bool, changes: dict[str, Any], each: int
+    exported: Any,
+    calls: list[tuple[int, ...]],
+    moe: bool,
+    changes: dict[str, Any],
+    expected: list[tuple[int, int]],
 ) -> None:
     bundle = exported({"routing": "per-token"}, is_moe=moe)[1]
     session = Session.open(bundle, threads=1)
     generate(session, prompts(9, 3, 5), GenerationOptions(max_new_tokens=4, **changes))
-    assert calls == [(3, 9), *[(3, 1)] * (each - 1)]
+    assert calls[: len(expected)] == expected[: len(calls)] and {rows for rows, _ in calls} == {3}
 
 
 def test_a_short_row_is_as_long_as_alone(exported: Any, calls: list[tuple[int, ...]]) -> None:
@@ -170,7 +182,7 @@ def test_a_short_row_is_as_long_as_alone(exported: Any, calls: list[tuple[int, .
     assert found == alone(session, given, asked)
     calls.clear()
     generate(session, given, GenerationOptions(max_new_tokens=11))
-    assert calls[0] == (2, 30)
+    assert calls[0] == (2, 29 + 3)
 
 
 def test_what_does_not_fit_shows_before_the_first_token(exported: Any) -> None:
