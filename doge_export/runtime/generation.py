@@ -1,6 +1,15 @@
 """Generating text: prefill, then one token a step, for one prompt or a batch of them."""
 
-__all__ = ["Completion", "Event", "Generation", "Statistics", "generate", "stream", "stream_alone"]
+__all__ = [
+    "Completion",
+    "Event",
+    "Generation",
+    "Statistics",
+    "check_request",
+    "generate",
+    "stream",
+    "stream_alone",
+]
 
 import math
 import time
@@ -102,7 +111,7 @@ def stream(
             there are not as many constraints as prompts.
     """
     statistics = Statistics() if statistics is None else statistics
-    _check(session, prompts, options, tokenizer, constraints)
+    check_request(session, prompts, options, tokenizer, constraints)
     if not prompts:
         return
     until = _until(options)
@@ -132,7 +141,7 @@ def stream_alone(
 ) -> Iterator[Event]:
     """Give the events of `stream` by the slow and obvious way: each row in calls of its own, in turns. Other
     ways are held to it. Raises as `stream`."""
-    _check(session, prompts, options, tokenizer, constraints)
+    check_request(session, prompts, options, tokenizer, constraints)
     rules = constraints or ()
     rows = [
         _Rows(session, prompts[row : row + 1], row, options, tokenizer, None, rules[row : row + 1])
@@ -141,14 +150,14 @@ def stream_alone(
     yield from _in_turns(rows, Statistics(), _until(options))
 
 
-def _check(
+def check_request(
     session: Session,
     prompts: Sequence[Sequence[int]],
     options: GenerationOptions,
     tokenizer: Tokenizer | None,
     constraints: Sequence[Constraint | None] | None,
 ) -> None:
-    """Refuse what cannot be run, as `stream` says."""
+    """Refuse what no bundle can run. Raises as `stream`, which also refuses what has no room."""
     check_prompts(session.bundle, prompts)
     check_ids(session.bundle, options)
     say_long(session.bundle, max(map(len, prompts), default=0))

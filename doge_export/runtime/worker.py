@@ -6,9 +6,7 @@ import collections
 import threading
 
 from doge_export.core.tokenizer import Tokenizer
-from doge_export.runtime.generation import stream
-from doge_export.runtime.limits import check_ids, check_prompts
-from doge_export.runtime.positions import say_long
+from doge_export.runtime.generation import check_request, stream
 from doge_export.runtime.scheduling.job import Cancelled, Job
 from doge_export.runtime.scheduling.row import can_be_pooled
 from doge_export.runtime.scheduling.scheduler import Scheduler
@@ -62,9 +60,7 @@ class Worker:
         session = self._session
         try:
             _check_cancelled(job)
-            check_prompts(session.bundle, job.prompts)
-            check_ids(session.bundle, job.options)
-            say_long(session.bundle, max(map(len, job.prompts), default=0))
+            check_request(session, job.prompts, job.options, self._tokenizer, job.constraints)
             if can_be_pooled(session, job.options, job.constraints):
                 self._scheduler.add(job)
             else:

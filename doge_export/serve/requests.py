@@ -1,6 +1,6 @@
 """The body of a request, checked: prompts as token ids, and the options of their generation."""
 
-__all__ = ["PASSED", "RequestReader", "Served", "TextRequest"]
+__all__ = ["PASSED", "RequestReader", "Served", "TextRequest", "check_choices"]
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -129,13 +129,7 @@ class RequestReader:
         else:
             prompts, texts = self._prompts(body.get("prompt"))
         copies = int(given.get("n", 1))
-        if (choices := len(prompts) * copies) > MAX_CHOICES:
-            raise wrong(
-                "n" if copies > 1 else "prompt",
-                f"The request asks for {choices:,} choices at once, prompts times n, and {MAX_CHOICES} are "
-                "the most.",
-                "Send several requests.",
-            )
+        check_choices(len(prompts), copies, "n", "choices")
         echoes: list[str] = []
         if given.get("echo"):
             echoes = texts or [self._tokenizer.decode(prompt) for prompt in prompts]
@@ -288,6 +282,21 @@ class RequestReader:
             return self._tokenizer.encode(text, add_special_tokens=special)
         except DogeExportError as error:
             raise wrong(name, f"{name}: {error.message}", error.remedy) from None
+
+
+def check_choices(prompts: int, copies: int, name: str, what: str) -> None:
+    """Refuse too many texts at once, which are called `what`; `name`: the field that says how many copies.
+
+    Raises:
+        FieldError: there are.
+    """
+    if (choices := prompts * copies) > MAX_CHOICES:
+        raise wrong(
+            name if copies > 1 else "prompt",
+            f"The request asks for {choices:,} {what} at once, prompts times {name}, and {MAX_CHOICES} are "
+            "the most.",
+            "Send several requests.",
+        )
 
 
 def _check_together(given: Mapping[str, Any]) -> None:

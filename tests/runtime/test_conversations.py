@@ -8,31 +8,12 @@ import pytest
 
 from doge_export.runtime import GenerationOptions, Session, pool_sizes, stream
 from doge_export.runtime.scheduling import Cancelled, PrefixFiles, PrefixStore, Scheduler, reuse
-from doge_export.runtime.scheduling import scheduler as scheduling
 from doge_export.runtime.scheduling.prefixes import PrefixUse
 from doge_export.runtime.self_check import RandomRequests
-from tests.runtime.test_scheduler import CASES, Request, ids, run
+from tests.runtime import test_scheduler
+from tests.runtime.test_scheduler import Request, ids, run
 
-
-@pytest.fixture(scope="module", params=CASES)
-def session(request: pytest.FixtureRequest, exported: Any) -> Session:
-    options, changes = CASES[request.param]
-    return Session.open(exported(options, **changes)[1], threads=2)
-
-
-@pytest.fixture
-def still(session: Session) -> Session:
-    """One whose rope does not depend on the length of a text."""
-    if session.bundle.config.rope_limit is not None:
-        pytest.skip("a longer prompt is of no use where the rope turns")
-    return session
-
-
-@pytest.fixture(autouse=True)
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that short texts have boundaries and kept beginnings."""
-    monkeypatch.setattr(reuse, "_WORTH", 4)
-    monkeypatch.setattr(scheduling, "_BOUNDARY", 16)
+session, still, small_steps = test_scheduler.session, test_scheduler.still, test_scheduler.small_steps
 
 
 def test_the_next_turn_goes_on_in_the_same_slot(still: Session, monkeypatch: pytest.MonkeyPatch) -> None:

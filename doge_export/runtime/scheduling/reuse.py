@@ -43,11 +43,11 @@ class Reuse:
 
     def begin(self, row: Row) -> None:
         """Give a row a slot, with what is known of the beginning of its prompt."""
-        pool, resident = self._pool, self._resident(row)
-        if resident is not None and self._awaited(row):
+        pool, resident, awaited = self._pool, self._resident(row), self._awaited(row)
+        if resident is not None and awaited:
             self._in_slots().copy(resident)  # others go on from it, too
         beyond = 0 if resident is None else len(resident.tokens)
-        known = self._prefixes.longest(row.seen[:-1], row.salt, beyond - 1 if self._awaited(row) else beyond)
+        known = self._prefixes.longest(row.seen[:-1], row.salt, beyond - 1 if awaited else beyond)
         row.begun = time.perf_counter()
         if known is not None and not pool.fits(known):  # of a folder that somebody else writes to
             known = None

@@ -10,9 +10,8 @@ from typing import Any
 from doge_export.runtime import GenerationOptions
 from doge_export.serve.constraints import read_rules
 from doge_export.serve.errors import shown
-from doge_export.serve.fields import MAX_CHOICES
 from doge_export.serve.native_api.fields import HARMLESS, OFF, SAME, TAKEN
-from doge_export.serve.requests import RequestReader, TextRequest
+from doge_export.serve.requests import RequestReader, TextRequest, check_choices
 from doge_export.serve.values import check, is_off, missing, read_fields, wrong
 
 _CHECKED = {name: schema for name, schema in {**TAKEN, **HARMLESS}.items() if name != "json_schema"}
@@ -58,13 +57,7 @@ class NativeReader:
         """
         given = read_fields(body, _CHECKED, _OTHERS, OFF)
         prompts, copies = self._prompts(given.get("prompt")), int(given.get("n_cmpl", 1))
-        if (choices := len(prompts) * copies) > MAX_CHOICES:
-            raise wrong(
-                "n_cmpl" if copies > 1 else "prompt",
-                f"The request asks for {choices:,} texts at once, prompts times n_cmpl, and {MAX_CHOICES} "
-                "are the most.",
-                "Send several requests.",
-            )
+        check_choices(len(prompts), copies, "n_cmpl", "texts")
         _check_penalties(given)
         biases = self._biases(given.get("logit_bias", ()))
         limit = given.get("n_predict")

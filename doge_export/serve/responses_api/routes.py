@@ -8,24 +8,20 @@ from starlette.responses import Response
 
 from doge_export.serve.door import answered, json_response, read_body
 from doge_export.serve.responses_api.answer import ResponseAnswer
-from doge_export.serve.responses_api.reader import ResponseReader, ResponseRequest
+from doge_export.serve.responses_api.reader import ResponseReader
 from doge_export.serve.served import Model, Served
 
 
 async def create(request: Request, served: Served) -> Response:
     """POST /v1/responses."""
-    wanted, model, arrived = await _read(request, served)
+    wanted, model, arrived = await read_body(request, served, lambda model: _reader(served, model).read)
     answer = ResponseAnswer(wanted, model.reader.name, served.responses)
     return await answered(request, served, model, answer, arrived)
 
 
 async def count(request: Request, served: Served) -> Response:
     """POST /v1/responses/input_tokens."""
-    tokens, _, _ = await read_body(
-        request,
-        served,
-        lambda model: ResponseReader(model.reader, model.service.tokenizer, served.responses).count,
-    )
+    tokens, _, _ = await read_body(request, served, lambda model: _reader(served, model).count)
     return json_response({"object": "response.input_tokens", "input_tokens": tokens})
 
 
@@ -45,12 +41,8 @@ async def delete(request: Request, served: Served) -> Response:
     return json_response({"id": key, "object": "response", "deleted": True})
 
 
-async def _read(request: Request, served: Served) -> tuple[ResponseRequest, Model, float]:
-    return await read_body(
-        request,
-        served,
-        lambda model: ResponseReader(model.reader, model.service.tokenizer, served.responses).read,
-    )
+def _reader(served: Served, model: Model) -> ResponseReader:
+    return ResponseReader(model.reader, model.service.tokenizer, served.responses)
 
 
 def _gone(request: Request) -> HTTPException:
